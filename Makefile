@@ -1,0 +1,38 @@
+# One command each: `make demo` runs a swarm on this machine, `make test` runs the tests.
+# Both make their own virtual environment from the pinned versions in constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check protos bench clean
+
+demo: $(STAMP)
+	$(BIN)/swarmd demo
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+protos: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. protos/swarmd/v1/*.proto
+
+bench: $(STAMP)
+	$(BIN)/python bench/decode.py
+
+# torch first and alone: where the machine's index offers a CPU build, a looser
+# range would draw in several gigabytes of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,31 @@
+"""Time as a value: the one seam through which swarmd's shells read clocks.
+
+State machines never read a clock; they are handed `now`, in seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """A source of time. `swarmd.testing.FakeClock` is the other implementation."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed point, never going back."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch; may jump."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()

@@ -1,0 +1,206 @@
+"""Everything that two peers say to each other about sessions, as frozen values.
+
+`swarmd.wire.frames` turns them into protobuf and checks what comes in; `swarmd.pipeline` says what
+they mean. A session has one coordinator and a route of hops; `epoch` counts its routes, `round` its
+rewinds. Positions count tokens from 0; a step at position p with n tokens holds positions
+`[p, p + n)`, and the token sampled at position p is the id of position p + 1.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+
+SESSION_ID_BYTES = 16
+SECRET_BYTES = 16
+
+
+class DType(enum.IntEnum):
+    """Element types of a payload: a closed list. Values are the wire's."""
+
+    FLOAT32 = 1
+    BFLOAT16 = 2
+    FLOAT16 = 3
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return 4 if self is DType.FLOAT32 else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A tensor as it travels: raw little-endian bytes in C order, at most 3 dimensions."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+
+class Refusal(enum.IntEnum):
+    """Why a hop refuses or fails a session. Values are the wire's."""
+
+    WRONG_MODEL = 1
+    WRONG_BLOCKS = 2
+    KV_EXHAUSTED = 3
+    """Room may come: the coordinator may try again."""
+    TOO_LONG = 4
+    """Would not fit an empty KV budget either."""
+    WRONG_SECRET = 5
+    STALE_EPOCH = 6
+    DRAINING = 7
+    UNKNOWN_PEER = 8
+    """The next hop is not in this hop's view (yet)."""
+    UNKNOWN_SESSION = 9
+    NEXT_UNREACHABLE = 10
+    """The link to the next hop broke or could not be opened."""
+    COMPUTE_FAILED = 11
+    BAD_STEP = 12
+    """A step did not fit the session: shape, length or hop."""
+    BAD_REQUEST = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Coordinator to hop: take part in (a new epoch of) this session. Answered by `Opened`.
+
+    A first open (`fresh`) lets the hop send on from position 0 at once; after any other one the hop
+    keeps its outputs in the replay log until `Resume`.
+    """
+
+    session: bytes
+    secret: bytes
+    epoch: int
+    fresh: bool
+    model_digest: str
+    blocks: Span
+    """What this hop computes: within its own span, which it may enter or leave in the middle."""
+    next_peer: str
+    """Peer id of the next hop; empty on the last one."""
+    prev_peer: str
+    """Peer id that steps will come from: the hop before, or the coordinator for the first hop."""
+    max_positions: int
+    """KV to reserve, in positions: prompt + max_tokens."""
+    prompt_tokens: int
+    sampling: SamplingParams | None = None
+    """Only to the last hop, with `token_ids`."""
+    token_ids: tuple[int, ...] = ()
+    """Prompt and output so far: only to the last hop, whose sampler may need them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Hop to coordinator: the answer to `Open`."""
+
+    session: bytes
+    epoch: int
+    refusal: Refusal | None = None
+    message: str = ""
+    kv_length: int = 0
+    """Positions that this hop holds or has accepted: `[0, kv_length)`."""
+    log_start: int = 0
+    """The replay log can send every output of `[log_start, kv_length)`."""
+    kv_free_bytes: int = 0
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Coordinator to hop, after an `Open` that was not fresh: send the rest.
+
+    The hop sends on every output at or above `send_from`: first those in its log, then new ones.
+    Outputs below it are logged only.
+    """
+
+    session: bytes
+    epoch: int
+    send_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Work for one session at positions `[position, position + sum(chunks))`.
+
+    `chunks` are the boundaries within the step at which it was first computed, so that a replay
+    computes the same bits. Token ids go to the first hop, hidden states `(n, hidden)` to the others.
+    """
+
+    session: bytes
+    epoch: int
+    round: int
+    position: int
+    chunks: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
+    hidden: Payload | None = None
+    wants: tuple[int, ...] = ()
+    """Positions, within this step and ascending, whose next token is to be sampled."""
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return sum(self.chunks)
+
+    @property
+    def end(self) -> int:
+        return self.position + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Last hop to coordinator: the id sampled for `position` (so the step ended at position - 1)."""
+
+    session: bytes
+    epoch: int
+    round: int
+    position: int
+    id: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    """(id, logprob) of the likeliest tokens, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Hop to coordinator: a step came whose position lies beyond what is held here."""
+
+    session: bytes
+    epoch: int
+    round: int
+    kv_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Hop to coordinator: this hop cannot go on with the session in this epoch."""
+
+    session: bytes
+    epoch: int
+    refusal: Refusal
+    message: str = ""
+    lost_peer: str = ""
+    """With NEXT_UNREACHABLE or UNKNOWN_PEER: who."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Coordinator to hop: free everything of this session up to this epoch."""
+
+    session: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Coordinator to hop: these sessions are alive. Without it for `--orphan-grace`, a hop evicts."""
+
+    sessions: tuple[bytes, ...]
+
+
+SessionFrame = Open | Opened | Resume | Step | Token | Gap | Failed | Close | Keep

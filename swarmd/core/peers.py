@@ -1,0 +1,76 @@
+"""What is known of a node: its announcement, and the model that it serves a span of.
+
+How announcements travel is `swarmd.swarm.dht`'s; what follows from them is `swarm.view`'s.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from swarmd.core.span import Span
+
+PEER_ID_HEX = 40
+"""A peer id is the first 20 bytes of the SHA-256 of the node's public key, in lower-case hex."""
+
+
+class NodeState(enum.IntEnum):
+    """Where a node is in its life, as others see it. Values are the wire's."""
+
+    LOADING = 1
+    SERVING = 2
+    DRAINING = 3
+    GONE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model as the whole swarm knows it."""
+
+    name: str
+    """The served name, such as `Qwen/Qwen2.5-0.5B-Instruct`."""
+    digest: str
+    """SHA-256 in hex over config and weights: what makes two nodes serve the same model."""
+    num_blocks: int
+    hidden_size: int
+    vocab_size: int
+    max_model_len: int
+    """Positions that the model was made for (or `--max-model-len`, if that is lower)."""
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a node publishes about itself, under a lease. A hint: hops are asked again on open."""
+
+    peer_id: str
+    address: str
+    """gRPC `HOST:PORT` at which others can dial this node."""
+    model: ModelInfo
+    span: Span
+    state: NodeState
+    issued_at: float
+    """Seconds since the Unix epoch, by the node's own clock; the later of two counts."""
+    expires_at: float
+    """Seconds since the Unix epoch; after it the announcement is void."""
+    dtype: str = "float32"
+    device: str = "cpu"
+    pid: int = 0
+    version: str = ""
+    step_ms: float = 0.0
+    """Measured time of one decode step over the whole span, one session, in milliseconds."""
+    tokens_per_s: float = 0.0
+    """Tokens of the last ten seconds, per second."""
+    sessions: int = 0
+    queue_depth: int = 0
+    kv_total_bytes: int = 0
+    kv_free_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    coordinate: tuple[float, ...] = ()
+    """Vivaldi network coordinate (Dabek et al. 2004): x, y, height in milliseconds."""
+    replay_exact: bool = True
+    """Whether a replay gives the same bits on this node (see the probe at load)."""
+    ragged: bool = True
+    """Whether this node batches sessions; False: one session per forward."""
+    public_key: bytes = field(default=b"", repr=False)
+    signature: bytes = field(default=b"", repr=False)
