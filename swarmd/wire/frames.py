@@ -1,11 +1,12 @@
 """Session frames to protobuf and back: the border at which a peer's bytes become values.
 
-`decode` checks structure (sizes, closed enums, shapes against bytes) and raises ProtocolError; what a
-frame means, and whether it fits its session, is `swarmd.pipeline`'s business.
+`decode` checks structure (sizes, closed enums, shapes against bytes) and raises ProtocolError; what
+a frame means, and whether it fits its session, is `swarmd.pipeline`'s business.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -337,7 +338,7 @@ def _step_from_pb(m: pb.Step) -> Step:
     wants = tuple(m.wants)
     if len(wants) > length or any(not m.position <= want < end for want in wants):
         raise ProtocolError(f"a step over {m.position}:{end} cannot give tokens elsewhere")
-    if any(a >= b for a, b in zip(wants, wants[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(wants)):
         raise ProtocolError("wanted positions must ascend")
     return Step(
         session=_session(m.session),
