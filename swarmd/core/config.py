@@ -91,7 +91,7 @@ class NodeConfig:
     )
     dht_listen: str | None = _key(
         None,
-        f"Address for the directory (DHT); unset: the host of listen, port {DHT_PORT}; "
+        "Address for the directory (DHT); unset: the host of listen and the port after it; "
         "port 0 takes any free one.",
         options.address(DHT_PORT, any_port=True),
         "HOST:PORT",
@@ -195,8 +195,9 @@ class NodeConfig:
     @property
     def dht_address(self) -> str:
         """`HOST:PORT` for the directory: `dht_listen`, or its default."""
-        host, _ = options.split_address(self.listen)
-        return self.dht_listen or options.join_address(host, DHT_PORT)
+        host, port = options.split_address(self.listen)
+        # The port after gRPC's, so that two nodes on one machine need only --listen.
+        return self.dht_listen or options.join_address(host, port + 1 if port else 0)
 
     @property
     def exposed(self) -> tuple[str, ...]:
