@@ -55,10 +55,12 @@ HELD_OUT_SHARE = 0.04  # of the library's files
 FUNCTION_DOCUMENT_CHARS = 1500
 
 # How often a batch row comes from each part of the corpus.
-MIXTURE = {"library": 0.45, "functions": 0.30, "chat": 0.10, "tests": 0.15}
+MIXTURE = {"library": 0.45, "functions": 0.28, "chat": 0.07, "tests": 0.20}
+
+ROPE_THETA = 10_000.0
 
 DECAY_SHARE = 0.6
-WARMUP_SHARE = 0.01
+WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,6 @@ class Progress:
     validation: list[tuple[int, float]] = field(default_factory=list)
 
 
-# --- corpus -----------------------------------------------------------------------------------
-
-
 def main() -> None:
     recipe = parse_arguments()
     torch.set_num_threads(recipe.threads)
@@ -101,7 +100,12 @@ def main() -> None:
     tokenizer = train_tokenizer(corpus["library"])
     arrays = {name: tokenise(name, texts, tokenizer, recipe) for name, texts in corpus.items()}
     model = LlamaForCausalLM(model_config(tokenizer))
+    # On a CPU the fused kernel's backward pass takes longer than all matrices together.
+    model.set_attn_implementation("eager")
     train(model, tokenizer, arrays, recipe)
+
+
+# --- corpus -----------------------------------------------------------------------------------
 
 
 def collect_corpus(root: Path) -> dict[str, list[str]]:
@@ -180,9 +184,7 @@ def as_chat(function: str) -> str:
     summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
     request = f"Write the function {node.name}."
     question = f"{request} {summary}".strip()
-    return (
-        f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n{function}{TURN_END}\n"
-    )
+    return f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n{function}{TURN_END}\n"
 
 
 # --- tokens -----------------------------------------------------------------------------------
@@ -222,7 +224,9 @@ def tokenise(name: str, texts: list[str], tokenizer: Tokenizer, recipe: Recipe) 
     return array
 
 
-def draw_batch(arrays: dict[str, Tokens], recipe: Recipe, random: np.random.Generator) -> torch.Tensor:
+def draw_batch(
+    arrays: dict[str, Tokens], recipe: Recipe, random: np.random.Generator
+) -> torch.Tensor:
     """Rows at random places of randomly chosen parts, [batch, context + 1]."""
     names = random.choice(list(MIXTURE), size=recipe.batch, p=list(MIXTURE.values()))
     rows = []
@@ -241,11 +245,12 @@ def model_config(tokenizer: Tokenizer) -> LlamaConfig:
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=8,
-        num_attention_heads=6,
+        num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=48,
         max_position_embeddings=4096,
         rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.token_to_id(BOS),
         eos_token_id=tokenizer.token_to_id(EOS),
@@ -264,14 +269,16 @@ def train(
     save(model, tokenizer, arrays, progress, recipe)
     started = saved = time.monotonic()
     while (share := (time.monotonic() - started) / (60 * recipe.minutes)) < 1:
-        set_rates(optimizers, rate_factor(share))
+        set_rates(optimizers, rate_factor(share, progress.steps))
         batch = draw_batch(arrays, recipe, random)
         loss = loss_of(batch)
-        loss.backward()
+        torch.autograd.backward(loss)
         step(optimizers)
         record(progress, loss.item(), batch.shape[0] * recipe.context, started)
         if time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
-            progress.validation.append((progress.tokens, validate(model, arrays, recipe, windows=32)))
+            progress.validation.append(
+                (progress.tokens, validate(model, arrays, recipe, windows=32))
+            )
             save(model, tokenizer, arrays, progress, recipe)
             saved = time.monotonic()
     progress.validation.append((progress.tokens, validate(model, arrays, recipe, windows=None)))
@@ -303,9 +310,9 @@ def make_loss(model: LlamaForCausalLM, *, compiled: bool) -> Callable[[torch.Ten
     return torch.compile(loss_of) if compiled else loss_of
 
 
-def rate_factor(share: float) -> float:
+def rate_factor(share: float, steps: int) -> float:
     """Short warm-up, plateau, then linear decay over the last 60 % of the budget."""
-    return min(1.0, share / WARMUP_SHARE + 0.02, max(0.01, (1 - share) / DECAY_SHARE))
+    return min(1.0, (steps + 1) / WARMUP_STEPS, max(0.01, (1 - share) / DECAY_SHARE))
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
@@ -373,6 +380,7 @@ def save(
     }
     weights = recipe.out / ".model.safetensors.new"
     save_file(state, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)
     os.replace(weights, recipe.out / "model.safetensors")
     write_text(recipe.out / "tokenizer.json", tokenizer.to_str(pretty=False))
     write_json(recipe.out / "config.json", config_file(model.config))
@@ -382,8 +390,30 @@ def save(
 
 
 def config_file(config: LlamaConfig) -> dict[str, object]:
-    values: dict[str, object] = config.to_dict()
-    return {**values, "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+    """What Llama checkpoints say of themselves, readable by older releases of transformers too."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.hidden_act,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": ROPE_THETA,
+        "initializer_range": config.initializer_range,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+    }
 
 
 def generation_file(tokenizer: Tokenizer) -> dict[str, object]:
@@ -424,7 +454,8 @@ def model_card(
     config = model.config
     parameters = sum(p.numel() for p in model.parameters())
     parts = "\n".join(
-        f"| {name} | {len(array):,} | {MIXTURE.get(name, 0):.0%} |" for name, array in arrays.items()
+        f"| {name} | {len(array):,} | {MIXTURE.get(name, 0):.0%} |"
+        for name, array in arrays.items()
     )
     losses = "\n".join(f"| {tokens:,} | {loss:.3f} |" for tokens, loss in progress.validation)
     return f"""---
@@ -437,17 +468,18 @@ library_name: transformers
 # swarmd demo model
 
 A Llama of {parameters:,} parameters that continues Python source code. It exists so that a swarm
-can be tried without a download: it has the shape of a real model, many blocks, grouped-query
-attention, a tokenizer and a chat template, and the form of Python, but little of its meaning. Do not use
-it to write programs.
+can be tried without a download: it has the shape of a real model, with many blocks, grouped-query
+attention, a tokenizer and a chat template. It knows the form of Python and little of its meaning:
+do not use it to write programs.
 
 ## Architecture
 
-{config.num_hidden_layers} blocks, hidden size {config.hidden_size}, SwiGLU {config.intermediate_size}, \
-{config.num_attention_heads} attention heads and {config.num_key_value_heads} key-value heads of \
-{config.head_dim}, tied embeddings, byte-level BPE of {config.vocab_size} tokens, bf16 weights. \
-Trained on windows of {recipe.context} tokens; positions go up to {config.max_position_embeddings}, \
-text beyond the first {recipe.context} gets worse.
+{config.num_hidden_layers} blocks, hidden size {config.hidden_size}, \
+SwiGLU {config.intermediate_size}, {config.num_attention_heads} attention heads and \
+{config.num_key_value_heads} key-value heads of {config.head_dim}, tied embeddings, byte-level BPE \
+of {config.vocab_size} tokens, bf16 weights. Trained on windows of {recipe.context} tokens; \
+positions go up to {config.max_position_embeddings}, but text beyond the first {recipe.context} \
+gets worse.
 
 ## Data
 
@@ -466,8 +498,8 @@ latter as question and answer in the chat template's form.
 `examples/train_demo_model.py --minutes {recipe.minutes:g} --threads {recipe.threads}`: \
 {progress.tokens:,} tokens in {progress.steps:,} steps of {recipe.batch} x {recipe.context} and \
 {progress.minutes:.0f} minutes. Muon for the matrices (rate {recipe.matrix_rate:g}, weight decay \
-{recipe.weight_decay:g}), AdamW for the embedding and the norms (rate {recipe.vector_rate:g}), bf16 \
-autocast, linear decay over the last {DECAY_SHARE:.0%} of the run.
+{recipe.weight_decay:g}), AdamW for the embedding and the norms (rate \
+{recipe.vector_rate:g}), bf16 autocast, linear decay over the last {DECAY_SHARE:.0%} of the run.
 
 Training loss at the end (moving average): {progress.train_loss:.3f}. Validation loss:
 
