@@ -1,0 +1,247 @@
+"""Attention over a ragged row: the steps of many sessions end to end, each against its own KV.
+
+Registered with transformers as the attention implementation `NAME`, so that the blocks themselves
+stay unmodified. Which steps run together is `swarmd.engine.batcher`'s decision, and whether a model
+really calls this function in every block is `swarmd.engine.probe`'s to find out.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from swarmd.engine.kv_cache import RaggedCache
+
+NAME = "swarmd_ragged"
+
+
+@dataclass(slots=True)
+class RowSegment:
+    """Rows `[start, start + length)` of the batch: positions `[position, position + length)`."""
+
+    cache: RaggedCache
+    position: int
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class RowContext:
+    """What the attention function must know of a batch; made once per forward, not per block."""
+
+    segments: list[RowSegment]
+    block_offset: int
+    """Index, within the caches, of the first block that runs."""
+    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+    calls: list[int] = field(default_factory=list)
+    """The `layer_idx` of every call, in order: the probe reads it."""
+
+
+class _Slot(threading.local):
+    """The batch in flight on this thread; some families drop keyword arguments on the way."""
+
+    context: RowContext | None = None
+
+
+_slot = _Slot()
+
+
+class row_context:  # noqa: N801 - reads as a statement
+    """Context manager that puts a batch into the slot for the duration of one forward."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: RowContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> RowContext:
+        _slot.context = self._context
+        return self._context
+
+    def __exit__(self, *_: object) -> None:
+        _slot.context = None
+
+
+def ragged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend each segment of the row to its own session only.
+
+    `query` is (1, heads, rows, d), `key` (1, kv_heads, rows, d), `value` (1, kv_heads, rows, dv);
+    the result is (1, rows, heads, dv). Rows of no segment (padding) come back as zeros.
+    """
+    context = _slot.context
+    if context is None:
+        raise RuntimeError("ragged attention was called outside a batch")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    context.calls.append(layer)
+    rule = _Rule(scaling, sliding_window or 0, softcap or 0.0, s_aux)
+    block = context.block_offset + layer
+    rows = query.shape[2]
+    if len(context.segments) == 1 and context.segments[0].length == rows:
+        return _attend_segment(context, 0, block, query, key, value, rule).transpose(1, 2), None
+    out = value.new_zeros(1, rows, query.shape[1], value.shape[3])
+    for index, segment in enumerate(context.segments):
+        start, end = segment.start, segment.start + segment.length
+        result = _attend_segment(
+            context,
+            index,
+            block,
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            rule,
+        )
+        out[:, start:end] = result.transpose(1, 2)
+    return out, None
+
+
+@dataclass(slots=True)
+class _Rule:
+    """How one block scores: everything that arrives as a keyword argument."""
+
+    scaling: float | None
+    window: int
+    softcap: float
+    sinks: torch.Tensor | None
+
+    @property
+    def plain(self) -> bool:
+        return not self.softcap and self.sinks is None
+
+
+def _attend_segment(
+    context: RowContext,
+    index: int,
+    block: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rule: _Rule,
+) -> torch.Tensor:
+    """Append this segment's keys and values, then attend: returns (1, heads, n, dv)."""
+    segment = context.segments[index]
+    store = segment.cache.blocks[block]
+    store.write(key[0], value[0], segment.position)
+    assert store.key is not None
+    assert store.value is not None
+    end = segment.position + segment.length
+    # Nothing before the first row's window can be seen by any row of this segment.
+    begin = max(0, segment.position + 1 - rule.window) if rule.window else 0
+    keys = store.key[None, :, begin:end]
+    values = store.value[None, :, begin:end]
+    if rule.plain and segment.position == 0 and (not rule.window or rule.window >= end):
+        return _fused(query, keys, values, None, rule.scaling, causal=segment.length > 1)
+    mask = _mask(context, index, rule.window, begin, query)
+    if rule.plain:
+        return _fused(query, keys, values, mask, rule.scaling, causal=False)
+    return _spelled_out(query, keys, values, mask, rule)
+
+
+def _mask(
+    context: RowContext, index: int, window: int, begin: int, query: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the additive mask (n, keys) of a segment, or None if every row sees every key."""
+    segment = context.segments[index]
+    if segment.length == 1:
+        return None
+    made = context.masks.get((index, window, begin))
+    if made is None:
+        made = causal_mask(segment.position, segment.length, begin, window, query)
+        context.masks[index, window, begin] = made
+    return made
+
+
+def causal_mask(
+    position: int, length: int, begin: int, window: int, like: torch.Tensor
+) -> torch.Tensor:
+    """Mask for rows at `[position, position + length)` over keys at `[begin, position + length)`."""
+    rows = torch.arange(position, position + length, device=like.device)[:, None]
+    keys = torch.arange(begin, position + length, device=like.device)[None, :]
+    hidden = keys > rows
+    if window:
+        hidden |= keys <= rows - window
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+
+
+def _fused(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attention by torch's fused kernel; `causal` needs as many keys as queries."""
+    heads, kv_heads, rows = query.shape[1], keys.shape[1], query.shape[2]
+    if rows == 1:
+        # One query: let the heads that share a KV head be the rows, so nothing is repeated.
+        packed = query.reshape(1, kv_heads, heads // kv_heads, query.shape[3])
+        out = functional.scaled_dot_product_attention(packed, keys, values, scale=scaling)
+        return out.reshape(1, heads, 1, values.shape[3])
+    return functional.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scaling,
+        enable_gqa=heads != kv_heads,
+    )
+
+
+def _spelled_out(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    rule: _Rule,
+) -> torch.Tensor:
+    """Attention in plain operations, for soft-capped scores and attention sinks."""
+    heads, kv_heads, rows = query.shape[1], keys.shape[1], query.shape[2]
+    groups = heads // kv_heads
+    packed = query.reshape(1, kv_heads, groups * rows, query.shape[3])
+    scale = rule.scaling if rule.scaling is not None else query.shape[3] ** -0.5
+    scores = torch.matmul(packed, keys.transpose(2, 3)) * scale
+    if rule.softcap:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    scores = scores.view(1, kv_heads, groups, rows, -1)
+    if mask is not None:
+        scores = scores + mask
+    weights = _softmax(scores, rule.sinks, kv_heads, groups).to(query.dtype)
+    out = torch.matmul(weights.view(1, kv_heads, groups * rows, -1), values)
+    return out.view(1, heads, rows, values.shape[3])
+
+
+def _softmax(
+    scores: torch.Tensor, sinks: torch.Tensor | None, kv_heads: int, groups: int
+) -> torch.Tensor:
+    """Softmax over keys of (1, kv_heads, groups, rows, keys); a sink takes its share and is dropped."""
+    if sinks is None:
+        return functional.softmax(scores, dim=-1, dtype=torch.float32)
+    column = sinks.reshape(1, kv_heads, groups, 1, 1).expand(*scores.shape[:-1], 1)
+    joined = torch.cat([scores, column.to(scores.dtype)], dim=-1)
+    return functional.softmax(joined, dim=-1, dtype=torch.float32)[..., :-1]
+
+
+def register() -> None:
+    """Make `NAME` known to transformers. Calling it again changes nothing.
+
+    No mask function is registered with it: for a name without one the model builds no masks at all.
+    """
+    AttentionInterface.register(NAME, ragged_attention)

@@ -1,0 +1,176 @@
+"""Where a transformers model keeps its blocks, and what runs before and after them.
+
+Found by looking at the model on the meta device, so that no family needs code. What is done with it
+is `swarmd.engine.weights`' and `swarmd.engine.stage`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from swarmd.core.errors import ModelError
+from swarmd.engine import families
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Parts of a causal language model, by module path and attribute name."""
+
+    trunk: str
+    """Path of the module that owns the blocks, such as `model`."""
+    blocks: str
+    """Its attribute with the list of blocks, such as `layers`."""
+    num_blocks: int
+    before: frozenset[str]
+    """Children of the trunk with weights that run before the first block, such as the embedding."""
+    after: frozenset[str]
+    """Children of the trunk with weights that run after the last block, such as the final norm."""
+
+    def trunk_of(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.trunk) if self.trunk else model
+
+    def blocks_of(self, model: nn.Module) -> nn.ModuleList:
+        found = getattr(self.trunk_of(model), self.blocks)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
+    """Build the transformers config. Raises ModelError for families unknown to this version."""
+    model_type = str(config_dict.get("model_type") or "")
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"model family {model_type!r} is not one that the installed transformers knows; "
+            "code that comes with a model is never run"
+        )
+    families.refuse_unsplittable(model_type)
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(dict(config_dict))
+    except Exception as error:
+        raise ModelError(f"config.json of this {model_type} model is not valid: {error}") from error
+
+
+def model_class(config: PreTrainedConfig) -> type[nn.Module]:
+    """Return the causal language model class for a config. Raises ModelError if there is none."""
+    try:
+        found: type[nn.Module] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise ModelError(
+            f"models of family {config.model_type!r} do not generate text from text"
+        ) from None
+    return found
+
+
+def meta_model(config: PreTrainedConfig) -> nn.Module:
+    """Build the whole model without any weights. Raises ModelError when the config contradicts itself."""
+    try:
+        with torch.device("meta"), no_init_weights():
+            return model_class(config)._from_config(copy.deepcopy(config))  # type: ignore[operator, no-any-return]
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"this {config.model_type} model cannot be built from its config: {error}"
+        ) from error
+
+
+def find_layout(config: PreTrainedConfig) -> Layout:
+    """Look at the model that `config` describes. Raises ModelError when it has no chain of blocks."""
+    model = meta_model(config)
+    num_blocks = int(config.num_hidden_layers)
+    trunk, blocks = _find_blocks(model, num_blocks, config.model_type)
+    owner = model.get_submodule(trunk) if trunk else model
+    weighty = {
+        name
+        for name, child in owner.named_children()
+        if name != blocks and next(child.parameters(), None) is not None
+    }
+    before = _runs_before_blocks(model, owner, getattr(owner, blocks)[0], weighty)
+    return Layout(trunk, blocks, num_blocks, frozenset(before), frozenset(weighty - before))
+
+
+def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> tuple[str, str]:
+    """Return (path of the owner, attribute) of the shallowest list of `num_blocks` modules."""
+    found = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+    ]
+    if not found:
+        raise ModelError(f"models of family {family!r} have no list of {num_blocks} blocks")
+    path = min(found, key=lambda p: p.count("."))
+    owner, _, name = path.rpartition(".")
+    return owner, name
+
+
+class _ReachedBlocksError(Exception):
+    """Ends the trace at the first block."""
+
+
+def _runs_before_blocks(
+    model: nn.Module, owner: nn.Module, first_block: nn.Module, names: set[str]
+) -> set[str]:
+    """Run the model on the meta device up to its first block; return which children it called."""
+    called: set[str] = set()
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(_on_call(getattr(owner, name), lambda name=name: called.add(name)))
+        hooks.enter_context(_on_call(first_block, _stop))
+        ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+        _build_no_masks(model)
+        try:
+            model(input_ids=ids, use_cache=False)
+        except _ReachedBlocksError:
+            return called
+        except Exception as error:
+            raise ModelError(
+                f"the way to this model's first block is not clear: {error}"
+            ) from error
+    raise ModelError("this model ran without calling its first block")
+
+
+def _build_no_masks(model: nn.Module) -> None:
+    """Masks look at values, which a tensor on the meta device has not; an unknown name has no mask."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            config._attn_implementation_internal = "swarmd_no_masks"
+
+
+def _stop() -> None:
+    raise _ReachedBlocksError
+
+
+@contextlib.contextmanager
+def _on_call(module: nn.Module, action: Any) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(lambda *_: (action(), None)[1])
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def slice_config(config: PreTrainedConfig, start: int, end: int) -> PreTrainedConfig:
+    """Copy a config as if the model had only blocks `[start, end)`: length and per-block lists."""
+    count = int(config.num_hidden_layers)
+    sliced = copy.deepcopy(config)
+    if (start, end) == (0, count):
+        return sliced
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == count and name not in _NOT_PER_BLOCK:
+            # Past __setattr__: some configs check lists against the number of blocks, one at a time.
+            sliced.__dict__[name] = value[start:end]
+    sliced.num_hidden_layers = end - start
+    return sliced
+
+
+_NOT_PER_BLOCK = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id"}

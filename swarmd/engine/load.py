@@ -1,0 +1,175 @@
+"""From a model's files to a stage that is ready to serve: choices of device, dtype and memory.
+
+Reading weights is `swarmd.engine.weights`' business, finding out what the loaded model can do is
+`swarmd.engine.probe`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+from swarmd.core.errors import ConfigError, ModelError
+from swarmd.core.peers import ModelInfo
+from swarmd.core.span import Span
+from swarmd.engine import attention
+from swarmd.engine.kv_cache import KVBudget
+from swarmd.engine.layout import find_layout, parse_config
+from swarmd.engine.source import Source, TensorMeta
+from swarmd.engine.stage import Stage
+from swarmd.engine.weights import Progress, load_span, needed_tensors
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_stage(
+    source: Source,
+    span: Span,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    kv_memory: int | None = None,
+    max_model_len: int | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Stage:
+    """Load a span of a model's blocks. Takes seconds to minutes; call it off the event loop.
+
+    `kv_memory` is in bytes; without it half of the memory that is free after the weights. Raises
+    ModelError, WeightsError, ConfigError or HubError.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    attention.register()
+    config = parse_config(source.config_dict())
+    layout = find_layout(config)
+    where = choose_device(device)
+    kind, _ = choose_dtype(dtype, where, config)
+    model = load_span(source, config, span, kind, where, progress, layout)
+    info = model_info(source, config, name, max_model_len)
+    model.config._attn_implementation_internal = attention.NAME  # type: ignore[union-attr]
+    stage = Stage(model, layout, span, info, kind, where)
+    stage.kv_bytes_per_token = _measure_kv_bytes(stage)
+    stage.budget = KVBudget(kv_memory if kv_memory is not None else free_memory(where) // 2)
+    return stage
+
+
+def choose_device(device: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError when it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return chosen
+
+
+def choose_dtype(
+    dtype: str, device: torch.device, config: PreTrainedConfig
+) -> tuple[torch.dtype, str]:
+    """Return the element type to compute in, and why. Raises ConfigError for an unknown name."""
+    if dtype in DTYPES:
+        return DTYPES[dtype], "asked for"
+    if dtype != "auto":
+        raise ConfigError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        return torch.bfloat16, "the device computes in it natively"
+    if cpu_has_bf16():
+        return torch.bfloat16, "this CPU has bfloat16 instructions"
+    return torch.float32, "this CPU has no bfloat16 instructions, which makes others slow"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory free on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def model_info(
+    source: Source, config: PreTrainedConfig, name: str | None, max_model_len: int | None
+) -> ModelInfo:
+    """What the swarm knows of the model. Raises ModelError if max_model_len is beyond the model's."""
+    length = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    if max_model_len is not None:
+        if not 1 <= max_model_len <= length:
+            raise ModelError(f"max_model_len {max_model_len}: the model was made for {length}")
+        length = max_model_len
+    eos = config.eos_token_id
+    return ModelInfo(
+        name=name or source.name,
+        digest=source.digest,
+        num_blocks=int(config.num_hidden_layers),
+        hidden_size=int(config.hidden_size),
+        vocab_size=int(config.vocab_size),
+        max_model_len=length,
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+
+
+def check_splittable(config_dict: dict[str, object]) -> None:
+    """Raise ModelError for a model that cannot be split, from its config alone."""
+    find_layout(parse_config(config_dict))
+
+
+def estimate_span_bytes(source: Source, span: Span, dtype: torch.dtype | None = None) -> int:
+    """Bytes that the weights of a span take in memory, in `dtype` (default: as stored)."""
+    config = parse_config(source.config_dict())
+    needed = needed_tensors(source, config, span)
+    return sum(_bytes_in(meta, dtype) for meta in needed.values())
+
+
+def _bytes_in(meta: TensorMeta, dtype: torch.dtype | None) -> int:
+    if dtype is None or not meta.dtype.is_floating_point:
+        return meta.nbytes
+    return meta.numel * dtype.itemsize
+
+
+def _measure_kv_bytes(stage: Stage) -> int:
+    """Bytes of KV that one position takes over the whole span."""
+    from swarmd.engine.stage import Batch, Segment
+
+    cache = stage.new_cache()
+    entry = stage.span.start
+    ids = torch.zeros(1, dtype=torch.long) if stage.is_first else None
+    hidden = None if stage.is_first else torch.zeros(1, stage.hidden_size)
+    stage.forward(Batch(entry, stage.span.end, (Segment(cache, 0, 1),), ids, hidden))
+    blocks = getattr(cache, "blocks", [])
+    return sum(block.nbytes // max(block.capacity, 1) for block in blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many threads compute, and why."""
+
+    count: int
+    reason: str
+
+
+def default_threads() -> Threads:
+    """All cores but one, which gRPC and the directory need."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = max(1, (cores or 2) - 1)
+    return Threads(count, f"{cores} cores, one of them for the network")

@@ -1,0 +1,286 @@
+"""Builds a transformers model that has only one span's weights, read tensor by tensor.
+
+Names, merged experts, tied embeddings and computed buffers are transformers' own business: it is
+handed the span's tensors under the names that a model of that length would have. Where the bytes
+come from is the `Source`'s, and what runs on the model is `swarmd.engine.stage`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig
+
+from swarmd.core.errors import ModelError, SwarmdError, WeightsError
+from swarmd.core.span import Span
+from swarmd.engine.layout import Layout, find_layout, model_class, slice_config
+from swarmd.engine.source import Source, TensorMeta
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read so far, bytes to read); from any thread, never concurrently."""
+
+_FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
+
+
+class Bypass(nn.Module):
+    """Stands where weights of other nodes would be: passes a floating tensor on, adds nothing."""
+
+    def forward(self, *args: Any, **_: Any) -> torch.Tensor:
+        """Return the first floating point tensor, or a zero that vanishes in a sum."""
+        for value in args:
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                return value
+        device = next((v.device for v in args if isinstance(v, torch.Tensor)), None)
+        return torch.zeros((), device=device, dtype=torch.get_default_dtype())
+
+
+def span_tensors(names: Iterable[str], span: Span, num_blocks: int) -> dict[str, str]:
+    """Map the name that a tensor has in a model of only this span to its name in the checkpoint.
+
+    A block's tensors carry its index as the first number of their names. Tensors without a number
+    are kept as they are: which of them the span needs shows when the model is built.
+    """
+    listed = list(names)
+    prefix = _block_prefix(listed, num_blocks)
+    chosen: dict[str, str] = {}
+    for name in listed:
+        index, start, end = _block_index(name, prefix)
+        if index is None:
+            chosen[name] = name
+        elif index in span:
+            chosen[f"{name[:start]}{index - span.start}{name[end:]}"] = name
+    return chosen
+
+
+def _block_index(name: str, prefix: str) -> tuple[int | None, int, int]:
+    found = _FIRST_NUMBER.search(name)
+    if found is None or name[: found.start()] != prefix:
+        return None, 0, 0
+    return int(found.group()), found.start(), found.end()
+
+
+def _block_prefix(names: list[str], num_blocks: int) -> str:
+    """Return what stands before the block index in tensor names: the commonest that has all."""
+    counts: Counter[str] = Counter()
+    indices: dict[str, set[int]] = {}
+    for name in names:
+        if found := _FIRST_NUMBER.search(name):
+            counts[name[: found.start()]] += 1
+            indices.setdefault(name[: found.start()], set()).add(int(found.group()))
+    for prefix, _ in counts.most_common():
+        if indices[prefix].issuperset(range(num_blocks)):
+            return prefix
+    raise WeightsError(f"the checkpoint lacks tensors for some of the model's {num_blocks} blocks")
+
+
+def load_span(
+    source: Source,
+    config: PreTrainedConfig,
+    span: Span,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+    layout: Layout | None = None,
+) -> nn.Module:
+    """Return the causal language model with blocks `span` only, in evaluation mode.
+
+    Its blocks are renumbered from 0 and its config is the whole model's. It has the embedding if it
+    has block 0, norm and head if it has the last block. Raises WeightsError when tensors are
+    missing or have other shapes than the config says.
+    """
+    layout = layout or find_layout(config)
+    _check_span(span, layout.num_blocks)
+    lazy = _LazyTensors(source, span_tensors(source.tensors(), span, layout.num_blocks), progress)
+    lazy.expect(needed_tensors(source, config, span, layout))
+    built = _span_class(config, span, layout)
+    try:
+        with _quiet():
+            model, report = built.from_pretrained(  # type: ignore[attr-defined]
+                None,
+                config=config,
+                state_dict=lazy.as_state_dict(),
+                dtype=dtype,
+                output_loading_info=True,
+            )
+    except SwarmdError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"the weights do not fit the config: {error}") from error
+    _check_report(report)
+    return model.eval().requires_grad_(False).to(device)  # type: ignore[no-any-return]
+
+
+def _check_span(span: Span, num_blocks: int) -> None:
+    if span.end > num_blocks:
+        raise ModelError(f"blocks {span}: the model has {num_blocks} blocks, 0:{num_blocks}")
+
+
+def _check_report(report: Mapping[str, Any]) -> None:
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise WeightsError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
+    if report.get("mismatched_keys"):
+        name, got, wanted = sorted(report["mismatched_keys"])[0]
+        raise WeightsError(f"tensor {name!r} has shape {tuple(got)}, the config says {wanted}")
+    if report.get("error_msgs"):
+        raise WeightsError(str(report["error_msgs"][0]))
+
+
+def _span_class(config: PreTrainedConfig, span: Span, layout: Layout) -> type[nn.Module]:
+    """Subclass the model so that it throws away what is not the span's as soon as it is built."""
+    base = model_class(config)
+
+    def __init__(self: nn.Module, config: PreTrainedConfig) -> None:  # noqa: N807
+        base.__init__(self, config)
+        trim(self, span, layout)
+
+    members = {"__init__": __init__, "__module__": base.__module__}
+    return type(base.__name__, (base,), members)
+
+
+def trim(model: nn.Module, span: Span, layout: Layout) -> None:
+    """Take out of a whole model all that the span does not need, and renumber its blocks."""
+    trunk = layout.trunk_of(model)
+    first, last = span.start == 0, span.end == layout.num_blocks
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    kept = list(layout.blocks_of(model))[span.start : span.end]
+    setattr(trunk, layout.blocks, nn.ModuleList(kept))
+    for index, block in enumerate(kept):
+        renumber(block, index)
+    if not first:
+        for name in layout.before:
+            if not (last and tied and getattr(trunk, name) is embedding):
+                setattr(trunk, name, Bypass())
+    if not last:
+        _bypass(trunk, layout.after)
+        _bypass(model, _heads(model, layout))
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    model.all_tied_weights_keys = {  # type: ignore[assignment]
+        target: origin for target, origin in tied.items() if target in names and origin in names
+    }
+
+
+def _bypass(owner: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        setattr(owner, name, Bypass())
+
+
+def _heads(model: nn.Module, layout: Layout) -> list[str]:
+    """Children of the causal model with weights, other than the branch that holds the trunk."""
+    branch = layout.trunk.split(".")[0]
+    return [
+        name
+        for name, child in model.named_children()
+        if name != branch and next(child.parameters(), None) is not None
+    ]
+
+
+def renumber(block: nn.Module, index: int) -> None:
+    """Set the place of a block among those that run: caches and KV are looked up by it."""
+    for module in block.modules():
+        if hasattr(module, "layer_idx"):
+            module.layer_idx = index
+
+
+class _LazyTensors:
+    """A state dict whose values are read from the source when transformers asks for them."""
+
+    def __init__(self, source: Source, names: dict[str, str], progress: Progress | None) -> None:
+        self._source = source
+        self._names = names
+        self._progress = progress
+        self._sizes: dict[str, int] = {}
+        self._done = 0
+        self._total = 0
+        self._lock = threading.Lock()
+
+    def expect(self, tensors: Mapping[str, TensorMeta]) -> None:
+        """Say what will be read, so that progress has a whole."""
+        self._sizes = {name: meta.nbytes for name, meta in tensors.items()}
+        self._total = sum(self._sizes.values())
+
+    def as_state_dict(self) -> dict[str, _LazyTensor]:
+        metas = self._source.tensors()
+        return {new: _LazyTensor(self, old, metas[old]) for new, old in self._names.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._source.read(name)
+        if self._progress is not None:
+            with self._lock:
+                self._done += self._sizes.get(name, 0)
+                self._progress(self._done, max(self._total, self._done))
+        return tensor
+
+
+class _LazyTensor:
+    """Looks like a slice of a safetensors file: indexing it reads it."""
+
+    def __init__(self, owner: _LazyTensors, name: str, meta: TensorMeta) -> None:
+        self._owner = owner
+        self._name = name
+        self.shape = torch.Size(meta.shape)
+        self.dtype = meta.dtype
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return self._owner.read(self._name)
+
+
+def needed_tensors(
+    source: Source, config: PreTrainedConfig, span: Span, layout: Layout | None = None
+) -> dict[str, TensorMeta]:
+    """Return those tensors of the checkpoint, by their names there, that this span reads."""
+    layout = layout or find_layout(config)
+    metas = source.tensors()
+    renamed = span_tensors(metas, span, layout.num_blocks)
+    wanted = _wanted_by(config, span, layout)
+    return {old: metas[old] for new, old in renamed.items() if wanted(new)}
+
+
+def _wanted_by(config: PreTrainedConfig, span: Span, layout: Layout) -> Callable[[str], bool]:
+    """Return whether a (renumbered) checkpoint tensor lands in the span's model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    with torch.device("meta"), transformers.initialization.no_init_weights():
+        model = _span_class(config, span, layout)._from_config(
+            slice_config(config, 0, layout.num_blocks)
+        )  # type: ignore[attr-defined]
+    state = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+
+    def wanted(name: str) -> bool:
+        prefix = model.base_model_prefix
+        renamed, _ = rename_source_key(name, renamings, converters, prefix, state)
+        return renamed in state or name in state
+
+    return wanted
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and load reports off the terminal."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
