@@ -27,6 +27,7 @@ from swarmd.text.model_files import (
 # The largest in use have 35 MB (262,144 tokens).
 MAX_TOKENIZER_BYTES = 128 << 20
 MAX_TEXT_CHARS = 16 << 20
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Tokenizer:
@@ -162,7 +163,9 @@ def _add_missing_tokens(
     declared = config.get("added_tokens_decoder") or {}
     with _foreign_errors(ModelError, "tokenizer_config.json: malformed added_tokens_decoder"):
         tokens = [
-            tokenizers.AddedToken(**token)
+            tokenizers.AddedToken(
+                token["content"], **{key: token.get(key, False) for key in _FLAGS}
+            )
             for _, token in sorted(declared.items(), key=lambda item: int(item[0]))
         ]
         backend.add_tokens([token for token in tokens if repr(token) not in known])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import KINDS, byte_level, llama, write_json  # type: ignore[import-not-found]
+from tokenizer_kinds import KINDS, byte_level, llama, write_json  # type: ignore[import-not-found]
 
 from swarmd.core.errors import ModelError, RequestError
 from swarmd.text import model_files
