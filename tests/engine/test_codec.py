@@ -1,0 +1,32 @@
+"""Hidden states survive the wire bit by bit, and arrive as one block of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swarmd.core.frames import DType
+from swarmd.engine import codec
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_payloads_keep_every_bit(dtype: torch.dtype) -> None:
+    hidden = torch.randn(5, 16).to(dtype)
+    payloads = [codec.to_payload(hidden[:2]), codec.to_payload(hidden[2:])]
+    assert [p.nbytes for p in payloads] == [2 * 16 * dtype.itemsize, 3 * 16 * dtype.itemsize]
+    assert torch.equal(codec.gather(payloads, dtype), hidden)
+
+
+def test_a_payload_of_another_precision_is_converted() -> None:
+    hidden = torch.randn(3, 8)
+    payload = codec.to_payload(hidden.bfloat16())
+    assert payload.dtype is DType.BFLOAT16
+    assert torch.equal(codec.gather([payload], torch.float32), hidden.bfloat16().float())
+
+
+def test_a_payload_does_not_keep_its_batch_alive() -> None:
+    batch = torch.randn(64, 8)
+    payload = codec.to_payload(batch[:1])
+    batch.zero_()
+    assert isinstance(payload.data, bytes)
+    assert any(payload.data)
