@@ -1,0 +1,173 @@
+"""What a client gets: tokens as they come, a whole completion, and the swarm as one node sees it.
+
+How they travel is protobuf's; `swarmd.client` makes them from what a node says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from swarmd.core.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One of the likeliest tokens at a position."""
+
+    id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One generated token, seen exactly once by the caller whatever happens to the swarm."""
+
+    text: str
+    """Text that became certain with this token: may be empty, or span several tokens."""
+    id: int
+    """-1: not a token, only text that the coordinator held back until the end."""
+    logprob: float
+    index: int
+    """0 for the first generated token."""
+    top: tuple[TopLogprob, ...] = ()
+    """Likeliest first; as many as `top_logprobs` asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHop:
+    """A peer that computes for a session, and which blocks."""
+
+    peer: str
+    address: str
+    blocks: Span
+    pid: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return `{peer, address, blocks, pid}`, blocks as `"0:4"`."""
+        return {
+            "peer": self.peer,
+            "address": self.address,
+            "blocks": str(self.blocks),
+            "pid": self.pid,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """The node that drives a session."""
+
+    peer: str
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A generation that has ended well."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    """`"stop"`: a stop string, a stop id or the end of sequence; `"length"`: max_tokens."""
+    num_prompt_tokens: int
+    ttft_s: float
+    """Seconds from the call to the first token."""
+    tokens_per_s: float
+    """Rate of the tokens after the first; 0 if there was only one."""
+    repairs: int
+    """How often a hop was replaced, over all coordinators."""
+    resumes: int
+    """How often this client went on at another coordinator."""
+    max_stall_s: float
+    """Longest wait for a token after the first one, in seconds."""
+    route: tuple[RouteHop, ...]
+    """The last one, if there were several."""
+    session: str
+    """Session id in hex."""
+    coordinator: Coordinator
+    seed: int
+    """The seed in use: the same request with it gives the same tokens."""
+    model: str = ""
+    stop: str = ""
+    """The stop string that matched, if one did."""
+    recomputed_tokens: int = 0
+    """Positions that repairs computed again, over all hops."""
+    cached_tokens: int = 0
+    """Prompt tokens that needed no prefill."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `swarmd generate --json` prints."""
+        return asdict(self) | {
+            "token_ids": list(self.token_ids),
+            "route": [hop.as_dict() for hop in self.route],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One peer as the asked node sees it; fields as in `swarmd.v1.PeerStatus`."""
+
+    peer: str
+    address: str
+    blocks: Span | None
+    """None while it serves none, as when loading."""
+    state: str
+    device: str
+    dtype: str
+    sessions: int
+    kv_total_bytes: int
+    kv_free_bytes: int
+    tokens_per_s: float
+    pid: int
+    version: str
+    model: str
+    ragged: bool
+    replay_exact: bool
+    queue_depth: int
+    step_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON object, blocks as `"0:4"` or null."""
+        return asdict(self) | {"blocks": str(self.blocks) if self.blocks else None}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """How much of a model the swarm can compute."""
+
+    name: str
+    digest: str
+    num_blocks: int
+    covered_blocks: int
+    replicas: int
+    """Fewest live holders of any block."""
+    missing: tuple[tuple[int, int], ...]
+    max_model_len: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON object, missing blocks as `["0:4", ...]`."""
+        return asdict(self) | {"missing": [f"{start}:{end}" for start, end in self.missing]}
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmStatus:
+    """The swarm as one node sees it."""
+
+    peer: str
+    """The node that answered."""
+    peers: tuple[PeerStatus, ...]
+    models: tuple[ModelStatus, ...]
+    counters: Mapping[str, float]
+    """Of the node that answered, by name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `swarmd status --json` prints."""
+        return {
+            "peer": self.peer,
+            "peers": [peer.as_dict() for peer in self.peers],
+            "models": [model.as_dict() for model in self.models],
+            "counters": dict(self.counters),
+        }
