@@ -1,0 +1,342 @@
+"""The directory as a DHT: the parent's side, which keeps a directory process running and fed.
+
+What runs in that process is `swarm.dht_child`; this side never imports hivemind, trusts nothing that
+the process says, and keeps everything that a new process must be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from swarmd.core.clock import Clock, SystemClock
+from swarmd.core.errors import DirectoryError, ProtocolError
+from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.swarm.identity import Identity, dht_key_file
+from swarmd.swarm.pipe import read_message, write_message
+from swarmd.swarm.records import (
+    MODELS_KEY,
+    SHARDS,
+    decode,
+    model_key,
+    records_of,
+    sign,
+)
+from swarmd.v1 import directory_pb2 as pb
+
+START_TIMEOUT_S = 30.0
+REPLY_TIMEOUT_S = 10.0
+"""More than the directory process allows itself: one that is silent for longer hangs."""
+STOP_TIMEOUT_S = 3.0
+TOMBSTONE_S = 30.0
+STABLE_S = 10.0
+MAX_NEIGHBOURS = 64
+# The process reads what strangers send: it gets no tokens or passwords from our environment.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DhtConfig:
+    """Where the directory process listens, and through whom it joins."""
+
+    state_dir: Path
+    host: str = "127.0.0.1"
+    """Address to listen on; "0.0.0.0" is all of IPv4."""
+    port: int = 0
+    """0 picks one, which is kept as long as this directory lives."""
+    announce_host: str = ""
+    """Address that others are told, if it is not the one listened on."""
+    peers: tuple[str, ...] = ()
+    """libp2p multiaddresses to join through; with none this node is the first of its swarm."""
+
+
+def backoff_s(failures: int) -> float:
+    """Return the pause before the next start after so many quick deaths in a row."""
+    return float(min(10.0, 0.1 * 2 ** min(failures, 10)))
+
+
+class DhtDirectory:
+    """A `Directory` on hivemind's DHT. Open it with `start`, end it with `close`."""
+
+    def __init__(self, config: DhtConfig, identity: Identity, clock: Clock) -> None:
+        self._config = config
+        self._identity = identity
+        self._clock = clock
+        self._port = config.port
+        self._addresses: list[str] = []
+        self._peers = dict.fromkeys(config.peers)
+        self._neighbours: dict[str, None] = {}
+        self._published: dict[str, Announcement] = {}
+        self._child: _Child | None = None
+        self._ready = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+        self.restarts = 0
+
+    @classmethod
+    async def start(
+        cls, config: DhtConfig, identity: Identity, clock: Clock | None = None
+    ) -> DhtDirectory:
+        """Return a running directory; raises DirectoryError if it cannot listen or start.
+
+        That none of `config.peers` answers is no error: they are tried again in the background.
+        """
+        self = cls(config, identity, clock or SystemClock())
+        child = await self._launch()
+        self._supervisor = asyncio.create_task(self._supervise(child), name="directory")
+        return self
+
+    async def publish(self, announcement: Announcement) -> None:
+        """See `Directory`. Signs; raises ConfigError if it is not this node's or not valid."""
+        signed = sign(announcement, self._identity)
+        self._published[signed.peer_id] = signed
+        await self._store_if_up(signed)
+
+    async def withdraw(self, peer_id: str) -> None:
+        """See `Directory`; returns when the tombstone is stored, or cannot be."""
+        last = self._published.get(peer_id)
+        if last is None or last.state is NodeState.GONE:
+            return
+        now = self._clock.wall()
+        # Only a strictly later record replaces another one.
+        issued_at = max(now, last.issued_at + 1e-3)
+        expires_at = max(now + TOMBSTONE_S, last.expires_at + 1e-3)
+        gone = replace(last, state=NodeState.GONE, issued_at=issued_at, expires_at=expires_at)
+        await self.publish(gone)
+
+    async def announcements(self, model: str | None = None) -> list[Announcement]:
+        """See `Directory`."""
+        digests = [info.digest for info in await self.models() if model in (None, *_names(info))]
+        keys = [model_key(digest, shard) for digest in digests for shard in range(SHARDS)]
+        own = [a for a in self._published.values() if a.model.digest in digests]
+        latest: dict[str, Announcement] = {}
+        for announcement in [*await self._find(keys), *own]:
+            held = latest.get(announcement.peer_id)
+            if held is None or held.issued_at < announcement.issued_at:
+                latest[announcement.peer_id] = announcement
+        return list(latest.values())
+
+    async def models(self) -> list[ModelInfo]:
+        """See `Directory`."""
+        found = await self._find([MODELS_KEY])
+        by_digest = {a.model.digest: a.model for a in [*found, *self._published.values()]}
+        return sorted(by_digest.values(), key=lambda model: (model.name, model.digest))
+
+    async def join(self, addresses: Iterable[str]) -> None:
+        """See `Directory`; addresses that mean nothing are passed over."""
+        new = [address for address in addresses if address not in self._peers]
+        if not new:
+            return
+        self._peers.update(dict.fromkeys(new))
+        if self._child is not None:
+            with contextlib.suppress(DirectoryError):  # a new process is given all of them
+                await self._ask(pb.DirectoryCommand(join=pb.DirectoryJoin(peers=new)))
+
+    def addresses(self) -> list[str]:
+        """See `Directory`: this node's own first, then those of connected peers."""
+        return [*self._addresses, *self._neighbours]
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the directory process; None while there is none."""
+        return self._child.process.pid if self._child else None
+
+    async def close(self) -> None:
+        """See `Directory`. Tombstones are `withdraw`'s."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
+
+    async def _launch(self) -> _Child:
+        """Start a process, tell it what the last one knew, and return it; raises DirectoryError."""
+        child = await _Child.spawn()
+        try:
+            command = pb.DirectoryCommand(
+                start=pb.DirectoryStart(
+                    host=self._config.host,
+                    port=self._port,
+                    announce_host=self._config.announce_host,
+                    identity_path=str(dht_key_file(self._config.state_dir)),
+                    peers=[*self._peers, *self._neighbours],
+                )
+            )
+            started = (await child.ask(command, START_TIMEOUT_S)).started
+            self._port, self._addresses = started.port, list(started.addresses)
+            for announcement in self._published.values():
+                await self._store(child, announcement)
+        except BaseException:
+            await child.stop()
+            raise
+        self._child = child
+        self._ready.set()
+        return child
+
+    async def _supervise(self, child: _Child) -> None:
+        """Replace the process whenever it ends; the pauses grow while new ones die at once."""
+        failures = 0
+        while True:
+            began = self._clock.monotonic()
+            try:
+                await child.ended()
+            finally:
+                self._child = None
+                self._ready.clear()
+                await child.stop()
+            stable = self._clock.monotonic() - began >= STABLE_S
+            failures = 0 if stable else failures + 1
+            log.warning("directory process ended; starting another one")
+            child = await self._relaunch(failures)
+            self.restarts += 1
+
+    async def _relaunch(self, failures: int) -> _Child:
+        for attempt in itertools.count(failures):
+            await asyncio.sleep(backoff_s(attempt))
+            try:
+                return await self._launch()
+            except DirectoryError as error:
+                log.warning("directory process does not start: error=%s attempt=%d", error, attempt)
+        raise AssertionError("unreachable")
+
+    async def _store_if_up(self, announcement: Announcement) -> None:
+        """Store now if there is a process; a new one is told everything that is published."""
+        if self._child is None:
+            return
+        try:
+            await self._store(self._child, announcement)
+        except DirectoryError as error:
+            log.warning("announcement not stored yet: error=%s", error)
+
+    async def _store(self, child: _Child, announcement: Announcement) -> None:
+        if announcement.expires_at <= self._clock.wall():
+            return
+        records = [
+            pb.DirectoryRecord(key=r.key, subkey=r.subkey, value=r.value, expires_at=r.expires_at)
+            for r in records_of(announcement)
+        ]
+        await child.ask(pb.DirectoryCommand(store=pb.DirectoryStore(records=records)))
+
+    async def _find(self, keys: list[bytes]) -> list[Announcement]:
+        """Return what stands under the keys and is valid; this process checks it once more."""
+        if not keys:
+            return []
+        reply = await self._ask(pb.DirectoryCommand(lookup=pb.DirectoryLookup(keys=keys)))
+        self._neighbours = dict.fromkeys(reply.found.neighbours[:MAX_NEIGHBOURS])
+        found = []
+        for record in reply.found.records:
+            try:
+                found.append(decode(record.value, self._clock.wall()))
+            except ProtocolError as error:
+                log.debug("record passed over: error=%s", error)
+        return found
+
+    async def _ask(self, command: pb.DirectoryCommand) -> pb.DirectoryReply:
+        """Ask the process, waiting for a new one if need be; raises DirectoryError."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), REPLY_TIMEOUT_S)
+        except TimeoutError:
+            raise DirectoryError("the directory process is down and being started again") from None
+        if self._child is None:
+            raise DirectoryError("the directory process has just ended")
+        return await self._child.ask(command)
+
+
+def _names(model: ModelInfo) -> tuple[str, str]:
+    return model.name, model.digest
+
+
+class _Child:
+    """One directory process and the questions that it has not answered yet."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.process = process
+        self._writer = writer
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[pb.DirectoryReply]] = {}
+        self._reading = asyncio.create_task(self._read(reader), name="directory replies")
+
+    @classmethod
+    async def spawn(cls) -> _Child:
+        """Execute a fresh interpreter: nothing of this process, its threads or its weights."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "swarmd.swarm.dht_child", str(number)],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # Away from the terminal's group: Ctrl-C must not end it before its tombstone.
+                start_new_session=True,
+                env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
+                | {"HIVEMIND_LOGLEVEL": "ERROR", "GOLOG_LOG_LEVEL": "error"},
+            )
+        ours.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    async def ask(
+        self, command: pb.DirectoryCommand, timeout: float = REPLY_TIMEOUT_S
+    ) -> pb.DirectoryReply:
+        """Return the reply; raises DirectoryError, and kills a process that stays silent."""
+        if self._reading.done():
+            raise DirectoryError("the directory process has ended")
+        command.id = next(self._ids)
+        waiting = self._waiting[command.id] = asyncio.get_running_loop().create_future()
+        try:
+            write_message(self._writer, command.SerializeToString())
+            reply = await asyncio.wait_for(waiting, timeout)
+        except TimeoutError:
+            self.process.kill()
+            raise DirectoryError(f"the directory process was silent for {timeout:g} s") from None
+        finally:
+            del self._waiting[command.id]
+        if reply.HasField("failed"):
+            raise DirectoryError(f"the directory process failed: {reply.failed.message}")
+        return reply
+
+    async def ended(self) -> None:
+        """Return when the process has closed its end of the socket."""
+        await asyncio.wait([self._reading])
+
+    async def stop(self) -> None:
+        """Close the socket, which ends the process and its p2pd; kill it if it does not listen."""
+        self._reading.cancel()
+        self._writer.close()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        try:
+            await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while message := await read_message(reader):
+                reply = pb.DirectoryReply.FromString(message)
+                waiting = self._waiting.get(reply.id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(reply)
+        except (ValueError, DecodeError) as error:
+            log.warning("directory process sent garbage: error=%s", error)
+        finally:
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(DirectoryError("the directory process has ended"))

@@ -1,0 +1,493 @@
+"""The directory process: one peer of hivemind's DHT, which keeps only records that prove themselves.
+
+Run by `swarm.dht` as `python -m swarmd.swarm.dht_child FD`, with one end of a socketpair. The only
+file that imports hivemind. It ends when its parent's end of the socket closes or when p2pd dies:
+starting again, with the same port and key, is the parent's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import ipaddress
+import itertools
+import math
+import random
+import signal
+import socket
+import sys
+import time
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+from swarmd.core.errors import ProtocolError
+from swarmd.swarm.pipe import read_message, write_message
+from swarmd.swarm.records import MAX_RECORD_BYTES, belongs, decode
+from swarmd.v1 import directory_pb2 as pb
+
+
+def _import_without_torch() -> None:
+    """Lay out hivemind's packages bare, so that its DHT loads without what surrounds it.
+
+    `import hivemind` brings torch and its optimisers: 2 s and 240 MiB more, for nothing that the DHT
+    uses. A hivemind that is laid out differently is imported as it is.
+    """
+    wanted = {
+        "logging": ("get_logger",),
+        "serializer": ("MSGPackSerializer", "SerializerBase"),
+        "timed_storage": ("DHTExpiration", "TimedStorage", "ValueWithExpiration", "get_dht_time"),
+    }
+    spec = importlib.util.find_spec("hivemind")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("hivemind is not installed: pip install 'swarmd[node]'")
+    root = spec.submodule_search_locations[0]
+    for name in ("hivemind", "hivemind.dht", "hivemind.utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [root + name.removeprefix("hivemind").replace(".", "/")]
+        sys.modules[name] = package
+    try:
+        for module, names in wanted.items():
+            source = importlib.import_module(f"hivemind.utils.{module}")
+            for name in names:
+                setattr(sys.modules["hivemind.utils"], name, getattr(source, name))
+        importlib.import_module("hivemind.dht.node")
+    except (ImportError, AttributeError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "hivemind"]:
+            del sys.modules[name]
+
+
+_import_without_torch()
+
+import hivemind.dht.node as hivemind_node  # noqa: E402
+from hivemind.dht.crypto import DHTRecord  # noqa: E402
+from hivemind.dht.protocol import DHTProtocol  # noqa: E402
+from hivemind.dht.routing import DHTID  # noqa: E402
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue  # noqa: E402
+from hivemind.dht.validation import RecordValidatorBase  # noqa: E402
+from hivemind.p2p import P2P, P2PContext, PeerID  # noqa: E402
+from hivemind.proto import dht_pb2  # noqa: E402
+from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
+from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
+from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration  # noqa: E402
+
+MAX_KEYS = 1024
+MAX_SUBKEYS = 1024
+MAX_VALUE_BYTES = 2 << 20
+MAX_CALL_KEYS = 256
+MAX_NEAREST = 20
+MAX_PEERS = 64
+MAX_NEIGHBOURS = 32
+RPC_TIMEOUT_S = 3.0
+LOOKUP_TIMEOUT_S = 4.0
+FIRST_JOIN_S = 3.0
+JOIN_TIMEOUT_S = 5.0
+LONELY_RETRY_S = (0.25, 4.0)
+MISSING_RETRY_S = 15.0
+_DICTIONARY_CODE = 0x50
+
+
+# What strangers send ------------------------------------------------------------------------------
+
+
+def bounded_loads(data: bytes) -> Any:
+    """Decode what hivemind packs, and nothing that could exhaust stack or memory.
+
+    hivemind's own decoder calls itself for every nested extension, before any validator has seen the
+    record. Here a dictionary may hold plain entries, and nothing else nests.
+    """
+    if len(data) > MAX_VALUE_BYTES:
+        raise ValueError(f"{len(data)} bytes, at most {MAX_VALUE_BYTES} are read")
+    return msgpack.unpackb(data, raw=False, ext_hook=_read_dictionary)
+
+
+def _read_dictionary(code: int, data: bytes) -> Any:
+    if code != _DICTIONARY_CODE:
+        raise ValueError(f"msgpack extension {code} is not allowed")
+    _, _, entries = msgpack.unpackb(data, raw=False, ext_hook=_refuse_extension)
+    dictionary = DictionaryDHTValue()
+    with dictionary.freeze():
+        for subkey, value, expiration in entries:
+            if not isinstance(subkey, bytes) or not isinstance(value, bytes):
+                raise ValueError("subkeys and values must be bytes")
+            if not isinstance(expiration, float) or not math.isfinite(expiration):
+                raise ValueError("an expiration must be a finite number")
+            dictionary.store(subkey, value, expiration)
+    return dictionary
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"msgpack extension {code} within a dictionary")
+
+
+def _plain_bytes(packed: bytes) -> bytes:
+    value = bounded_loads(packed)
+    if not isinstance(value, bytes):
+        raise ValueError(f"expected bytes, not {type(value).__name__}")
+    return value
+
+
+class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]
+    """Keeps a record only if it is a signed announcement, in its own place, for its own time."""
+
+    def validate(self, record: DHTRecord) -> bool:
+        try:
+            if len(record.value) > MAX_RECORD_BYTES + 8:
+                return False
+            announcement = decode(_plain_bytes(record.value), time.time())
+            in_place = belongs(announcement, record.key, _plain_bytes(record.subkey))
+        except (ProtocolError, ValueError, msgpack.UnpackException):
+            return False
+        return in_place and bool(record.expiration_time == announcement.expires_at)
+
+
+class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
+    """hivemind's storage with a limit on the number of keys."""
+
+    def __init__(self, max_keys: int) -> None:
+        super().__init__()
+        self.max_keys = max_keys
+
+    def store_subkey(self, key: Any, subkey: Any, value: bytes, expiration_time: float) -> bool:
+        if key not in self.data and len(self.data) >= self.max_keys:
+            return False
+        return bool(super().store_subkey(key, subkey, value, expiration_time))
+
+
+def _store_newer(self: Any, key: Any, value: bytes, expiration_time: float) -> bool:
+    """`DictionaryDHTValue.store`, bounded, and without touching the entry when it is not newer.
+
+    hivemind's own re-files an entry under the older expiration even while it keeps the newer value:
+    a replayed record would delete its successor.
+    """
+    held = self.data.get(key)
+    if held is None and len(self.data) >= MAX_SUBKEYS:
+        return False
+    if held is not None and held.expiration_time >= expiration_time:
+        return False
+    self.latest_expiration_time = max(self.latest_expiration_time, expiration_time)
+    return bool(TimedStorage.store(self, key, value, expiration_time))
+
+
+class SwarmdDirectory(DHTProtocol):  # type: ignore[misc]
+    """hivemind's DHT protocol for untrusted peers.
+
+    The class name is part of the name of its calls on the wire, so other hivemind DHTs stay apart.
+    """
+
+    @classmethod
+    async def create(cls, *args: Any, **kwargs: Any) -> SwarmdDirectory:
+        self: SwarmdDirectory = await super().create(*args, **kwargs)
+        # Nobody asks others to cache (see `_join_dht`), so there is nothing to keep for them.
+        self.storage, self.cache = BoundedStorage(MAX_KEYS), BoundedStorage(0)
+        return self
+
+    async def rpc_store(
+        self, request: dht_pb2.StoreRequest, context: P2PContext
+    ) -> dht_pb2.StoreResponse:
+        _check_number(request.keys)
+        return await super().rpc_store(request, context)
+
+    async def rpc_find(
+        self, request: dht_pb2.FindRequest, context: P2PContext
+    ) -> dht_pb2.FindResponse:
+        _check_number(request.keys)
+        return await super().rpc_find(request, context)
+
+    async def call_find(self, peer: PeerID, keys: Iterable[DHTID]) -> Any:
+        """As hivemind's, but a key lives as long as its longest entry, whatever the peer says."""
+        found = await super().call_find(peer, keys)
+        return {key: _bounded_find(*result) for key, result in (found or {}).items()} or None
+
+    def _validate_dictionary(self, key_bytes: bytes, dictionary: Any) -> bool:
+        """Drop what is invalid and keep the rest: one bad entry must not hide all others."""
+        if not isinstance(dictionary, DictionaryDHTValue):
+            return False
+        with dictionary.freeze():
+            for subkey, (value, expiration) in list(dictionary.items()):
+                if not self._validate_record(key_bytes, msgpack.packb(subkey), value, expiration):
+                    del dictionary[subkey]
+        return bool(dictionary)
+
+
+def _check_number(keys: Sequence[bytes]) -> None:
+    if len(keys) > MAX_CALL_KEYS:
+        raise ValueError(f"{len(keys)} keys in one call, at most {MAX_CALL_KEYS} are allowed")
+
+
+def _bounded_find(value: Any, nearest: dict[Any, Any]) -> tuple[Any, dict[Any, Any]]:
+    near = dict(itertools.islice(nearest.items(), MAX_NEAREST))
+    if value is None:
+        return None, near
+    latest = max((entry.expiration_time for _, entry in value.value.items()), default=0.0)
+    return ValueWithExpiration(value.value, latest), near
+
+
+def harden() -> None:
+    """Put the bounded parts in hivemind's places, for this whole process."""
+    MSGPackSerializer.loads = staticmethod(bounded_loads)
+    DictionaryDHTValue.store = _store_newer
+    hivemind_node.DHTProtocol = SwarmdDirectory
+
+
+# The peer -----------------------------------------------------------------------------------------
+
+
+class DirectoryPeer:
+    """One running peer of the DHT: p2pd, hivemind's node, and the task that keeps it joined."""
+
+    def __init__(self, p2p: Any, node: Any, peers: Iterable[str]) -> None:
+        self._p2p = p2p
+        self._node = node
+        self._peers: dict[Any, Any] = {}
+        self._new_peers = asyncio.Event()
+        self._tried = asyncio.Event()
+        self.join(peers)
+
+    @classmethod
+    async def create(cls, start: pb.DirectoryStart) -> DirectoryPeer:
+        """Start p2pd and join the DHT alone; `keep_joined` finds the others."""
+        port = start.port or _free_port(start.host)
+        _check_port(start.host, port)
+        p2p = await P2P.create(
+            host_maddrs=[_multiaddr(start.host, port)],
+            announce_maddrs=[_multiaddr(start.announce_host, port)]
+            if start.announce_host
+            else None,
+            identity_path=start.identity_path,
+            check_if_identity_free=False,
+            auto_nat=False,
+            nat_port_map=False,
+            use_relay=False,
+        )
+        return cls(p2p, await _join_dht(p2p), start.peers)
+
+    def join(self, peers: Iterable[str]) -> None:
+        """Add multiaddresses to join through; what is not one is skipped."""
+        for text in itertools.islice(peers, MAX_PEERS):
+            with contextlib.suppress(Exception):  # the multiaddr parser raises a dozen kinds
+                address = Multiaddr(text)
+                peer_id = PeerID.from_base58(address["p2p"])
+                if peer_id != self._p2p.peer_id:
+                    self._peers.pop(peer_id, None)
+                    self._peers[peer_id] = address.decapsulate(
+                        Multiaddr(f"/p2p/{peer_id.to_base58()}")
+                    )
+        while len(self._peers) > MAX_PEERS:
+            del self._peers[next(iter(self._peers))]
+        self._new_peers.set()
+
+    async def addresses(self) -> list[str]:
+        return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
+
+    async def wait_until_tried(self) -> None:
+        """Return once each of the first peers was tried, one has answered, or 3 s have passed."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), FIRST_JOIN_S)
+
+    async def keep_joined(self) -> None:
+        """Dial the known peers that are not neighbours, again and again; never returns."""
+        patience = LONELY_RETRY_S[0]
+        while True:
+            self._new_peers.clear()
+            missing = [p for p in self._peers if p not in self._table.peer_id_to_uid]
+            async with asyncio.TaskGroup() as group:
+                for peer_id in missing:
+                    group.create_task(self._join_through(peer_id))
+            self._tried.set()
+            lonely = bool(self._peers) and not self._table.peer_id_to_uid
+            patience = min(2 * patience, LONELY_RETRY_S[1]) if lonely else LONELY_RETRY_S[0]
+            pause = (patience if lonely else MISSING_RETRY_S) * random.uniform(0.8, 1.2)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._new_peers.wait(), pause)
+
+    async def _join_through(self, peer_id: Any) -> None:
+        with contextlib.suppress(Exception):  # a dead peer fails in many ways; it is tried again
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                await self._p2p._client.connect(peer_id, [self._peers[peer_id]])
+                if await self._node.protocol.call_ping(peer_id) is not None:
+                    await self._node.find_nearest_nodes([self._node.node_id])
+                    self._tried.set()
+
+    async def store(self, records: Sequence[pb.DirectoryRecord]) -> list[bool]:
+        """Store on the peers nearest to each key; raises TimeoutError."""
+        async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+            stored = await self._node.store_many(
+                keys=[record.key for record in records],
+                subkeys=[record.subkey for record in records],
+                values=[record.value for record in records],
+                expiration_time=[record.expires_at for record in records],
+            )
+        return [bool(stored[record.key, record.subkey]) for record in records]
+
+    async def lookup(self, keys: Sequence[bytes]) -> Iterator[pb.DirectoryRecord]:
+        """Return the latest entries under the keys; raises TimeoutError."""
+        async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+            found = await self._node.get_many(list(keys), sufficient_expiration_time=math.inf)
+        return (
+            pb.DirectoryRecord(key=key, subkey=subkey, value=entry.value, expires_at=entry[1])
+            for key, held in found.items()
+            if held is not None and isinstance(held.value, dict)
+            for subkey, entry in held.value.items()
+        )
+
+    async def neighbours(self) -> list[str]:
+        """Return multiaddresses of connected peers: libp2p dials from the port it listens on."""
+        return [
+            f"{address}/p2p/{peer.peer_id.to_base58()}"
+            for peer in itertools.islice(await self._p2p.list_peers(), MAX_NEIGHBOURS)
+            for address in peer.addrs[:1]
+        ]
+
+    async def wait_for_death(self) -> None:
+        """Return when p2pd has ended: hivemind itself goes on as if it had not."""
+        await self._p2p._child.wait()
+
+    async def close(self) -> None:
+        await self._p2p.shutdown()
+
+    @property
+    def _table(self) -> Any:
+        return self._node.protocol.routing_table
+
+
+async def _join_dht(p2p: Any) -> Any:
+    """Return hivemind's node on `p2p`, with a DHT id that follows from its key.
+
+    Caching is off: a cached answer can be up to a lease old, and hivemind keeps what it caches for
+    as long as the peer that answered says.
+    """
+    return await hivemind_node.DHTNode.create(
+        p2p=p2p,
+        node_id=DHTID.generate(source=p2p.peer_id.to_bytes()),
+        record_validator=AnnouncementValidator(),
+        wait_timeout=RPC_TIMEOUT_S,
+        blacklist_time=1.0,
+        cache_locally=False,
+        cache_nearest=0,
+        cache_on_store=False,
+        cache_refresh_before_expiry=0,
+    )
+
+
+def _multiaddr(host: str, port: int) -> str:
+    try:
+        kind = f"ip{ipaddress.ip_address(host).version}"
+    except ValueError:
+        kind = "dns"
+    return f"/{kind}/{host}/tcp/{port}"
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise OSError if somebody listens there: p2pd would share the port and halve the calls."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen(1)
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# The socket ---------------------------------------------------------------------------------------
+
+
+async def answer(peer: DirectoryPeer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
+    """Carry out one command; what goes wrong is in the reply."""
+    reply = pb.DirectoryReply(id=command.id)
+    try:
+        match command.WhichOneof("body"):
+            case "store":
+                reply.stored.stored.extend(await peer.store(command.store.records))
+            case "lookup":
+                reply.found.records.extend(await peer.lookup(command.lookup.keys))
+                reply.found.neighbours.extend(await peer.neighbours())
+            case "join":
+                peer.join(command.join.peers)
+                reply.joined.SetInParent()
+            case other:
+                raise ValueError(f"unknown command {other}")
+    except TimeoutError:
+        reply.failed.message = f"no answer from the DHT within {LOOKUP_TIMEOUT_S:g} s"
+    except Exception as error:  # the parent decides what a failure means
+        reply.failed.message = f"{type(error).__name__}: {error}"
+    return reply
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Start as told by the first command, then answer until the socket closes or p2pd dies."""
+    first = await _next_command(reader)
+    if first is None or first.WhichOneof("body") != "start":
+        return
+    try:
+        peer = await DirectoryPeer.create(first.start)
+    except Exception as error:
+        failed = pb.DirectoryFailed(message=f"{type(error).__name__}: {error}")
+        write_message(writer, pb.DirectoryReply(id=first.id, failed=failed).SerializeToString())
+        await writer.drain()
+        return
+    try:
+        work = {
+            asyncio.create_task(peer.keep_joined()),
+            asyncio.create_task(peer.wait_for_death()),
+            asyncio.create_task(_answer_all(peer, first, reader, writer)),
+        }
+        await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        await peer.close()
+
+
+async def _answer_all(
+    peer: DirectoryPeer,
+    first: pb.DirectoryCommand,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    await peer.wait_until_tried()
+    addresses = await peer.addresses()
+    port = int(Multiaddr(addresses[0])["tcp"])
+    started = pb.DirectoryStarted(port=port, addresses=addresses)
+    write_message(writer, pb.DirectoryReply(id=first.id, started=started).SerializeToString())
+
+    async def reply(command: pb.DirectoryCommand) -> None:
+        write_message(writer, (await answer(peer, command)).SerializeToString())
+
+    async with asyncio.TaskGroup() as group:
+        while command := await _next_command(reader):
+            group.create_task(reply(command))
+
+
+async def _next_command(reader: asyncio.StreamReader) -> pb.DirectoryCommand | None:
+    message = await read_message(reader)
+    return None if message is None else pb.DirectoryCommand.FromString(message)
+
+
+async def _main(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A terminal or service manager signals the whole group; the parent still has to take its
+        # announcement back through this process, and closes the socket when it is done.
+        loop.add_signal_handler(number, lambda: None)
+    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
+    try:
+        await serve(reader, writer)
+    finally:
+        writer.close()
+
+
+if __name__ == "__main__":
+    harden()
+    asyncio.run(_main(int(sys.argv[1])))

@@ -1,0 +1,50 @@
+"""The directory as every other room sees it: publish oneself, find the others.
+
+Two implementations: `swarm.dht.DhtDirectory`, and `swarmd.testing.MemoryDirectory`. What comes out is
+a hint; `swarm.view` makes a picture of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from swarmd.core.peers import Announcement, ModelInfo
+
+
+class Directory(Protocol):
+    """Where nodes announce themselves. All methods may raise DirectoryError."""
+
+    async def publish(self, announcement: Announcement) -> None:
+        """Make the announcement visible; it replaces the one before and is kept until it expires.
+
+        Never fails because the directory is away for a moment: it is stored once that is back.
+        """
+        ...
+
+    async def withdraw(self, peer_id: str) -> None:
+        """Replace what this node published under `peer_id` by a tombstone."""
+        ...
+
+    async def announcements(self, model: str | None = None) -> list[Announcement]:
+        """Return everybody's valid announcements, by model name or digest; None is all models.
+
+        Tombstones (`NodeState.GONE`) are among them.
+        """
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """Return the models that somebody announces, or did within one lease; sorted by name."""
+        ...
+
+    async def join(self, addresses: Iterable[str]) -> None:
+        """Try to join through these directory addresses too, now and in the background."""
+        ...
+
+    def addresses(self) -> list[str]:
+        """Return the directory addresses under which this node's part can be joined."""
+        ...
+
+    async def close(self) -> None:
+        """Leave; nothing of the directory runs afterwards."""
+        ...
