@@ -1,0 +1,192 @@
+"""A swarm of real daemons on this machine: started together, killed singly, cleaned up at the end.
+
+What the demo, the benchmarks and the end-to-end tests stand on. Each node is a `swarmd serve`
+process with its own state directory and log file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from swarmd.core.errors import SwarmdError
+
+_READY = re.compile(r"^serving .* at (\S+)", re.MULTILINE)
+_LOG_TAIL = 2000
+
+
+class LocalNode:
+    """One `swarmd serve` process."""
+
+    def __init__(self, args: Sequence[str], directory: Path, env: Mapping[str, str]) -> None:
+        self.directory = directory
+        self.log_path = directory / "log"
+        self._args = tuple(args)
+        self._env = dict(env)
+        self.address = ""
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._log_from = log.tell()
+            return subprocess.Popen(
+                [sys.executable, "-m", "swarmd.cli.main", "serve", *self._args]
+                + ["--state-dir", str(self.directory / "state")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def log(self) -> str:
+        """Return what the present process has printed."""
+        with self.log_path.open("rb") as file:
+            file.seek(self._log_from)
+            return file.read().decode(errors="replace")
+
+    def wait_ready(self, deadline: float) -> str:
+        """Wait for the line that says it serves; return the address. `deadline` is monotonic.
+
+        Raises SwarmdError with the end of its log when it ends or is not ready in time.
+        """
+        while True:
+            alive = self.alive
+            found = _READY.search(self.log())
+            if found:
+                self.address = found[1]
+                return self.address
+            if not alive or time.monotonic() > deadline:
+                state = "did not become ready" if alive else f"ended with {self.process.returncode}"
+                raise SwarmdError(f"a node {state}; its log ends:\n{self.log()[-_LOG_TAIL:]}")
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if the process still runs."""
+        if self.alive:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """Ask it to drain and exit; insist after `timeout` seconds. Returns the exit code."""
+        self.signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.process.returncode
+
+    def restart(self) -> None:
+        """Start the same node again, with the same flags and state directory."""
+        if self.alive:
+            raise SwarmdError("the node still runs")
+        self.process = self._start()
+
+
+class LocalSwarm:
+    """Nodes with the given spans of one model; a context manager that leaves nothing behind.
+
+    `spans` are values of `--blocks`, one per node. All nodes are started at once; each knows the
+    addresses of the first two.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spans: Sequence[str],
+        *,
+        flags: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self.model = model
+        self._flags = tuple(flags)
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._temporary = None
+        if directory is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="swarmd-")
+            directory = Path(self._temporary.name)
+        self.directory = directory
+        self.nodes: list[LocalNode] = []
+        self._seeds = [f"127.0.0.1:{free_port()}" for _ in range(min(2, len(spans)))]
+        for span in spans:
+            self.add(span)
+
+    def add(self, span: str, *flags: str, model: str | None = None) -> LocalNode:
+        """Start one more node; it is not ready yet."""
+        index = len(self.nodes)
+        listen = self._seeds[index] if index < len(self._seeds) else "127.0.0.1:0"
+        args = [model or self.model, "--blocks", span, "--listen", listen]
+        args += ["--dht-listen", "127.0.0.1:0", *self._flags, *flags]
+        seeds = [seed for seed in self._seeds if seed != listen]
+        if seeds:
+            args += ["--peers", ",".join(seeds)]
+        node = LocalNode(args, self.directory / f"node{index}", self._env)
+        self.nodes.append(node)
+        return node
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Wait until every node serves. Raises SwarmdError."""
+        deadline = time.monotonic() + timeout
+        for node in self.nodes:
+            node.wait_ready(deadline)
+
+    @property
+    def addresses(self) -> list[str]:
+        """gRPC addresses of the nodes that run."""
+        return [node.address for node in self.nodes if node.alive and node.address]
+
+    def node_of(self, pid: int) -> LocalNode:
+        """Return the node with this process id. Raises SwarmdError if there is none."""
+        for node in self.nodes:
+            if node.pid == pid:
+                return node
+        raise SwarmdError(f"no node of this swarm has process id {pid}")
+
+    def stop(self) -> None:
+        """End all processes and remove their files."""
+        for node in self.nodes:
+            node.signal(signal.SIGKILL)
+        for node in self.nodes:
+            node.process.wait()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> LocalSwarm:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
