@@ -51,7 +51,7 @@ class _Slot(threading.local):
 _slot = _Slot()
 
 
-class row_context:  # noqa: N801 - reads as a statement
+class row_context:
     """Context manager that puts a batch into the slot for the duration of one forward."""
 
     __slots__ = ("_context",)
@@ -170,7 +170,7 @@ def _mask(
 def causal_mask(
     position: int, length: int, begin: int, window: int, like: torch.Tensor
 ) -> torch.Tensor:
-    """Mask for rows at `[position, position + length)` over keys at `[begin, position + length)`."""
+    """Mask of rows `[position, position + length)` over keys `[begin, position + length)`."""
     rows = torch.arange(position, position + length, device=like.device)[:, None]
     keys = torch.arange(begin, position + length, device=like.device)[None, :]
     hidden = keys > rows
@@ -231,7 +231,7 @@ def _spelled_out(
 def _softmax(
     scores: torch.Tensor, sinks: torch.Tensor | None, kv_heads: int, groups: int
 ) -> torch.Tensor:
-    """Softmax over keys of (1, kv_heads, groups, rows, keys); a sink takes its share and is dropped."""
+    """Softmax over the keys of (1, kv_heads, groups, rows, keys); a sink only takes its share."""
     if sinks is None:
         return functional.softmax(scores, dim=-1, dtype=torch.float32)
     column = sinks.reshape(1, kv_heads, groups, 1, 1).expand(*scores.shape[:-1], 1)

@@ -125,7 +125,7 @@ class KVBudget:
         return self._used
 
     def reserve(self, key: bytes, nbytes: int) -> bool:
-        """Set the reservation of `key` to `nbytes`; False, and nothing changed, if there is no room."""
+        """Set the reservation of `key` to `nbytes`; without room change nothing, return False."""
         with self._lock:
             held = self._reserved.get(key)
             growth = nbytes - (held.nbytes if held else 0)

@@ -70,13 +70,11 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
     return found
 
 
-def meta_model(config: PreTrainedConfig) -> nn.Module:
-    """Build the whole model without any weights. Raises ModelError when the config contradicts itself."""
+def on_meta(built: type[nn.Module], config: PreTrainedConfig) -> Any:
+    """Build a model without any weights. Raises ModelError when the config contradicts itself."""
     try:
         with torch.device("meta"), no_init_weights():
-            return model_class(config)._from_config(copy.deepcopy(config))  # type: ignore[operator, no-any-return]
-    except ModelError:
-        raise
+            return built._from_config(copy.deepcopy(config))  # type: ignore[attr-defined]
     except Exception as error:
         raise ModelError(
             f"this {config.model_type} model cannot be built from its config: {error}"
@@ -84,8 +82,8 @@ def meta_model(config: PreTrainedConfig) -> nn.Module:
 
 
 def find_layout(config: PreTrainedConfig) -> Layout:
-    """Look at the model that `config` describes. Raises ModelError when it has no chain of blocks."""
-    model = meta_model(config)
+    """Look at the model that `config` describes. Raises ModelError if it is no chain of blocks."""
+    model = on_meta(model_class(config), config)
     num_blocks = int(config.num_hidden_layers)
     trunk, blocks = _find_blocks(model, num_blocks, config.model_type)
     owner = model.get_submodule(trunk) if trunk else model
@@ -139,7 +137,7 @@ def _runs_before_blocks(
 
 
 def _build_no_masks(model: nn.Module) -> None:
-    """Masks look at values, which a tensor on the meta device has not; an unknown name has no mask."""
+    """Masks look at values, of which meta tensors have none; an unknown name gets no mask."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
@@ -167,7 +165,7 @@ def slice_config(config: PreTrainedConfig, start: int, end: int) -> PreTrainedCo
         return sliced
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == count and name not in _NOT_PER_BLOCK:
-            # Past __setattr__: some configs check lists against the number of blocks, one at a time.
+            # Past __setattr__: some configs check each list against the number of blocks.
             sliced.__dict__[name] = value[start:end]
     sliced.num_hidden_layers = end - start
     return sliced

@@ -19,9 +19,9 @@ from swarmd.core.span import Span
 from swarmd.engine import attention
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
-from swarmd.engine.source import Source, TensorMeta
+from swarmd.engine.source import Progress, Source, TensorMeta
 from swarmd.engine.stage import Stage
-from swarmd.engine.weights import Progress, load_span, needed_tensors
+from swarmd.engine.weights import load_span, needed_names
 
 DTYPES = {
     "float32": torch.float32,
@@ -64,7 +64,7 @@ def load_stage(
 
 
 def choose_device(device: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError when it is not there."""
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError if it is absent."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -111,7 +111,7 @@ def free_memory(device: torch.device) -> int:
 def model_info(
     source: Source, config: PreTrainedConfig, name: str | None, max_model_len: int | None
 ) -> ModelInfo:
-    """What the swarm knows of the model. Raises ModelError if max_model_len is beyond the model's."""
+    """What the swarm knows of the model. Raises ModelError if max_model_len is too long for it."""
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
     if max_model_len is not None:
         if not 1 <= max_model_len <= length:
@@ -137,8 +137,9 @@ def check_splittable(config_dict: dict[str, object]) -> None:
 def estimate_span_bytes(source: Source, span: Span, dtype: torch.dtype | None = None) -> int:
     """Bytes that the weights of a span take in memory, in `dtype` (default: as stored)."""
     config = parse_config(source.config_dict())
-    needed = needed_tensors(source, config, span)
-    return sum(_bytes_in(meta, dtype) for meta in needed.values())
+    names = needed_names(source, config, span, find_layout(config))
+    tensors = source.tensors()
+    return sum(_bytes_in(tensors[name], dtype) for name in names.values())
 
 
 def _bytes_in(meta: TensorMeta, dtype: torch.dtype | None) -> int:

@@ -5,12 +5,15 @@ Where those come from (a directory, a hub) is `swarmd.engine.checkpoint`'s busin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes here so far, bytes wanted); from any thread, never concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,18 @@ class Source(Protocol):
         """Every tensor of the checkpoint by its name there."""
         ...
 
+    def fetch(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        """Bring the bytes of these tensors to this machine, so that `read` need not wait.
+
+        Raises HubError when they cannot be fetched.
+        """
+        ...
+
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU that the caller may keep; nothing else writes to its memory.
 
-        Raises WeightsError when the file is damaged and HubError when it cannot be fetched.
+        It may be memory-mapped; then its pages must leave this process with the last tensor over
+        them, or a cast while loading leaves a second copy. Raises WeightsError when the file is
+        damaged.
         """
         ...

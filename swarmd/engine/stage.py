@@ -137,7 +137,7 @@ class Stage:
         return found
 
     def _rows(self, batch: Batch) -> torch.Tensor:
-        """Return the batch's input with a leading 1, on the device. Raises ModelError on a misfit."""
+        """Return the batch's input with a leading 1. Raises ModelError if it does not fit."""
         rows = batch.token_ids if batch.entry == 0 else batch.hidden
         if rows is None or rows.shape[0] != batch.total:
             raise ModelError(f"a batch of {batch.total} rows came with another number of them")

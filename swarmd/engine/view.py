@@ -1,4 +1,4 @@
-"""A runnable stretch `[entry, exit)` of a loaded span: the same weights behind fresh module objects.
+"""A runnable stretch `[entry, exit)` of a span: the same weights behind fresh module objects.
 
 Which stretch runs, and on what, is `swarmd.engine.stage`'s decision.
 """
@@ -24,7 +24,7 @@ class View:
     def __init__(self, model: nn.Module, layout: Layout, span: Span, entry: int, exit: int) -> None:
         self.entry, self.exit = entry, exit
         self.makes_logits = exit == layout.num_blocks
-        whole_config: PreTrainedConfig = model.config  # type: ignore[assignment]
+        whole_config: PreTrainedConfig = model.config
         self.config = slice_config(whole_config, entry, exit)
         self.model = _shallow_copy(model, whole_config, self.config)
         trunk = layout.trunk_of(self.model)
@@ -59,7 +59,7 @@ class View:
         self._left = output[0] if isinstance(output, tuple) else output
 
     def run(self, rows: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Run ids (batch, n) or hidden states (batch, n, hidden); return logits or hidden states."""
+        """Run ids (batch, n) or hidden (batch, n, hidden_size); return logits or hidden states."""
         known = {k: v for k, v in kwargs.items() if k in self.accepts}
         if rows.is_floating_point():
             self._entered = rows

@@ -8,7 +8,6 @@ come from is the `Source`'s, and what runs on the model is `swarmd.engine.stage`
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +20,8 @@ from transformers import PreTrainedConfig
 
 from swarmd.core.errors import ModelError, SwarmdError, WeightsError
 from swarmd.core.span import Span
-from swarmd.engine.layout import Layout, find_layout, model_class, slice_config
-from swarmd.engine.source import Source, TensorMeta
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes read so far, bytes to read); from any thread, never concurrently."""
+from swarmd.engine.layout import Layout, find_layout, model_class, on_meta
+from swarmd.engine.source import Progress, Source
 
 _FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
@@ -98,15 +94,15 @@ def load_span(
     """
     layout = layout or find_layout(config)
     _check_span(span, layout.num_blocks)
-    lazy = _LazyTensors(source, span_tensors(source.tensors(), span, layout.num_blocks), progress)
-    lazy.expect(needed_tensors(source, config, span, layout))
+    names = needed_names(source, config, span, layout)
+    source.fetch(names.values(), progress)
     built = _span_class(config, span, layout)
     try:
         with _quiet():
             model, report = built.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=config,
-                state_dict=lazy.as_state_dict(),
+                state_dict={new: _LazyTensor(source, old) for new, old in names.items()},
                 dtype=dtype,
                 output_loading_info=True,
             )
@@ -138,7 +134,7 @@ def _span_class(config: PreTrainedConfig, span: Span, layout: Layout) -> type[nn
     """Subclass the model so that it throws away what is not the span's as soon as it is built."""
     base = model_class(config)
 
-    def __init__(self: nn.Module, config: PreTrainedConfig) -> None:  # noqa: N807
+    def __init__(self: nn.Module, config: PreTrainedConfig) -> None:
         base.__init__(self, config)
         trim(self, span, layout)
 
@@ -188,61 +184,35 @@ def renumber(block: nn.Module, index: int) -> None:
     """Set the place of a block among those that run: caches and KV are looked up by it."""
     for module in block.modules():
         if hasattr(module, "layer_idx"):
-            module.layer_idx = index
-
-
-class _LazyTensors:
-    """A state dict whose values are read from the source when transformers asks for them."""
-
-    def __init__(self, source: Source, names: dict[str, str], progress: Progress | None) -> None:
-        self._source = source
-        self._names = names
-        self._progress = progress
-        self._sizes: dict[str, int] = {}
-        self._done = 0
-        self._total = 0
-        self._lock = threading.Lock()
-
-    def expect(self, tensors: Mapping[str, TensorMeta]) -> None:
-        """Say what will be read, so that progress has a whole."""
-        self._sizes = {name: meta.nbytes for name, meta in tensors.items()}
-        self._total = sum(self._sizes.values())
-
-    def as_state_dict(self) -> dict[str, _LazyTensor]:
-        metas = self._source.tensors()
-        return {new: _LazyTensor(self, old, metas[old]) for new, old in self._names.items()}
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self._source.read(name)
-        if self._progress is not None:
-            with self._lock:
-                self._done += self._sizes.get(name, 0)
-                self._progress(self._done, max(self._total, self._done))
-        return tensor
+            module.layer_idx = index  # type: ignore[assignment]
 
 
 class _LazyTensor:
     """Looks like a slice of a safetensors file: indexing it reads it."""
 
-    def __init__(self, owner: _LazyTensors, name: str, meta: TensorMeta) -> None:
-        self._owner = owner
+    def __init__(self, source: Source, name: str) -> None:
+        self._source = source
         self._name = name
-        self.shape = torch.Size(meta.shape)
-        self.dtype = meta.dtype
 
-    def __getitem__(self, _: Any) -> torch.Tensor:
-        return self._owner.read(self._name)
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self._source.read(self._name)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size(self._source.tensors()[self._name].shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._source.tensors()[self._name].dtype
 
 
-def needed_tensors(
-    source: Source, config: PreTrainedConfig, span: Span, layout: Layout | None = None
-) -> dict[str, TensorMeta]:
-    """Return those tensors of the checkpoint, by their names there, that this span reads."""
-    layout = layout or find_layout(config)
-    metas = source.tensors()
-    renamed = span_tensors(metas, span, layout.num_blocks)
+def needed_names(
+    source: Source, config: PreTrainedConfig, span: Span, layout: Layout
+) -> dict[str, str]:
+    """Map the names that the span's model gives its tensors to their names in the checkpoint."""
+    renamed = span_tensors(source.tensors(), span, layout.num_blocks)
     wanted = _wanted_by(config, span, layout)
-    return {old: metas[old] for new, old in renamed.items() if wanted(new)}
+    return {new: old for new, old in renamed.items() if wanted(new)}
 
 
 def _wanted_by(config: PreTrainedConfig, span: Span, layout: Layout) -> Callable[[str], bool]:
@@ -254,10 +224,7 @@ def _wanted_by(config: PreTrainedConfig, span: Span, layout: Layout) -> Callable
         rename_source_key,
     )
 
-    with torch.device("meta"), transformers.initialization.no_init_weights():
-        model = _span_class(config, span, layout)._from_config(
-            slice_config(config, 0, layout.num_blocks)
-        )  # type: ignore[attr-defined]
+    model = on_meta(_span_class(config, span, layout), config)
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]

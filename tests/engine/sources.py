@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from swarmd.engine.source import TensorMeta
+from swarmd.engine.source import Progress, TensorMeta
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 
@@ -43,6 +43,9 @@ class DirectorySource:
 
     def tensors(self) -> Mapping[str, TensorMeta]:
         return self._metas
+
+    def fetch(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        """Nothing to do."""
 
     def read(self, name: str) -> torch.Tensor:
         self.was_read.append(name)
