@@ -7,31 +7,27 @@ a span needs `weights`'.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from swarmd.core.errors import ModelError, WeightsError
-from swarmd.engine.digest import HashCache, Progress, model_digest
+from swarmd.engine.byte_ranges import Range, total
+from swarmd.engine.digest import HashCache, model_digest
+from swarmd.engine.disk import require_space
+from swarmd.engine.hub_settings import hf_home
+from swarmd.engine.progress import Meter
+from swarmd.engine.repo_files import CONFIG_FILE, choose_weights, few, read_config
 from swarmd.engine.safetensors_header import Header, TensorEntry
-from swarmd.engine.source import TensorMeta
-from swarmd.engine.weights_file import map_file, mapped_tensor, read_header
+from swarmd.engine.source import Progress, TensorMeta
+from swarmd.engine.weights_file import read_header, read_tensor
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-CONFIG_FILE = "config.json"
-PICKLED = re.compile(r"(pytorch_model.*\.bin|.*\.(pt|pth|ckpt|pkl))$")
-MAX_JSON_BYTES = 64 << 20
 REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
-
-Span = tuple[int, int]
-"""Bytes `[start, end)` of one file."""
 
 
 class Shard(Protocol):
@@ -50,12 +46,12 @@ class Shard(Protocol):
         """SHA-256 of the whole file in hex."""
         ...
 
-    def missing(self, spans: Sequence[Span]) -> list[Span]:
-        """What of these spans is not on this machine."""
+    def missing(self, ranges: Sequence[Range]) -> list[Range]:
+        """What of these ranges is not on this machine."""
         ...
 
-    def fetch(self, spans: Sequence[Span], progress: Progress | None) -> None:
-        """Bring these spans to this machine."""
+    def fetch(self, ranges: Sequence[Range], advance: Callable[[int], None]) -> None:
+        """Bring these ranges to this machine; `advance` hears of every byte, from any thread."""
         ...
 
     def path(self) -> Path:
@@ -84,7 +80,6 @@ class Checkpoint:
         self._weight_map = weight_map
         self._progress = progress
         self._headers: dict[str, Header] = {}
-        self._maps: dict[str, mmap.mmap] = {}
         self.commit = commit
         """The hub's commit that all files were taken from; None for a directory."""
 
@@ -113,29 +108,30 @@ class Checkpoint:
     def fetch(self, names: Iterable[str], progress: Progress | None = None) -> None:
         """Bring these tensors' bytes here: nothing to do in a directory, HTTP ranges on the hub.
 
+        An exception out of `progress` ends the download; what arrived is kept.
         Errors: WeightsError for a name that the checkpoint does not have, HubError.
         """
-        for file, spans in self._spans(names).items():
-            self._shards[file].fetch(spans, progress)
+        ranges = self._ranges(names)
+        missing = {file: self._shards[file].missing(wanted) for file, wanted in ranges.items()}
+        meter = Meter(progress, sum(map(total, missing.values())), f"download {self._name}")
+        if meter.total:
+            require_space(self._shards[next(iter(missing))].path().parent, meter.total)
+        for file, parts in missing.items():
+            if parts:
+                self._shards[file].fetch(parts, meter.advance)
 
     def missing_bytes(self, names: Iterable[str]) -> int:
         """How many bytes `fetch(names)` would still have to download."""
-        return sum(
-            end - start
-            for file, spans in self._spans(names).items()
-            for start, end in self._shards[file].missing(spans)
-        )
+        ranges = self._ranges(names)
+        return sum(total(self._shards[file].missing(wanted)) for file, wanted in ranges.items())
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor over memory-mapped bytes. Errors: WeightsError if absent or not fetched."""
+        """The tensor in memory of its own. Errors: WeightsError if absent or not fetched."""
         file, entry = self._find(name)
         shard = self._shards[file]
-        if shard.missing([(entry.start, entry.end)]):
+        if entry.meta.nbytes and shard.missing([(entry.start, entry.end)]):
             raise WeightsError(f"tensor {name!r} of {shard.where} was not fetched")
-        mapping = self._maps.get(file)
-        if mapping is None:
-            mapping = self._maps[file] = map_file(shard.path(), shard.where)
-        return mapped_tensor(mapping, entry, shard.where)
+        return read_tensor(shard.path(), entry, shard.where)
 
     def entry(self, name: str) -> TensorEntry:
         """Dtype, shape and place of a tensor in its file. Errors: WeightsError."""
@@ -166,19 +162,19 @@ class Checkpoint:
             )
         return file, entry
 
-    def _spans(self, names: Iterable[str]) -> dict[str, list[Span]]:
+    def _ranges(self, names: Iterable[str]) -> dict[str, list[Range]]:
         wanted = list(names)
         absent = [name for name in wanted if name not in self._files_of_tensors]
         if absent:
             raise WeightsError(
-                f"{self._name} lacks {len(absent)} of {len(wanted)} tensors: {_few(absent)}"
+                f"{self._name} lacks {len(absent)} of {len(wanted)} tensors: {few(absent)}"
             )
-        spans: dict[str, list[Span]] = {}
+        ranges: dict[str, list[Range]] = {}
         for name in wanted:
             file, entry = self._find(name)
             if entry.end > entry.start:
-                spans.setdefault(file, []).append((entry.start, entry.end))
-        return spans
+                ranges.setdefault(file, []).append((entry.start, entry.end))
+        return ranges
 
 
 class _TensorTable(Mapping[str, TensorMeta]):
@@ -206,9 +202,11 @@ class _TensorTable(Mapping[str, TensorMeta]):
 class LocalShard:
     """A complete safetensors file."""
 
-    def __init__(self, path: Path, hashes: HashCache) -> None:
+    def __init__(self, path: Path, hashes: HashCache, sha256: str | None = None) -> None:
+        """`sha256` where it is known from a content-addressed cache."""
         self._path = path
         self._hashes = hashes
+        self._sha256 = sha256
 
     @property
     def where(self) -> str:
@@ -219,14 +217,14 @@ class LocalShard:
 
     def sha256(self, progress: Progress | None) -> str:
         try:
-            return self._hashes.sha256(self._path, progress)
+            return self._sha256 or self._hashes.sha256(self._path, progress)
         except OSError as error:
             raise WeightsError(f"{self._path}: cannot be read: {error.strerror}") from error
 
-    def missing(self, spans: Sequence[Span]) -> list[Span]:
+    def missing(self, ranges: Sequence[Range]) -> list[Range]:
         return []
 
-    def fetch(self, spans: Sequence[Span], progress: Progress | None) -> None:
+    def fetch(self, ranges: Sequence[Range], advance: Callable[[int], None]) -> None:
         """Nothing to do."""
 
     def path(self) -> Path:
@@ -275,7 +273,7 @@ def open_directory(
     files, weight_map = choose_weights(path, sorted(os.listdir(path)), str(path))
     absent = [file for file in files if not (path / file).is_file()]
     if absent:
-        raise WeightsError(f"{path} lacks {len(absent)} of {len(files)} files: {_few(absent)}")
+        raise WeightsError(f"{path} lacks {len(absent)} of {len(files)} files: {few(absent)}")
     hashes = HashCache((cache_dir or default_cache_dir()) / "hashes.json")
     shards = {file: LocalShard(path / file, hashes) for file in files}
     name = path.resolve().name
@@ -285,86 +283,3 @@ def open_directory(
 def default_cache_dir() -> Path:
     """`$HF_HOME/swarmd`, beside huggingface_hub's own cache."""
     return hf_home() / "swarmd"
-
-
-def hf_home() -> Path:
-    """Where huggingface_hub keeps its things: the same variables, read at each call."""
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(os.path.expandvars(home)).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expandvars(cache)).expanduser() / "huggingface"
-
-
-def choose_weights(
-    index_dir: Path, names: Sequence[str], where: str
-) -> tuple[list[str], dict[str, str] | None]:
-    """The weights files among a repository's file `names`, and the index if there is one.
-
-    As transformers does, one `model.safetensors` is preferred to an index, which is read from
-    `index_dir`.
-    """
-    if SINGLE_FILE in names:
-        return [SINGLE_FILE], None
-    if INDEX_FILE in names:
-        weight_map = read_weight_map(index_dir / INDEX_FILE)
-        return sorted(set(weight_map.values())), weight_map
-    pickled = [name for name in names if PICKLED.fullmatch(name)]
-    if pickled:
-        raise ModelError(
-            f"{where} has its weights only in pickle files ({_few(pickled)}), which can run code "
-            f"when they are read: swarmd reads only safetensors. Look for a converted copy"
-        )
-    raise ModelError(f"{where} has neither {SINGLE_FILE} nor {INDEX_FILE}")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json as a dict. Errors: ModelError."""
-    return _read_object(path, ModelError)
-
-
-def read_weight_map(path: Path) -> dict[str, str]:
-    """File of each tensor, out of an index, with every file name checked. Errors: WeightsError."""
-    weight_map = _read_object(path, WeightsError).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError(f"{path}: no weight_map")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not is_plain_file(file) or not _is_safetensors(file):
-            raise WeightsError(f"{path}: tensor {name!r} is said to lie in {file!r}: refused")
-    return weight_map
-
-
-def is_plain_file(name: str) -> bool:
-    """Whether a repository's file name stays inside the repository, on every system."""
-    parts = PurePosixPath(name).parts
-    return (
-        0 < len(name) < 1024
-        and name.isprintable()
-        and not any(c in name for c in '\\:*?"<>|')
-        and name == "/".join(parts)
-        and not any(part in ("..", ".", "/") for part in parts)
-    )
-
-
-def _is_safetensors(name: str) -> bool:
-    return name.endswith(".safetensors")
-
-
-def _read_object(path: Path, error_type: type[ModelError] | type[WeightsError]) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise error_type(f"{path}: {size} bytes, at most {MAX_JSON_BYTES} are read")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise error_type(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise error_type(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise error_type(f"{path}: a JSON {type(content).__name__}, not an object")
-    return content
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

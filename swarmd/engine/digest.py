@@ -8,16 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from swarmd.engine.disk import write_atomically
+from swarmd.engine.source import Progress
 
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, what is being done); it must not raise."""
+log = logging.getLogger(__name__)
 
 # Rewritten by every `save_pretrained` and by the hub's tools without a change to the mathematics:
 # a version, a path of the author's machine, a commit, and the dtype to load into, which here is
@@ -110,18 +108,3 @@ class HashCache:
 def is_sha256(text: str) -> bool:
     """Whether `text` is a SHA-256 as hubs and this module write it."""
     return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file's content so that a reader, or a crash, sees the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes here so far, bytes wanted); from any thread, never concurrently."""
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, what is being done); from any thread, never concurrently.
+An exception out of it ends the work."""
 
 
 @dataclass(frozen=True, slots=True)

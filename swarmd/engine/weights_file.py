@@ -1,13 +1,11 @@
-"""One safetensors file on disk: its header and its tensors, memory-mapped.
+"""One safetensors file on disk: its header and its tensors.
 
 Which file holds which tensor is `checkpoint`'s business; what a header may say, the parser's.
 """
 
 from __future__ import annotations
 
-import errno
-import mmap
-import warnings
+import os
 from pathlib import Path
 
 import torch
@@ -33,40 +31,35 @@ def read_header(path: Path, where: str) -> Header:
         raise WeightsError(f"{where}: cannot be read: {error.strerror}") from error
 
 
-def map_file(path: Path, where: str) -> mmap.mmap:
-    """Map the whole file; its pages are shared with the page cache.
+def read_tensor(path: Path, entry: TensorEntry, where: str) -> torch.Tensor:
+    """Read one tensor into memory of its own, which is the only copy in this process.
 
-    A private, writable mapping: a stray write stays in this process and never reaches the file.
-    Linux refuses those beyond the size of memory, though only this span's part of a file will ever
-    be touched, so a larger file is mapped read-only.
+    Not a mapping: a file that is cut short while it is served would kill the process (SIGBUS), a
+    mapping's pages stay beside a cast copy for as long as it lives and are aligned as the file
+    happens to be, and each costs a file descriptor.
     """
+    content = torch.empty(entry.meta.nbytes, dtype=torch.uint8)
     try:
-        with path.open("rb") as file:
-            try:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError as error:
-                if error.errno != errno.ENOMEM:
-                    raise
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{where}: cannot be mapped: {error}") from error
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            done = _fill(fd, content.numpy().data, entry.start)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise WeightsError(f"{where}: cannot be read: {error.strerror}") from error
+    if done < entry.meta.nbytes:
+        raise WeightsError(
+            f"{where}: truncated: {entry.start + done} bytes, at least {entry.end} expected"
+        )
+    return content.view(entry.meta.dtype).reshape(entry.meta.shape)
 
 
-def mapped_tensor(mapping: mmap.mmap, entry: TensorEntry, where: str) -> torch.Tensor:
-    """A tensor over the mapped bytes, without a copy; it keeps the mapping alive."""
-    meta = entry.meta
-    if entry.end > len(mapping):
-        raise WeightsError(f"{where}: {len(mapping)} bytes left, {entry.end} expected: truncated")
-    if meta.nbytes == 0:
-        return torch.empty(meta.shape, dtype=meta.dtype)
-    buffer: mmap.mmap | bytearray = mapping
-    offset = entry.start
-    if offset % meta.dtype.itemsize:
-        # Headers are padded to 8 bytes by every known writer; a foreign one may not be, and torch
-        # does not promise to compute on misaligned storage.
-        buffer, offset = bytearray(mapping[entry.start : entry.end]), 0
-    count = meta.nbytes // meta.dtype.itemsize
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(buffer, dtype=meta.dtype, count=count, offset=offset)
-    return flat.reshape(meta.shape)
+def _fill(fd: int, target: memoryview, offset: int) -> int:
+    """Read into `target` until it is full or the file ends; the number of bytes read."""
+    done = 0
+    while done < len(target):
+        count = os.preadv(fd, [target[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done

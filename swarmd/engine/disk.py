@@ -1,0 +1,44 @@
+"""Small promises about files: replaced as a whole, and room enough before a download begins.
+
+What is kept in them is the callers' business.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from swarmd.core.errors import HubError
+
+SPARE_BYTES = 64 << 20
+"""Left free on the disk, for the journal and for everybody else."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file's content so that a reader, or a crash, sees the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def require_space(directory: Path, nbytes: int) -> None:
+    """Refuse a download for which the disk has no room. Errors: HubError."""
+    place = directory
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < nbytes + SPARE_BYTES:
+        raise HubError(
+            f"{directory}: {nbytes} bytes are to be downloaded, the disk has {free} free: "
+            "make room, or set HF_HOME to a larger disk"
+        )
