@@ -1,0 +1,229 @@
+"""The sessions that this node coordinates: a driver each, fed by frames, time and the view.
+
+Every decision is `swarmd.pipeline.driver`'s; routes come from `swarmd.node.presence`; what a client
+is told is `swarmd.node.inference`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from swarmd.core.errors import CoverageError, QueueFull, RequestError
+from swarmd.core.frames import SessionFrame
+from swarmd.core.peers import ModelInfo
+from swarmd.core.route import Route
+from swarmd.core.span import Span
+from swarmd.node.requests import Generation
+from swarmd.node.timer import Deadline
+from swarmd.pipeline import events as ev
+from swarmd.pipeline.driver import Driver, Request
+from swarmd.pipeline.policy import DriverPolicy
+
+log = logging.getLogger(__name__)
+
+Output = ev.Routed | ev.Emit | ev.Finished
+
+
+class RouteFinder(Protocol):
+    """Where routes come from."""
+
+    def find(
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
+    ) -> Route:
+        """Return hops that cover exactly the spans. Raises CoverageError or CapacityError."""
+        ...
+
+    def report_failure(self, peer_id: str) -> None:
+        """A peer has failed a session: prefer others for a while."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorLimits:
+    """What one node coordinates at most, and how it cuts prompts."""
+
+    max_sessions: int
+    chunk_size: int
+
+
+@dataclass(slots=True)
+class CoordinatorStats:
+    """What this node has coordinated since it started."""
+
+    sessions_started: int = 0
+    sessions_finished: int = 0
+    sessions_failed: int = 0
+    tokens_emitted: int = 0
+    repairs: int = 0
+    resumed: int = 0
+
+
+class Run:
+    """One driver, and what its client has yet to be told. Iterates until `Finished`."""
+
+    def __init__(self, session: bytes, driver: Driver, positions: int, chunk_size: int) -> None:
+        self.session = session
+        self.driver = driver
+        self.positions = positions
+        self.chunk_size = chunk_size
+        self.outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self.deadline: Deadline | None = None
+
+    @property
+    def repairs(self) -> int:
+        return self.driver.repairs
+
+    @property
+    def recomputed(self) -> int:
+        """Positions that were sent down the pipeline more than once."""
+        return self.driver.feed.resent
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        while True:
+            output = await self.outputs.get()
+            yield output
+            if isinstance(output, ev.Finished):
+                return
+
+
+class Coordinator:
+    """All sessions coordinated here."""
+
+    def __init__(
+        self,
+        own_id: str,
+        model: ModelInfo,
+        send: Callable[[str, Sequence[SessionFrame]], None],
+        routes: RouteFinder,
+        policy: DriverPolicy,
+        limits: CoordinatorLimits,
+    ) -> None:
+        self.stats = CoordinatorStats()
+        self._own_id = own_id
+        self._model = model
+        self._send = send
+        self._routes = routes
+        self._policy = policy
+        self._limits = limits
+        self._runs: dict[bytes, Run] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @contextmanager
+    def run(self, generation: Generation) -> Iterator[Run]:
+        """Start a generation; leaving the context ends the session on all hops.
+
+        Raises QueueFull, or RequestError when the session is coordinated here already.
+        """
+        run = self._start(generation)
+        try:
+            self._handle(run, ev.Start())
+            yield run
+        finally:
+            self.stop(run, "cancelled")
+            self._forget(run)
+
+    def stop(self, run: Run, reason: str) -> None:
+        """End a session before its driver would."""
+        self._handle(run, ev.Stop(reason))
+
+    def on_frame(self, peer_id: str, frame: SessionFrame) -> None:
+        """Take a frame that is meant for a coordinator."""
+        run = self._runs.get(getattr(frame, "session", b""))
+        if run is not None:
+            self._handle(run, ev.Received(peer_id, frame))
+
+    def on_peer_lost(self, peer_id: str) -> None:
+        """Tell every session; those without that hop do not care."""
+        self._tell_all(ev.PeerLost(peer_id))
+
+    def on_view_changed(self) -> None:
+        """Sessions that wait for a peer look again."""
+        self._tell_all(ev.RoutesChanged())
+
+    def _tell_all(self, event: ev.DriverEvent) -> None:
+        for run in list(self._runs.values()):
+            self._handle(run, event)
+
+    def _start(self, generation: Generation) -> Run:
+        if generation.session in self._runs:
+            raise RequestError("this session runs here already: its stream is still open")
+        if len(self._runs) >= self._limits.max_sessions:
+            raise QueueFull(f"{len(self._runs)} sessions are coordinated here already", 1.0)
+        resume = generation.resume
+        chunk_size = resume.chunk_size if resume else self._limits.chunk_size
+        request = _request(generation, self._model, self._own_id, chunk_size)
+        driver = Driver(request, self._policy, jitter=random.random())
+        positions = len(generation.prompt_ids) + generation.max_tokens
+        run = Run(generation.session, driver, positions, chunk_size)
+        run.deadline = Deadline(lambda: self._handle(run, ev.Tick()))
+        self._runs[run.session] = run
+        self.stats.sessions_started += 1
+        self.stats.resumed += resume is not None
+        return run
+
+    def _handle(self, run: Run, event: ev.DriverEvent) -> None:
+        if self._runs.get(run.session) is not run:
+            return
+        now = asyncio.get_running_loop().time()
+        for action in run.driver.handle(event, now):
+            self._carry_out(run, action)
+        if run.deadline is not None and self._runs.get(run.session) is run:
+            run.deadline.set(run.driver.next_deadline())
+
+    def _carry_out(self, run: Run, action: ev.DriverAction) -> None:
+        if isinstance(action, ev.Send):
+            self._send(action.peer_id, (action.frame,))
+        elif isinstance(action, ev.NeedRoute):
+            # Later, not now: the driver's other actions come first.
+            asyncio.get_running_loop().call_soon(self._find_route, run, action)
+        else:
+            run.outputs.put_nowait(action)
+            self.stats.tokens_emitted += isinstance(action, ev.Emit)
+            if isinstance(action, ev.Finished):
+                self.stats.sessions_finished += action.error is None
+                self.stats.sessions_failed += action.error is not None
+                self._forget(run)
+
+    def _find_route(self, run: Run, need: ev.NeedRoute) -> None:
+        for peer_id in need.exclude:
+            self._routes.report_failure(peer_id)
+        try:
+            hops = self._routes.find(need.spans, need.exclude, need.keep, run.positions)
+        except CoverageError as error:
+            self._handle(run, ev.RouteMissing(need.ask, error.missing))
+        else:
+            self._handle(run, ev.RouteFound(need.ask, hops))
+
+    def _forget(self, run: Run) -> None:
+        if self._runs.get(run.session) is run:
+            del self._runs[run.session]
+            self.stats.repairs += run.driver.repairs
+        if run.deadline is not None:
+            run.deadline.set(None)
+
+
+def _request(generation: Generation, model: ModelInfo, own_id: str, chunk_size: int) -> Request:
+    resume = generation.resume
+    return Request(
+        session=generation.session,
+        secret=generation.secret,
+        model=model,
+        me=own_id,
+        prompt_ids=generation.prompt_ids,
+        sampling=generation.sampling,
+        max_tokens=generation.max_tokens,
+        chunk_size=chunk_size,
+        stop_ids=generation.stop_token_ids,
+        ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
+        known_ids=resume.output_ids if resume else (),
+        epoch=resume.epoch if resume else 0,
+        route=resume.route if resume else (),
+    )

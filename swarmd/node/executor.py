@@ -1,0 +1,251 @@
+"""The compute thread: takes what hops submit, forms microbatches, runs the stage, draws tokens.
+
+Which steps run together is `swarmd.engine.batcher`'s decision; what a result means is
+`swarmd.pipeline.hop`'s. One thread per stage; within a session everything keeps its order.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from swarmd.core.frames import Payload, Step
+from swarmd.core.span import Span
+from swarmd.engine import codec
+from swarmd.engine.batcher import Batcher, Work
+from swarmd.engine.kv_cache import SequenceCache
+from swarmd.engine.sampler import Sampler
+from swarmd.engine.stage import Batch, Segment, Stage
+from swarmd.pipeline import events as ev
+
+log = logging.getLogger(__name__)
+
+Op = ev.Submit | ev.Truncate | ev.Free
+Result = ev.Computed | ev.ComputeFailed
+
+
+@dataclass(slots=True)
+class ComputeStats:
+    """What the compute thread has done. Written by it alone; read from anywhere."""
+
+    steps: int = 0
+    """Session steps computed."""
+    microbatches: int = 0
+    tokens: int = 0
+    """Positions computed."""
+    busy_s: float = 0.0
+    """Time in `Stage.forward`."""
+    step_ms: float = 0.0
+    """Moving average of a microbatch of decodes, in milliseconds."""
+    alive_at: float = 0.0
+    """When the thread last went round its loop, by the monotonic clock."""
+
+
+class _Session:
+    """What the compute thread keeps of a session."""
+
+    __slots__ = ("cache", "ops", "sampler")
+
+    def __init__(self, cache: SequenceCache) -> None:
+        self.cache = cache
+        self.ops: deque[Op] = deque()
+        self.sampler: Sampler | None = None
+
+
+class Executor:
+    """Runs one stage. `put` is called on the event loop; `deliver` is called on the thread."""
+
+    def __init__(self, stage: Stage, deliver: Callable[[Sequence[Result]], None]) -> None:
+        self.stats = ComputeStats(alive_at=time.monotonic())
+        self._stage = stage
+        self._deliver = deliver
+        self._batcher = Batcher(ragged=stage.ragged)
+        self._inbox: queue.SimpleQueue[Op | None] = queue.SimpleQueue()
+        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, op: Op) -> None:
+        """Queue an operation; those of one session are done in order."""
+        self._inbox.put(op)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Finish the microbatch that runs, then end the thread."""
+        self._inbox.put(None)
+        self._thread.join(timeout)
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    # -- everything below runs on the compute thread ---------------------------------------
+
+    def _run(self) -> None:
+        while self._take_in():
+            self.stats.alive_at = time.monotonic()
+            works = self._batcher.choose(self._ready())
+            if works:
+                self._deliver(self._compute([self._next_submit(work) for work in works]))
+
+    def _take_in(self) -> bool:
+        """Sort what has come into the sessions; wait when there is nothing to do."""
+        try:
+            while True:
+                idle = not any(session.ops for session in self._sessions.values())
+                op = self._inbox.get(timeout=1.0) if idle else self._inbox.get_nowait()
+                if op is None:
+                    return False
+                self._accept(op)
+        except queue.Empty:
+            return True
+
+    def _accept(self, op: Op) -> None:
+        session = self._sessions.get(op.session)
+        if isinstance(op, ev.Free):
+            # Nobody waits for what the session had queued.
+            self._sessions.pop(op.session, None)
+            return
+        if session is None:
+            session = self._sessions[op.session] = _Session(self._stage.new_cache())
+        session.ops.append(op)
+        self._truncate_if_next(session)
+
+    def _truncate_if_next(self, session: _Session) -> None:
+        while session.ops and isinstance(op := session.ops[0], ev.Truncate):
+            session.cache.truncate(op.length)
+            session.ops.popleft()
+
+    def _ready(self) -> list[Work]:
+        """The next step of every session, in the order in which they came."""
+        works = []
+        for key, session in self._sessions.items():
+            if session.ops and isinstance(op := session.ops[0], ev.Submit):
+                works.append(_work(key, op))
+        return works
+
+    def _next_submit(self, work: Work) -> ev.Submit:
+        session = self._sessions[work.key]
+        op = session.ops.popleft()
+        assert isinstance(op, ev.Submit)
+        self._sessions.move_to_end(work.key)
+        return op
+
+    def _compute(self, submits: Sequence[ev.Submit]) -> list[Result]:
+        try:
+            results = self._forward(submits)
+        except Exception as error:  # one bad step must not end the daemon
+            if len(submits) > 1:
+                # Alone, only the one that is to blame fails. Rows written twice do no harm.
+                return [result for submit in submits for result in self._compute([submit])]
+            log.exception("compute failed session=%s", submits[0].session.hex()[:8])
+            results = [ev.ComputeFailed(s.session, s.ticket, _reason(error)) for s in submits]
+        for submit in submits:
+            session = self._sessions.get(submit.session)
+            if session is not None:
+                self._truncate_if_next(session)
+        return results
+
+    def _forward(self, submits: Sequence[ev.Submit]) -> list[Result]:
+        blocks = submits[0].blocks
+        batch = self._batch(submits, blocks)
+        began = time.perf_counter()
+        output = self._stage.forward(batch)
+        self._count(submits, time.perf_counter() - began)
+        if blocks.end == self._stage.info.num_blocks:
+            return self._draw(submits, output)
+        results: list[Result] = []
+        start = 0
+        for submit in submits:
+            end = start + submit.step.length
+            payload = codec.to_payload(output[start:end])
+            results.append(ev.Computed(submit.session, submit.ticket, payload))
+            start = end
+        return results
+
+    def _batch(self, submits: Sequence[ev.Submit], blocks: Span) -> Batch:
+        segments: list[Segment] = []
+        logits_at: list[int] = []
+        row = 0
+        for submit in submits:
+            step, cache = submit.step, self._sessions[submit.session].cache
+            position = step.position
+            for length in step.chunks:
+                segments.append(Segment(cache, position, length))
+                position += length
+            logits_at += [row + want - step.position for want in step.wants]
+            row += step.length
+        return Batch(
+            blocks.start,
+            blocks.end,
+            tuple(segments),
+            token_ids=_token_ids(submits) if blocks.start == 0 else None,
+            hidden=self._hidden(submits) if blocks.start else None,
+            logits_at=tuple(logits_at),
+        )
+
+    def _hidden(self, submits: Sequence[ev.Submit]) -> torch.Tensor:
+        payloads: list[Payload] = []
+        for submit in submits:
+            assert submit.step.hidden is not None
+            payloads.append(submit.step.hidden)
+        return codec.gather(payloads, self._stage.dtype)
+
+    def _draw(self, submits: Sequence[ev.Submit], logits: torch.Tensor) -> list[Result]:
+        results: list[Result] = []
+        row = 0
+        for submit in submits:
+            drawn = []
+            for want in submit.step.wants:
+                drawn.append(self._draw_one(submit, logits[row], want))
+                row += 1
+            results.append(ev.Computed(submit.session, submit.ticket, tokens=tuple(drawn)))
+        return results
+
+    def _draw_one(self, submit: ev.Submit, logits: torch.Tensor, want: int) -> ev.Drawn:
+        session = self._sessions[submit.session]
+        assert submit.sampling is not None
+        if session.sampler is None or session.sampler.params != submit.sampling:
+            session.sampler = Sampler(submit.sampling, self._stage.info.vocab_size)
+        ids = submit.ids[: want + 1]
+        token = session.sampler.sample(logits, ids, submit.prompt_tokens, want + 1)
+        return ev.Drawn(want + 1, token.id, token.logprob, token.top)
+
+    def _count(self, submits: Sequence[ev.Submit], seconds: float) -> None:
+        stats = self.stats
+        stats.busy_s += seconds
+        stats.microbatches += 1
+        stats.steps += len(submits)
+        stats.tokens += sum(submit.step.length for submit in submits)
+        if all(submit.step.length == 1 for submit in submits):
+            new = seconds * 1000
+            stats.step_ms = new if not stats.step_ms else 0.9 * stats.step_ms + 0.1 * new
+
+
+def _work(key: bytes, submit: ev.Submit) -> Work:
+    step = submit.step
+    return Work(
+        key=key,
+        position=step.position,
+        chunks=step.chunks,
+        entry=submit.blocks.start,
+        exit=submit.blocks.end,
+    )
+
+
+def _token_ids(submits: Sequence[ev.Submit]) -> torch.Tensor:
+    ids = [token for submit in submits for token in submit.step.token_ids]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]

@@ -1,0 +1,84 @@
+"""Prompts to ids: text, chats or ids as a client sent them, by the served model's own tokenizer.
+
+Tokenising and rendering are `swarmd.text`'s; a node whose model has no tokenizer serves ids only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from swarmd.core.errors import ModelError, RequestError
+from swarmd.text.chat import ChatTemplate
+from swarmd.text.tokenizer import Tokenizer
+from swarmd.v1 import inference_pb2 as pb
+
+_INLINE_CHARS = 4096
+
+
+class Prompts:
+    """The served model's tokenizer and chat template."""
+
+    def __init__(self, files_dir: Path) -> None:
+        self.tokenizer: Tokenizer | None = None
+        self._missing = ""
+        try:
+            self.tokenizer = Tokenizer.from_dir(files_dir)
+        except ModelError as error:
+            self._missing = str(error)
+        self._chat = ChatTemplate.from_dir(files_dir)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation by the model's own files."""
+        return tuple(self.tokenizer.eos_token_ids) if self.tokenizer else ()
+
+    async def ids_of(self, request: pb.GenerateRequest) -> Sequence[int]:
+        """Return the prompt's ids; empty for a resumption. Raises RequestError."""
+        if request.HasField("resume"):
+            return ()
+        kind = request.WhichOneof("prompt")
+        if kind == "token_ids":
+            return tuple(request.token_ids.ids)
+        if kind == "text":
+            return await self._encode(request.text, special=True)
+        if kind == "chat":
+            return await self._chat_ids(request.chat)
+        raise RequestError("the request has no prompt: give text, token ids or a chat")
+
+    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeReply:
+        """Answer a client's `Tokenize`. Raises RequestError."""
+        kind = request.WhichOneof("input")
+        if kind == "token_ids":
+            ids = request.token_ids.ids
+            return pb.TokenizeReply(ids=ids, text=self.text_of(tuple(ids)))
+        if kind == "chat":
+            return pb.TokenizeReply(ids=await self._chat_ids(request.chat))
+        ids = await self._encode(request.text, special=request.add_special_tokens)
+        return pb.TokenizeReply(ids=ids, text=request.text)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included; empty without a tokenizer."""
+        return self.tokenizer.decode(ids, False) if self.tokenizer else ""
+
+    async def _encode(self, text: str, *, special: bool) -> Sequence[int]:
+        tokenizer = self._required()
+        if len(text) <= _INLINE_CHARS:
+            return tokenizer.encode(text, special)
+        # A long text takes milliseconds: off the loop, which feeds everybody's streams.
+        return await asyncio.to_thread(tokenizer.encode, text, special)
+
+    async def _chat_ids(self, chat: pb.Chat) -> Sequence[int]:
+        messages = [{"role": m.role, "content": m.content} for m in chat.messages]
+        text = await asyncio.to_thread(self._chat.render, messages)
+        return await self._encode(text, special=False)
+
+    def _required(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(f"this model takes token ids only: {self._missing}")
+        return self.tokenizer
+
+    def close(self) -> None:
+        """End the process that renders templates."""
+        self._chat.close()

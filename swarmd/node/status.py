@@ -1,0 +1,108 @@
+"""What a node tells about itself and the swarm: the reply to `Status`, and its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from swarmd.core.errors import UsageError
+from swarmd.core.peers import Announcement, NodeState
+from swarmd.node.coordinator import Coordinator
+from swarmd.node.executor import Executor
+from swarmd.node.host import StageHost
+from swarmd.node.presence import Presence
+from swarmd.v1 import inference_pb2 as pb
+from swarmd.wire.links import Links
+
+
+class StatusReport:
+    """Collects from the parts of one node. `start_drain` begins a drain."""
+
+    def __init__(
+        self,
+        presence: Presence,
+        coordinator: Coordinator,
+        host: StageHost,
+        executor: Executor,
+        links: Links,
+        start_drain: Callable[[], None],
+    ) -> None:
+        self._presence = presence
+        self._coordinator = coordinator
+        self._host = host
+        self._executor = executor
+        self._links = links
+        self._start_drain = start_drain
+
+    def reply(self) -> pb.StatusReply:
+        """Return the whole report."""
+        view = self._presence.view
+        return pb.StatusReply(
+            peer_id=self._presence.peer_id,
+            peers=[peer_status(a) for a in view.peers],
+            models=[self._model_status(digest) for digest in view.digests],
+            counters=self.counters(),
+        )
+
+    def counters(self) -> Mapping[str, float]:
+        """Return this node's counters by name."""
+        groups = {
+            "hop": asdict(self._host.table.counters),
+            "coordinator": asdict(self._coordinator.stats),
+            "compute": asdict(self._executor.stats),
+            "link": asdict(self._links.stats),
+        }
+        values = {f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()}
+        values["hop_sessions"] = float(len(self._host.table.sessions))
+        values["coordinator_sessions"] = float(len(self._coordinator))
+        return values
+
+    def drain(self, *, force: bool) -> int:
+        """Begin to drain; return the sessions that run. Refused for the last holder of blocks."""
+        alone = self._presence.held_by_nobody_else()
+        if alone and not force:
+            blocks = ", ".join(f"{start}:{end}" for start, end in alone)
+            raise UsageError(
+                f"nobody else holds blocks {blocks}: the model would be gone; start another node "
+                "with them first, or add --force"
+            )
+        self._start_drain()
+        return len(self._host.table.sessions)
+
+    def _model_status(self, digest: str) -> pb.ModelStatus:
+        view = self._presence.view
+        model = view.model(digest)
+        replicas = view.replicas(digest)
+        return pb.ModelStatus(
+            name=model.name,
+            digest=model.digest,
+            num_blocks=model.num_blocks,
+            covered_blocks=sum(count > 0 for count in replicas),
+            replicas=min(replicas, default=0),
+            missing=[pb.BlockRange(start=a, end=b) for a, b in view.missing(digest)],
+            max_model_len=model.max_model_len,
+        )
+
+
+def peer_status(a: Announcement) -> pb.PeerStatus:
+    """Return one peer's line."""
+    return pb.PeerStatus(
+        peer_id=a.peer_id,
+        address=a.address,
+        start=a.span.start,
+        end=a.span.end,
+        state=NodeState(a.state).name.lower(),
+        device=a.device,
+        dtype=a.dtype,
+        sessions=a.sessions,
+        kv_total_bytes=a.kv_total_bytes,
+        kv_free_bytes=a.kv_free_bytes,
+        tokens_per_s=a.tokens_per_s,
+        pid=a.pid,
+        version=a.version,
+        model=a.model.name,
+        ragged=a.ragged,
+        replay_exact=a.replay_exact,
+        queue_depth=a.queue_depth,
+        step_ms=a.step_ms,
+    )
