@@ -1,0 +1,1 @@
+"""Text at the coordinator: tokenizers, chat templates, detokenising and stop strings. No torch."""

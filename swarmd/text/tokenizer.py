@@ -27,7 +27,7 @@ from swarmd.text.model_files import (
 # The largest in use have 35 MB (262,144 tokens).
 MAX_TOKENIZER_BYTES = 128 << 20
 MAX_TEXT_CHARS = 16 << 20
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Tokenizer:
@@ -162,12 +162,8 @@ def _add_missing_tokens(
     known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
     declared = config.get("added_tokens_decoder") or {}
     with _foreign_errors(ModelError, "tokenizer_config.json: malformed added_tokens_decoder"):
-        tokens = [
-            tokenizers.AddedToken(
-                token["content"], **{key: token.get(key, False) for key in _FLAGS}
-            )
-            for _, token in sorted(declared.items(), key=lambda item: int(item[0]))
-        ]
+        in_order = sorted(declared.items(), key=lambda item: int(item[0]))
+        tokens = [_added_token(token) for _, token in in_order]
         backend.add_tokens([token for token in tokens if repr(token) not in known])
         contents = {token.content for token in backend.get_added_tokens_decoder().values()}
         backend.add_tokens(
@@ -177,6 +173,11 @@ def _add_missing_tokens(
                 if content not in contents
             ]
         )
+
+
+def _added_token(entry: Mapping[str, Any]) -> tokenizers.AddedToken:
+    flags = {key: entry[key] for key in _TOKEN_FLAGS if key in entry}
+    return tokenizers.AddedToken(entry["content"], **flags)
 
 
 def _compile(backend: tokenizers.Tokenizer) -> Callable[[], Pipeline]:
