@@ -41,7 +41,7 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        return len(self.data)
+        return self.data.nbytes if isinstance(self.data, memoryview) else len(self.data)
 
 
 class Refusal(enum.IntEnum):
@@ -101,6 +101,7 @@ class Opened:
 
     session: bytes
     epoch: int
+    """That of the open; with STALE_EPOCH the hop's own, so that the next try can be above it."""
     refusal: Refusal | None = None
     message: str = ""
     kv_length: int = 0

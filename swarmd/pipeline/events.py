@@ -1,0 +1,210 @@
+"""What goes into this room's state machines and what comes out, as frozen values.
+
+`hop.HopTable` and `driver.Driver` say what each means; the daemon's shells carry the actions out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarmd.core.errors import SwarmdError
+from swarmd.core.frames import Payload, SessionFrame, Step
+from swarmd.core.route import Route
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+
+# Events of both machines.
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A frame came in over the link from `peer_id`."""
+
+    peer_id: str
+    frame: SessionFrame
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The link to a peer broke, or could not be made: frames under way may be gone."""
+
+    peer_id: str
+    known: bool = True
+    """False: it could not even be dialled, as the view does not hold it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: sent at `next_deadline()` or later."""
+
+
+# Events of the hop table only.
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The id that the last hop drew for `position`, which follows the wanted one."""
+
+    position: int
+    id: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A submitted step is done: hidden states `(n, hidden)`, or on the last hop drawn tokens."""
+
+    session: bytes
+    ticket: int
+    payload: Payload | None = None
+    tokens: tuple[Drawn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeFailed:
+    """A submitted step could not be computed; what the session's KV holds is no longer known."""
+
+    session: bytes
+    ticket: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new sessions from now on; those that run go on."""
+
+
+# Events of the driver only.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin. Comes once, first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFound:
+    """The answer to `NeedRoute(ask, ...)`: hops that cover exactly the spans, in order."""
+
+    ask: int
+    hops: Route
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMissing:
+    """The other answer to `NeedRoute(ask, ...)`: these blocks have no peer that may be used."""
+
+    ask: int
+    missing: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """The view changed: a wait for peers may be over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End now: the client left, a deadline passed (`error`), or a stop string was found."""
+
+    reason: str = "cancelled"
+    error: SwarmdError | None = None
+
+
+# Actions of both machines.
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put a frame on the link to a peer, after all earlier ones.
+
+    When that peer is not known or cannot be dialled, answer with `PeerLost`; a `Close` or `Keep`
+    is worth no dialling.
+    """
+
+    peer_id: str
+    frame: SessionFrame
+
+
+# Actions of the hop table only. The three for the executor keep their order.
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Compute a step over `blocks`; answer with `Computed` or `ComputeFailed`, in order.
+
+    KV for `session` and `blocks` is made at its first submit. `sampling` is set on the last hop,
+    and `ids`, the ids of positions `[0, step.end)`, where sampling needs them.
+    """
+
+    session: bytes
+    ticket: int
+    blocks: Span
+    step: Step
+    max_positions: int
+    sampling: SamplingParams | None = None
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Forget the session's KV at and above `length`."""
+
+    session: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Forget the session; results of its submitted steps are no longer wanted."""
+
+    session: bytes
+
+
+# Actions of the driver only.
+
+
+@dataclass(frozen=True, slots=True)
+class NeedRoute:
+    """Find hops that cover exactly `spans` without `exclude`, and answer with the same `ask`.
+
+    `keep` are the hops that stay, for a router that weighs the links to the neighbours.
+    """
+
+    ask: int
+    spans: tuple[Span, ...]
+    exclude: frozenset[str]
+    keep: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """All hops have agreed: what a client needs to resume elsewhere."""
+
+    route: Route
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """The next id of the output; positions count from the start of the prompt."""
+
+    position: int
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end. `reason` is `stop`, `length`, that of `Stop`, or `error` with `error` set."""
+
+    reason: str
+    error: SwarmdError | None = None
+
+
+HopEvent = Received | PeerLost | Tick | Computed | ComputeFailed | Drain
+HopAction = Send | Submit | Truncate | Free
+DriverEvent = Received | PeerLost | Tick | Start | RouteFound | RouteMissing | RoutesChanged | Stop
+DriverAction = Send | NeedRoute | Routed | Emit | Finished

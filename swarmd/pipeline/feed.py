@@ -1,0 +1,113 @@
+"""The coordinator's own log: a session's ids, and how far they have been sent down the pipeline.
+
+When to rewind, and along which route, is the driver's decision.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from swarmd.core.frames import Step
+from swarmd.pipeline.steps import ChunkPlan
+
+
+class Feed:
+    """Turns ids into steps for the first hop, with a bounded number of steps under way.
+
+    Every so many steps a token is asked for although its id is known: its coming back says how far
+    the pipeline is.
+    """
+
+    def __init__(
+        self, session: bytes, ids: list[int], plan: ChunkPlan, window: int, replay_step: int
+    ) -> None:
+        self.session = session
+        self.ids = ids
+        self.plan = plan
+        self.epoch = 0
+        self.round = 0
+        self.sent = 0
+        """Positions below it are under way or done, in this round."""
+        self.highest = 0
+        """Positions below it have been sent at least once."""
+        self.resent = 0
+        """Positions that were sent more than once."""
+        self._window = window
+        self._replay_step = replay_step
+        self._under_way: deque[int] = deque()
+        self._unmarked = 0
+
+    @property
+    def known(self) -> int:
+        """Number of ids: prompt and output so far."""
+        return len(self.ids)
+
+    @property
+    def last_chunk(self) -> int:
+        """Where the chunk of the last known id starts; its token is the next one."""
+        return self.plan.floor(self.known - 1)
+
+    @property
+    def outstanding(self) -> int:
+        """Positions from the oldest unanswered step to the end of what was sent."""
+        return self.sent - self._answered
+
+    @property
+    def _answered(self) -> int:
+        return self._done if self._under_way else self.sent
+
+    def begin(self, epoch: int) -> None:
+        """Enter a new epoch, at round 0 and position 0."""
+        self.epoch, self.round = epoch, 0
+        self._restart(0)
+
+    def rewind(self, position: int) -> None:
+        """Enter a new round in which steps begin at `position`, a chunk's start."""
+        self.round += 1
+        self._restart(position)
+
+    def _restart(self, position: int) -> None:
+        self.sent = self._done = position
+        self._under_way.clear()
+        self._unmarked = 0
+
+    def replay(self, start: int, end: int) -> Iterator[Step]:
+        """Steps for `[start, end)` that ask for no token: the first hop is to have them again."""
+        self.sent = self.plan.floor(start)
+        while self.sent < end:
+            yield self._take(end, mark=False)
+
+    def pump(self) -> Iterator[Step]:
+        """As many steps as may be under way; the last known position asks for a token."""
+        while self.sent < self.known and len(self._under_way) < self._window:
+            self._unmarked += 1
+            mark = self._unmarked >= max(1, self._window // 2)
+            step = self._take(self.known, mark)
+            if step.wants:
+                self._unmarked = 0
+            self._under_way.append(step.end)
+            yield step
+
+    def answered(self, position: int) -> bool:
+        """Note that the token for `position` came; return whether that is news."""
+        before = len(self._under_way)
+        while self._under_way and self._under_way[0] <= position:
+            self._done = self._under_way.popleft()
+        return len(self._under_way) < before
+
+    def _take(self, end: int, mark: bool) -> Step:
+        start = self.sent
+        chunks = self.plan.next(start, end, self._replay_step)
+        self.sent = stop = start + sum(chunks)
+        self.resent += max(0, min(stop, self.highest) - start)
+        self.highest = max(self.highest, stop)
+        return Step(
+            self.session,
+            self.epoch,
+            self.round,
+            start,
+            chunks,
+            token_ids=tuple(self.ids[start:stop]),
+            wants=(stop - 1,) if mark or stop == self.known else (),
+        )

@@ -1,0 +1,491 @@
+"""The hop's side: every session in which this node computes some blocks, as one state machine.
+
+It decides what is computed, logged, sent on, refused and freed. Computing is the executor's,
+sending the links', and the bytes of KV are counted by the account that it is given.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from swarmd.core.errors import SessionError
+from swarmd.core.frames import (
+    Close,
+    Failed,
+    Gap,
+    Keep,
+    Open,
+    Opened,
+    Refusal,
+    Resume,
+    Step,
+    Token,
+)
+from swarmd.core.peers import ModelInfo
+from swarmd.core.span import Span
+from swarmd.pipeline.events import (
+    Computed,
+    ComputeFailed,
+    Drain,
+    Free,
+    HopAction,
+    HopEvent,
+    PeerLost,
+    Received,
+    Send,
+    Submit,
+    Tick,
+    Truncate,
+)
+from swarmd.pipeline.hop_session import HopInput, HopSession, HopState
+from swarmd.pipeline.replay_log import ReplayBudget, ReplayLog
+from swarmd.pipeline.steps import cut
+
+
+class KVAccount(Protocol):
+    """The stage's KV budget: counts of bytes, no memory."""
+
+    def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
+        """Make the session's reservation so large; False, and no change, when it does not fit."""
+        ...
+
+    def release(self, session: bytes) -> None:
+        """Give the session's reservation back."""
+        ...
+
+    def capacity(self, blocks: Span) -> int:
+        """Positions over `blocks` that an empty budget holds."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes that are not reserved."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HopPolicy:
+    """The limits of a hop table."""
+
+    orphan_grace: float = 10.0
+    """Seconds that a session is kept after the last sign of its coordinator."""
+    reservation: float = 5.0
+    """Seconds that an opened session is kept unused."""
+    max_sessions: int = 256
+    max_queued_steps: int = 1024
+    """Steps of one session that may wait for the executor."""
+    replay_log_bytes: int = 1 << 30
+    """What all replay logs may hold together."""
+    replay_step: int = 256
+    """Positions in one step out of a replay log."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What the table must know of the stage that it stands before."""
+
+    model: ModelInfo
+    span: Span
+    pid: int = 0
+    rewinds: bool = True
+    """Whether KV can be cut to any length; otherwise (recurrent state) only to 0."""
+
+
+@dataclass(slots=True)
+class HopCounters:
+    """What has happened, for status and metrics."""
+
+    opened: int = 0
+    adopted: int = 0
+    """Sessions that were opened anew with what they held."""
+    refused: int = 0
+    freed: int = 0
+    lapsed: int = 0
+    orphaned: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+    stale_epochs: int = 0
+    stale_rounds: int = 0
+    wrong_sender: int = 0
+    unknown_session: int = 0
+    bad_steps: int = 0
+    replayed_positions: int = 0
+    """Sent on out of the replay log."""
+    recomputed_positions: int = 0
+    """Given up in rewinds, so computed again."""
+    evicted_positions: int = 0
+    """Dropped from the replay logs for want of room."""
+
+
+@dataclass(slots=True)
+class _Refused(Exception):
+    """An open that is answered with no."""
+
+    refusal: Refusal
+    message: str
+    epoch: int = 0
+
+
+class HopTable:
+    """All sessions of a stage. `handle` is the only way in; it never raises for a peer's fault."""
+
+    def __init__(
+        self, facts: StageFacts, account: KVAccount, policy: HopPolicy | None = None
+    ) -> None:
+        self.facts = facts
+        self.policy = policy or HopPolicy()
+        self.counters = HopCounters()
+        self.sessions: dict[bytes, HopSession] = {}
+        self.budget = ReplayBudget(self.policy.replay_log_bytes)
+        self.draining = False
+        self._account = account
+        self._ticket = 0
+        self._check_at: float | None = None
+        self._events: dict[type[Any], Callable[[Any, float], list[HopAction]]] = {
+            Received: self._received,
+            Computed: self._computed,
+            ComputeFailed: self._compute_failed,
+            PeerLost: self._peer_lost,
+            Tick: self._tick,
+            Drain: self._drain,
+        }
+        self._frames: dict[type[Any], Callable[[str, Any, float], list[HopAction]]] = {
+            Open: self._open,
+            Resume: self._resume,
+            Step: self._step,
+            Keep: self._keep,
+            Close: self._close,
+            Failed: self._failed_downstream,
+        }
+
+    def handle(self, event: HopEvent, now: float) -> list[HopAction]:
+        """Take an event at `now`, in seconds of a monotonic clock; return what is to be done."""
+        return self._events[type(event)](event, now)
+
+    def next_deadline(self) -> float | None:
+        """When the next `Tick` is due at the latest that matters; None without sessions."""
+        return self._check_at if self.sessions else None
+
+    def _received(self, event: Received, now: float) -> list[HopAction]:
+        handler = self._frames.get(type(event.frame))
+        return handler(event.peer_id, event.frame, now) if handler else []
+
+    # Opening.
+
+    def _open(self, sender: str, order: Open, now: float) -> list[HopAction]:
+        actions: list[HopAction] = []
+        try:
+            session = self._known(sender, order)
+            if session and order.epoch == session.epoch and sender == session.coordinator:
+                return [self._opened(session)]
+            self._check(order, known=session is not None)
+            if session and (session.blocks != order.blocks or (order.fresh and session.length)):
+                actions += self._free(session)
+                session = None
+            session = self._admit(order, session)
+        except _Refused as no:
+            self.counters.refused += 1
+            answer = Opened(order.session, no.epoch or order.epoch, no.refusal, no.message)
+            return [*actions, Send(sender, answer)]
+        session.point(sender, order)
+        session.seen_at = now
+        session.lapses_at = now + self.policy.reservation
+        self._remind(session)
+        return [*actions, self._opened(session)]
+
+    def _known(self, sender: str, order: Open) -> HopSession | None:
+        session = self.sessions.get(order.session)
+        if session is None:
+            return None
+        if not hmac.compare_digest(session.secret, order.secret):
+            raise _Refused(Refusal.WRONG_SECRET, "the secret is not that of this session")
+        oldest = session.epoch if sender == session.coordinator else session.epoch + 1
+        if order.epoch < oldest:
+            message = f"epoch {order.epoch} is not after {session.epoch}"
+            raise _Refused(Refusal.STALE_EPOCH, message, session.epoch)
+        return session
+
+    def _check(self, order: Open, known: bool) -> None:
+        model, span = self.facts.model, self.facts.span
+        if order.model_digest != model.digest:
+            raise _Refused(Refusal.WRONG_MODEL, f"this node serves {model.name} {model.digest}")
+        if not span.covers(order.blocks):
+            message = f"blocks {order.blocks} are not within {span}, which this node serves"
+            raise _Refused(Refusal.WRONG_BLOCKS, message)
+        if (order.blocks.end == model.num_blocks) != (not order.next_peer):
+            raise _Refused(Refusal.BAD_REQUEST, "only the last hop has no next one")
+        if not order.next_peer and order.sampling is None:
+            raise _Refused(Refusal.BAD_REQUEST, "the last hop needs sampling parameters")
+        if self.draining and not known:
+            raise _Refused(Refusal.DRAINING, "this node is draining")
+
+    def _admit(self, order: Open, session: HopSession | None) -> HopSession:
+        capacity = min(self._account.capacity(order.blocks), self.facts.model.max_model_len)
+        if order.max_positions > capacity:
+            message = f"{order.max_positions} positions asked for, {capacity} at most fit here"
+            raise _Refused(Refusal.TOO_LONG, message)
+        if session is None and len(self.sessions) >= self.policy.max_sessions:
+            raise _Refused(Refusal.KV_EXHAUSTED, f"{len(self.sessions)} sessions are open here")
+        if not self._account.reserve(order.session, order.blocks, order.max_positions):
+            message = (
+                f"KV for {order.max_positions} positions does not fit now: "
+                f"{self._account.free_bytes()} bytes are free"
+            )
+            raise _Refused(Refusal.KV_EXHAUSTED, message)
+        if session is not None:
+            self.counters.adopted += 1
+            return session
+        self.counters.opened += 1
+        log = ReplayLog(self.budget)
+        session = HopSession(order.session, order.secret, order.blocks, log)
+        self.sessions[order.session] = session
+        return session
+
+    def _opened(self, session: HopSession) -> Send:
+        answer = Opened(
+            session.id,
+            session.epoch,
+            kv_length=session.length,
+            log_start=session.log.start,
+            kv_free_bytes=self._account.free_bytes(),
+            pid=self.facts.pid,
+        )
+        return Send(session.coordinator, answer)
+
+    # The coordinator's other frames.
+
+    def _of_coordinator(self, sender: str, session_id: bytes) -> HopSession | None:
+        session = self.sessions.get(session_id)
+        if session is None:
+            self.counters.unknown_session += 1
+            return None
+        if sender != session.coordinator:
+            self.counters.wrong_sender += 1
+            return None
+        return session
+
+    def _resume(self, sender: str, order: Resume, now: float) -> list[HopAction]:
+        session = self._of_coordinator(sender, order.session)
+        if session is None:
+            return []
+        if order.epoch != session.epoch:
+            self.counters.stale_epochs += 1
+            return []
+        self._used(session, now)
+        if session.state is HopState.FLOWING:
+            self.counters.duplicates += 1
+            return []
+        session.resume(order.send_from)
+        if session.last:
+            return []
+        backlog = list(session.backlog(self.policy.replay_step))
+        self.counters.replayed_positions += sum(step.length for step in backlog)
+        return [Send(session.next_peer, step) for step in backlog]
+
+    def _keep(self, sender: str, order: Keep, now: float) -> list[HopAction]:
+        for session_id in order.sessions:
+            session = self._of_coordinator(sender, session_id)
+            if session is not None:
+                self._used(session, now)
+        return []
+
+    def _close(self, sender: str, order: Close, now: float) -> list[HopAction]:
+        session = self._of_coordinator(sender, order.session)
+        if session is None or order.epoch < session.epoch:
+            return []
+        return self._free(session)
+
+    def _used(self, session: HopSession, now: float) -> None:
+        session.lapses_at = None
+        session.seen_at = now
+
+    # Steps.
+
+    def _step(self, sender: str, step: Step, now: float) -> list[HopAction]:
+        session = self.sessions.get(step.session)
+        if session is None:
+            self.counters.unknown_session += 1
+            unknown = Failed(step.session, step.epoch, Refusal.UNKNOWN_SESSION, "not open here")
+            return [Send(sender, unknown)]
+        if sender != session.prev_peer:
+            self.counters.wrong_sender += 1
+            return []
+        if step.epoch != session.epoch:
+            self.counters.stale_epochs += 1
+            return []
+        if step.round < session.round:
+            self.counters.stale_rounds += 1
+            return []
+        problem = self._misfit(session, step)
+        if problem:
+            self.counters.bad_steps += 1
+            return [self._fail(session, Refusal.BAD_STEP, problem)]
+        session.lapses_at = None
+        if sender == session.coordinator:
+            session.seen_at = now
+        return [*self._new_round(session, step), *self._take(session, step)]
+
+    def _misfit(self, session: HopSession, step: Step) -> str:
+        model = self.facts.model
+        if not step.chunks or min(step.chunks) < 1 or step.position < 0:
+            return "a step needs chunks of at least one position"
+        if step.end > session.max_positions:
+            return f"position {step.end} is beyond the {session.max_positions} reserved"
+        if any(not step.position <= want < step.end for want in step.wants):
+            return "a wanted position lies outside the step"
+        if session.blocks.start == 0:
+            if step.hidden is not None or len(step.token_ids) != step.length:
+                return f"the first hop needs {step.length} token ids"
+            if not all(0 <= token < model.vocab_size for token in step.token_ids):
+                return f"token ids must be below {model.vocab_size}"
+            return ""
+        if step.hidden is None or step.hidden.shape != (step.length, model.hidden_size):
+            return f"this hop needs hidden states of shape {(step.length, model.hidden_size)}"
+        return ""
+
+    def _new_round(self, session: HopSession, step: Step) -> list[HopAction]:
+        if step.round == session.round:
+            return []
+        session.round = step.round
+        keep = step.position if self.facts.rewinds or step.position >= session.length else 0
+        gone = session.rewind(step.position, keep)
+        self.counters.recomputed_positions += gone
+        return [Truncate(session.id, keep)] if gone else []
+
+    def _take(self, session: HopSession, step: Step) -> list[HopAction]:
+        if step.position > session.length:
+            return self._gap(session)
+        if step.end <= session.length:
+            self.counters.duplicates += 1
+            return []
+        if len(session.pending) >= self.policy.max_queued_steps:
+            message = f"{len(session.pending)} steps of this session are waiting already"
+            return [self._fail(session, Refusal.BAD_STEP, message)]
+        self._ticket += 1
+        step = cut(step, session.length, step.end)
+        session.accept(self._ticket, step)
+        return [self._submit(session, step)]
+
+    def _gap(self, session: HopSession) -> list[HopAction]:
+        self.counters.gaps += 1
+        if session.gap_told == session.round:
+            return []
+        session.gap_told = session.round
+        gap = Gap(session.id, session.epoch, session.round, session.length)
+        return [Send(session.coordinator, gap)]
+
+    def _submit(self, session: HopSession, step: Step) -> Submit:
+        sampling = session.sampling if session.last else None
+        ids = tuple(session.ids[: step.end]) if sampling and sampling.needs_ids else ()
+        return Submit(
+            session.id,
+            self._ticket,
+            session.blocks,
+            step,
+            session.max_positions,
+            sampling,
+            ids,
+        )
+
+    # Results.
+
+    def _computed(self, event: Computed, now: float) -> list[HopAction]:
+        session = self.sessions.get(event.session)
+        if session is None:
+            return []
+        if session.last:
+            return self._tokens(session, event)
+        if event.payload is None:
+            return self._broken(session, "no hidden states came out of a step")
+        try:
+            done = session.output(event.ticket, event.payload)
+        except SessionError as error:
+            return self._broken(session, str(error))
+        if done is None:
+            return []
+        logs = (other.log for other in self.sessions.values())
+        self.counters.evicted_positions += self.budget.enforce(logs)
+        onward = session.onward(done)
+        return [] if onward is None else [Send(session.next_peer, onward)]
+
+    def _tokens(self, session: HopSession, event: Computed) -> list[HopAction]:
+        result = session.drawn(event.ticket, event.tokens)
+        if result is None:
+            return []
+        step, drawn = result
+        stamp = session.stamped(step)
+        return [
+            Send(
+                session.coordinator,
+                Token(session.id, stamp.epoch, stamp.round, t.position, t.id, t.logprob, t.top),
+            )
+            for t in drawn
+        ]
+
+    def _compute_failed(self, event: ComputeFailed, now: float) -> list[HopAction]:
+        session = self.sessions.get(event.session)
+        if session is None or event.ticket not in session.pending:
+            return []
+        return self._broken(session, event.message)
+
+    def _broken(self, session: HopSession, message: str) -> list[HopAction]:
+        failed = self._fail(session, Refusal.COMPUTE_FAILED, message)
+        return [*self._free(session), failed]
+
+    # Losses and time.
+
+    def _peer_lost(self, event: PeerLost, now: float) -> list[HopAction]:
+        refusal = Refusal.NEXT_UNREACHABLE if event.known else Refusal.UNKNOWN_PEER
+        actions: list[HopAction] = []
+        for session in self.sessions.values():
+            if session.next_peer == event.peer_id:
+                session.move(HopInput.NEXT_LOST)
+                message = f"the next hop {event.peer_id} cannot be reached"
+                actions.append(self._fail(session, refusal, message, event.peer_id))
+        return actions
+
+    def _failed_downstream(self, sender: str, failed: Failed, now: float) -> list[HopAction]:
+        session = self.sessions.get(failed.session)
+        if session is None or sender != session.next_peer or failed.epoch != session.epoch:
+            return []
+        session.move(HopInput.NEXT_LOST)
+        return [self._fail(session, failed.refusal, failed.message, sender)]
+
+    def _tick(self, event: Tick, now: float) -> list[HopAction]:
+        actions: list[HopAction] = []
+        self._check_at = None
+        for session in list(self.sessions.values()):
+            if session.lapses_at is not None and session.lapses_at <= now:
+                self.counters.lapsed += 1
+                actions += self._free(session)
+            elif session.seen_at + self.policy.orphan_grace <= now:
+                self.counters.orphaned += 1
+                actions += self._free(session)
+            else:
+                self._remind(session)
+        return actions
+
+    def _drain(self, event: Drain, now: float) -> list[HopAction]:
+        self.draining = True
+        return []
+
+    def _remind(self, session: HopSession) -> None:
+        due = session.seen_at + self.policy.orphan_grace
+        if session.lapses_at is not None:
+            due = min(due, session.lapses_at)
+        self._check_at = due if self._check_at is None else min(due, self._check_at)
+
+    def _fail(
+        self, session: HopSession, refusal: Refusal, message: str, lost_peer: str = ""
+    ) -> Send:
+        failed = Failed(session.id, session.epoch, refusal, message, lost_peer)
+        return Send(session.coordinator, failed)
+
+    def _free(self, session: HopSession) -> list[HopAction]:
+        del self.sessions[session.id]
+        session.log.truncate(0)
+        self._account.release(session.id)
+        self.counters.freed += 1
+        return [Free(session.id)]

@@ -1,0 +1,171 @@
+"""One session as one hop holds it: how far it is, what is being computed, what was sent on.
+
+Who may say what to it, and the memory it may use, is `hop.HopTable`'s business.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from swarmd.core.errors import SessionError
+from swarmd.core.frames import Open, Payload, Step
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+from swarmd.pipeline.events import Drawn
+from swarmd.pipeline.replay_log import ReplayLog
+from swarmd.pipeline.steps import cut, join, rows
+
+
+class HopState(enum.Enum):
+    """Whether outputs may go on to the next hop."""
+
+    FLOWING = "flowing"
+    HELD = "held"
+    """Logged only: a new route has been opened, or the next hop is lost."""
+
+
+class HopInput(enum.Enum):
+    """What moves a session between its states."""
+
+    OPEN_FRESH = "open (fresh)"
+    OPEN_AGAIN = "open (not fresh)"
+    RESUME = "resume"
+    NEXT_LOST = "next hop lost"
+
+
+HOP_TRANSITIONS: dict[tuple[HopState, HopInput], HopState] = {
+    (HopState.HELD, HopInput.OPEN_FRESH): HopState.FLOWING,
+    (HopState.HELD, HopInput.OPEN_AGAIN): HopState.HELD,
+    (HopState.HELD, HopInput.RESUME): HopState.FLOWING,
+    (HopState.HELD, HopInput.NEXT_LOST): HopState.HELD,
+    (HopState.FLOWING, HopInput.OPEN_FRESH): HopState.FLOWING,
+    (HopState.FLOWING, HopInput.OPEN_AGAIN): HopState.HELD,
+    (HopState.FLOWING, HopInput.NEXT_LOST): HopState.HELD,
+}
+"""A resume while flowing is a duplicate and not in the table."""
+
+
+@dataclass(slots=True)
+class HopSession:
+    """A session's state on one hop. Positions `[0, length)` are accepted, in order."""
+
+    id: bytes
+    secret: bytes
+    blocks: Span
+    log: ReplayLog
+    coordinator: str = ""
+    prev_peer: str = ""
+    next_peer: str = ""
+    epoch: int = 0
+    round: int = 0
+    max_positions: int = 0
+    sampling: SamplingParams | None = None
+    ids: list[int] = field(default_factory=list)
+    """On the last hop: prompt and output so far, as penalties count them."""
+    state: HopState = HopState.HELD
+    length: int = 0
+    send_from: int = 0
+    """Outputs at and above it go on to the next hop."""
+    rewound_to: int | None = None
+    """The lowest rewind of this epoch: what lies above, the next hop must be sent anew."""
+    gap_told: int = -1
+    """The round of this epoch in which the coordinator was told of a gap."""
+    pending: dict[int, Step] = field(default_factory=dict)
+    """Ticket -> step that is being computed, without what rewinds have cut off."""
+    seen_at: float = 0.0
+    """When the coordinator was last heard of."""
+    lapses_at: float | None = None
+    """Until it is used, when the reservation lapses."""
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last hop, which samples."""
+        return not self.next_peer
+
+    def move(self, what: HopInput) -> None:
+        """Change the state as HOP_TRANSITIONS says. Raises SessionError for any other pair."""
+        try:
+            self.state = HOP_TRANSITIONS[self.state, what]
+        except KeyError:
+            raise SessionError(f"hop session: {self.state.value} knows no {what.value}") from None
+
+    def point(self, sender: str, order: Open) -> None:
+        """Take the place in the route that a new epoch gives."""
+        self.coordinator, self.epoch, self.round = sender, order.epoch, 0
+        self.prev_peer, self.next_peer = order.prev_peer, order.next_peer
+        self.max_positions, self.sampling = order.max_positions, order.sampling
+        self.ids = list(order.token_ids)
+        self.send_from, self.rewound_to, self.gap_told = 0, None, -1
+        self.move(HopInput.OPEN_FRESH if order.fresh else HopInput.OPEN_AGAIN)
+
+    def accept(self, ticket: int, step: Step) -> None:
+        """Take the step that follows what is held."""
+        self.pending[ticket] = step
+        self.length = step.end
+
+    def rewind(self, position: int, keep: int) -> int:
+        """Begin a new round at `position`, of which `keep` positions stay; return how many go.
+
+        Steps that are being computed lose what lies above, so that it has no effect any more.
+        """
+        self.send_from = min(self.send_from, position)
+        lowest = position if self.rewound_to is None else self.rewound_to
+        self.rewound_to = min(lowest, position)
+        gone = max(0, self.length - keep)
+        self.length = min(self.length, keep)
+        self.log.truncate(keep)
+        self.pending = {
+            ticket: cut(step, step.position, keep)
+            for ticket, step in self.pending.items()
+            if step.position < keep
+        }
+        return gone
+
+    def resume(self, send_from: int) -> None:
+        """Let outputs at and above `send_from` go on, and those that a rewind has called for."""
+        self.move(HopInput.RESUME)
+        self.send_from = send_from
+        if self.rewound_to is not None:
+            self.send_from = min(send_from, self.rewound_to)
+
+    def output(self, ticket: int, payload: Payload) -> Step | None:
+        """Log what was computed; return it, or None where a rewind has left nothing of it.
+
+        Raises SessionError when it does not have the rows of the step.
+        """
+        step = self.pending.pop(ticket, None)
+        if step is None:
+            return None
+        if payload.shape[0] < step.length:
+            raise SessionError(f"{payload.shape[0]} rows came out of {step.length} positions")
+        done = replace(step, token_ids=(), hidden=rows(payload, 0, step.length))
+        self.log.append(done)
+        return done
+
+    def drawn(self, ticket: int, tokens: tuple[Drawn, ...]) -> tuple[Step, list[Drawn]] | None:
+        """Take note of drawn tokens; return those that still count, with the step they end."""
+        step = self.pending.pop(ticket, None)
+        if step is None:
+            return None
+        wanted = [token for token in tokens if token.position - 1 in step.wants]
+        for token in wanted:
+            if token.position == len(self.ids):
+                self.ids.append(token.id)
+        return step, wanted
+
+    def stamped(self, step: Step) -> Step:
+        """A logged step as it goes out: what an earlier epoch took in belongs to round 0."""
+        number = step.round if step.epoch == self.epoch else 0
+        return replace(step, epoch=self.epoch, round=number)
+
+    def onward(self, done: Step) -> Step | None:
+        """The part of an output that is to be sent on now, if any."""
+        if self.state is not HopState.FLOWING or done.end <= self.send_from:
+            return None
+        return self.stamped(cut(done, self.send_from, done.end))
+
+    def backlog(self, most: int) -> Iterator[Step]:
+        """What a resume has to send out of the log, in steps of at most `most` positions."""
+        return join((self.stamped(step) for step in self.log.since(self.send_from)), most)

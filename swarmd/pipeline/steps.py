@@ -1,0 +1,110 @@
+"""Cutting and joining of steps, and the chunk boundaries that a sequence is computed in.
+
+Which steps are sent when is the driver's and the hop table's decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from swarmd.core.frames import Payload, Step
+
+
+def rows(payload: Payload, start: int, stop: int) -> Payload:
+    """Rows `[start, stop)` of the first dimension; shares the bytes."""
+    if start == 0 and stop == payload.shape[0]:
+        return payload
+    width = payload.nbytes // payload.shape[0]
+    data = memoryview(payload.data)[start * width : stop * width]
+    return Payload(payload.dtype, (stop - start, *payload.shape[1:]), data)
+
+
+def stack(payloads: Iterable[Payload]) -> Payload:
+    """Payloads of equal dtype and width as one, along the first dimension."""
+    parts = list(payloads)
+    if len(parts) == 1:
+        return parts[0]
+    data = b"".join(part.data for part in parts)
+    count = sum(part.shape[0] for part in parts)
+    return Payload(parts[0].dtype, (count, *parts[0].shape[1:]), data)
+
+
+def cut_chunks(position: int, chunks: Iterable[int], start: int, end: int) -> tuple[int, ...]:
+    """The part of the chunks, the first of which lies at `position`, within `[start, end)`."""
+    parts = []
+    for size in chunks:
+        part = min(position + size, end) - max(position, start)
+        if part > 0:
+            parts.append(part)
+        position += size
+    return tuple(parts)
+
+
+def cut(step: Step, start: int, end: int) -> Step:
+    """The part of a step that lies within positions `[start, end)`, which it must overlap."""
+    start, end = max(start, step.position), min(end, step.end)
+    if start == step.position and end == step.end:
+        return step
+    low, high = start - step.position, end - step.position
+    return replace(
+        step,
+        position=start,
+        chunks=cut_chunks(step.position, step.chunks, start, end),
+        token_ids=step.token_ids[low:high],
+        hidden=None if step.hidden is None else rows(step.hidden, low, high),
+        wants=tuple(want for want in step.wants if start <= want < end),
+    )
+
+
+def join(steps: Iterable[Step], most: int) -> Iterator[Step]:
+    """Make fewer steps of hidden states out of adjacent ones of one round.
+
+    A joined step holds at most `most` positions; the chunks within it stay as they were.
+    """
+    batch: list[Step] = []
+    for step in steps:
+        full = sum(part.length for part in batch) + step.length > most
+        if batch and (full or step.round != batch[0].round):
+            yield _joined(batch)
+            batch = []
+        batch.append(step)
+    if batch:
+        yield _joined(batch)
+
+
+def _joined(steps: list[Step]) -> Step:
+    if len(steps) == 1:
+        return steps[0]
+    return replace(
+        steps[0],
+        chunks=tuple(size for step in steps for size in step.chunks),
+        hidden=stack(step.hidden for step in steps if step.hidden is not None),
+        wants=tuple(want for step in steps for want in step.wants),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """How a sequence is cut: the prompt every `chunk_size` positions, the output at each one.
+
+    The same at every replay and every coordinator, so that the same bits are computed.
+    """
+
+    prompt_tokens: int
+    chunk_size: int
+
+    def floor(self, position: int) -> int:
+        """The start of the chunk that holds `position`."""
+        if position >= self.prompt_tokens:
+            return position
+        return position - position % self.chunk_size
+
+    def next(self, position: int, known: int, most: int) -> tuple[int, ...]:
+        """Chunks of the step at `position`, a chunk's start, when ids up to `known` are there.
+
+        A prompt chunk goes alone, so that stages overlap; up to `most` one-token chunks together.
+        """
+        if position < self.prompt_tokens:
+            return (min(self.chunk_size, self.prompt_tokens - position, known - position),)
+        return (1,) * min(most, known - position)

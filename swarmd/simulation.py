@@ -1,0 +1,409 @@
+"""A swarm in one process: production hop tables and drivers, a fake clock, faults from a seed.
+
+Stages are `swarmd.toys`; what a test expects of a run is the test's business.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from swarmd.core.frames import Close, Keep, SessionFrame, Step
+from swarmd.core.peers import ModelInfo
+from swarmd.core.route import Hop, Route
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span, missing_blocks
+from swarmd.pipeline.driver import Driver, DriverState, Request
+from swarmd.pipeline.events import (
+    ComputeFailed,
+    DriverAction,
+    DriverEvent,
+    Emit,
+    Finished,
+    Free,
+    HopAction,
+    HopEvent,
+    NeedRoute,
+    PeerLost,
+    Received,
+    Routed,
+    RouteFound,
+    RouteMissing,
+    Send,
+    Start,
+    Stop,
+    Submit,
+    Tick,
+    Truncate,
+)
+from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
+from swarmd.pipeline.policy import DriverPolicy
+from swarmd.toys import ToyAccount, ToyStage
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How rough the network and the machines are. Times are in seconds."""
+
+    delay: tuple[float, float] = (0.001, 0.02)
+    compute: tuple[float, float] = (0.001, 0.01)
+    """Per step."""
+    duplicates: float = 0.0
+    """Chance that a frame comes twice."""
+    notice: tuple[float, float] = (0.001, 0.08)
+    """From the break of a link to each end's noticing it."""
+    compute_failures: float = 0.0
+    """Chance that a step cannot be computed."""
+
+
+class LossyLinks:
+    """Links between any two nodes: in order, until they break and lose what is under way."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+        self._last: dict[tuple[str, str], float] = {}
+        self._cut_at: dict[tuple[str, str], float] = {}
+        self._deaf_until: dict[tuple[str, str], float] = {}
+        self.activation_bytes: dict[str, int] = {}
+        """Bytes of hidden states that each peer has sent."""
+
+    def send(self, src: str, dst: str, frame: SessionFrame) -> None:
+        """Carry a frame, or tell the sender that its peer cannot be reached."""
+        swarm, now = self._swarm, self._swarm.now
+        if isinstance(frame, Step) and frame.hidden is not None:
+            count = self.activation_bytes.get(src, 0)
+            self.activation_bytes[src] = count + frame.hidden.nbytes
+        if dst not in swarm.nodes or not swarm.nodes[dst].alive:
+            if not isinstance(frame, Close | Keep):
+                swarm.tell_lost(src, dst)
+            return
+        if now < self._deaf_until.get((src, dst), 0.0):
+            return
+        at = now if src == dst else now + swarm.draw(swarm.weather.delay)
+        copies = 2 if swarm.random.random() < swarm.weather.duplicates else 1
+        for _ in range(copies):
+            at = self._last[src, dst] = max(at, self._last.get((src, dst), 0.0)) + 1e-6
+            self._deliver(src, dst, frame, at)
+
+    def _deliver(self, src: str, dst: str, frame: SessionFrame, at: float) -> None:
+        sent, receiver = self._swarm.now, self._swarm.nodes[dst]
+
+        def arrive() -> None:
+            cut = self._cut_at.get((src, dst), -1.0)
+            if receiver.alive and not sent <= cut <= at:
+                receiver.receive(src, frame)
+
+        self._swarm.at(at, arrive)
+
+    def cut(self, one: str, other: str) -> None:
+        """Break the link between two peers; both will notice, each in its time, and may redial."""
+        for src, dst in ((one, other), (other, one)):
+            self._cut_at[src, dst] = self._swarm.now
+            notice = self._swarm.now + self._swarm.draw(self._swarm.weather.notice)
+            self._deaf_until[src, dst] = notice
+            self._swarm.tell_lost(src, dst, notice)
+
+
+class SimNode:
+    """One node: a hop table before a toy stage, and the drivers that it runs."""
+
+    def __init__(
+        self, swarm: Swarm, peer_id: str, span: Span | None, kv_bytes: int, rewinds: bool
+    ) -> None:
+        self.swarm, self.peer_id, self.span = swarm, peer_id, span
+        self.alive = True
+        self.died_at = float("inf")
+        self.busy_until = 0.0
+        self.stage = ToyStage(swarm.model)
+        self.account = ToyAccount(kv_bytes)
+        facts = StageFacts(swarm.model, span or Span(0, 1), rewinds=rewinds)
+        self.table = HopTable(facts, self.account, swarm.hop_policy)
+        self.drivers: dict[bytes, SimRun] = {}
+        self._queue: deque[HopAction] = deque()
+
+    def receive(self, src: str, frame: SessionFrame) -> None:
+        """Hand a frame to the driver that awaits it, or to the hop table."""
+        run = self.drivers.get(frame.session) if not isinstance(frame, Keep) else None
+        if run is not None and type(frame).__name__ in ("Opened", "Token", "Gap"):
+            run.handle(Received(src, frame))
+        elif run is not None and type(frame).__name__ == "Failed":
+            run.handle(Received(src, frame))
+            self.handle(Received(src, frame))
+        else:
+            self.handle(Received(src, frame))
+
+    def handle(self, event: HopEvent) -> None:
+        """Give the table an event and carry out what it says."""
+        for action in self.table.handle(event, self.swarm.now):
+            if isinstance(action, Send):
+                self.swarm.links.send(self.peer_id, action.peer_id, action.frame)
+            else:
+                self._queue.append(action)
+                self._work()
+        self.swarm.wake(self, self.table.next_deadline())
+
+    def lost(self, peer_id: str) -> None:
+        """Notice that a link is gone."""
+        self.handle(PeerLost(peer_id))
+        for run in list(self.drivers.values()):
+            run.handle(PeerLost(peer_id))
+
+    def tick(self) -> None:
+        due = self.table.next_deadline()
+        if self.alive and due is not None and due <= self.swarm.now:
+            self.handle(Tick())
+
+    def _work(self) -> None:
+        """Take a time for the action that was queued; carry it out at the end of that time."""
+        swarm = self.swarm
+        self.busy_until = max(swarm.now, self.busy_until) + swarm.draw(swarm.weather.compute)
+        swarm.at(self.busy_until, self._act)
+
+    def _act(self) -> None:
+        if not self.alive:
+            return
+        action = self._queue.popleft()
+        if isinstance(action, Submit):
+            if self.swarm.random.random() < self.swarm.weather.compute_failures:
+                self.handle(ComputeFailed(action.session, action.ticket, "bad luck"))
+                return
+            if action.session in self.table.sessions:
+                self.handle(self.stage.compute(action))
+        elif isinstance(action, Truncate):
+            self.stage.truncate(action.session, action.length)
+        elif isinstance(action, Free):
+            self.stage.free(action.session)
+
+
+@dataclass(slots=True)
+class Client:
+    """Who wants the tokens: it survives its coordinators."""
+
+    request: Request
+    ids: list[int] = field(default_factory=list)
+    epoch: int = 0
+    route: Route = ()
+    finished: Finished | None = None
+    finished_at: float = 0.0
+    repairs: int = 0
+    resumes: int = 0
+    stall: float = 0.0
+    """The longest time without a token, after the first one."""
+    last_at: float | None = None
+
+
+class SimRun:
+    """A driver on a node, working for a client."""
+
+    def __init__(self, node: SimNode, client: Client, driver: Driver) -> None:
+        self.node, self.client, self.driver = node, client, driver
+        node.drivers[client.request.session] = self
+
+    def handle(self, event: DriverEvent) -> None:
+        if not self.node.alive or self.done:
+            return
+        before = self.driver.repairs
+        for action in self.driver.handle(event, self.node.swarm.now):
+            self._carry_out(action)
+        self.client.repairs += self.driver.repairs - before
+        if not self.done:
+            self.node.swarm.wake(self, self.driver.next_deadline())
+
+    @property
+    def done(self) -> bool:
+        return self.driver.state is DriverState.DONE
+
+    def tick(self) -> None:
+        due = self.driver.next_deadline()
+        if due is not None and due <= self.node.swarm.now:
+            self.handle(Tick())
+
+    def _carry_out(self, action: DriverAction) -> None:
+        swarm = self.node.swarm
+        if isinstance(action, Send):
+            swarm.links.send(self.node.peer_id, action.peer_id, action.frame)
+        elif isinstance(action, NeedRoute):
+            answer = swarm.find_route(action)
+            swarm.at(swarm.now, lambda: self.handle(answer))
+        elif isinstance(action, Routed):
+            self.client.route, self.client.epoch = action.route, action.epoch
+        elif isinstance(action, Emit):
+            self._deliver(action)
+        elif isinstance(action, Finished):
+            del self.node.drivers[self.client.request.session]
+            self.client.finished, self.client.finished_at = action, swarm.now
+
+    def _deliver(self, action: Emit) -> None:
+        client, now = self.client, self.node.swarm.now
+        assert action.position == len(client.request.prompt_ids) + len(client.ids)
+        client.ids.append(action.id)
+        if client.last_at is not None:
+            client.stall = max(client.stall, now - client.last_at)
+        client.last_at = now
+
+
+class Swarm:
+    """Nodes, links, clients and a heap of things to come, all from one seed."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        seed: int = 0,
+        weather: Weather | None = None,
+        hop_policy: HopPolicy | None = None,
+        driver_policy: DriverPolicy | None = None,
+    ) -> None:
+        self.model = model
+        self.random = random.Random(seed)
+        self.weather = weather or Weather()
+        self.hop_policy = hop_policy or HopPolicy()
+        self.driver_policy = driver_policy or DriverPolicy()
+        self.now = 0.0
+        self.view_lag = 1.0
+        """How long a dead node is still in the view."""
+        self.nodes: dict[str, SimNode] = {}
+        self.links = LossyLinks(self)
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    def add(
+        self, peer_id: str, blocks: str = "", kv_bytes: int = 1 << 20, rewinds: bool = True
+    ) -> SimNode:
+        """Add a node; without blocks it only coordinates."""
+        span = Span.parse(blocks, self.model.num_blocks) if blocks else None
+        node = self.nodes[peer_id] = SimNode(self, peer_id, span, kv_bytes, rewinds)
+        return node
+
+    def draw(self, limits: tuple[float, float]) -> float:
+        return self.random.uniform(*limits)
+
+    def at(self, when: float, act: Callable[[], None]) -> None:
+        """Let something happen at a time, after what was to happen then already."""
+        self._count += 1
+        heapq.heappush(self._heap, (max(when, self.now), self._count, act))
+
+    def wake(self, who: SimNode | SimRun, when: float | None) -> None:
+        if when is not None:
+            self.at(when, who.tick)
+
+    def run(self, until: float, while_true: Callable[[], bool] = lambda: True) -> None:
+        """Let everything happen that is due before `until`, while a condition holds."""
+        while self._heap and self._heap[0][0] <= until and while_true():
+            self.now, _, act = heapq.heappop(self._heap)
+            act()
+
+    def kill(self, peer_id: str) -> None:
+        """End a node as `kill -9` does."""
+        node = self.nodes[peer_id]
+        node.alive, node.died_at = False, self.now
+        node.drivers.clear()
+        for other in self.nodes.values():
+            if other.alive:
+                self.links.cut(peer_id, other.peer_id)
+
+    def tell_lost(self, src: str, dst: str, when: float | None = None) -> None:
+        """Let a node notice, soon, that it cannot reach another one."""
+        node = self.nodes[src]
+        when = self.now + self.draw(self.weather.notice) if when is None else when
+        self.at(when, lambda: node.lost(dst) if node.alive else None)
+
+    def start(self, client: Client, coordinator: str) -> SimRun:
+        """Begin, or go on with, a client's request at a coordinator."""
+        known = client.request
+        request = Request(
+            session=known.session,
+            secret=known.secret,
+            model=known.model,
+            me=coordinator,
+            prompt_ids=known.prompt_ids,
+            sampling=known.sampling,
+            max_tokens=known.max_tokens,
+            chunk_size=known.chunk_size,
+            known_ids=tuple(client.ids),
+            epoch=client.epoch,
+            route=client.route,
+        )
+        driver = Driver(request, self.driver_policy, jitter=self.random.random())
+        run = SimRun(self.nodes[coordinator], client, driver)
+        run.handle(Start())
+        return run
+
+    def client(
+        self,
+        number: int,
+        prompt_ids: tuple[int, ...],
+        max_tokens: int,
+        sampling: SamplingParams | None = None,
+        chunk_size: int = 8,
+    ) -> Client:
+        """Make a client with a request; `start` begins it."""
+        session = number.to_bytes(16, "big")
+        return Client(
+            Request(
+                session=session,
+                secret=session[::-1],
+                model=self.model,
+                me="",
+                prompt_ids=prompt_ids,
+                sampling=sampling or SamplingParams(),
+                max_tokens=max_tokens,
+                chunk_size=chunk_size,
+            )
+        )
+
+    def stop(self, client: Client, reason: str = "cancelled") -> None:
+        """Let the client's coordinator know that it left."""
+        for node in self.nodes.values():
+            run = node.drivers.get(client.request.session)
+            if run is not None:
+                run.handle(Stop(reason))
+
+    # Routes: at random among what the view shows, which lags behind.
+
+    def find_route(self, need: NeedRoute) -> RouteFound | RouteMissing:
+        """Answer as a router would."""
+        seen = [
+            node
+            for node in self.nodes.values()
+            if node.span and node.peer_id not in need.exclude and not self._gone(node)
+        ]
+        hops: list[Hop] = []
+        for span in need.spans:
+            found = self._cover(span, seen, {hop.peer_id for hop in hops})
+            if found is None:
+                return RouteMissing(need.ask, self._missing(span, seen))
+            hops += found
+        return RouteFound(need.ask, tuple(hops))
+
+    def _gone(self, node: SimNode) -> bool:
+        return node.died_at + self.view_lag < self.now or node.table.draining
+
+    def _cover(self, span: Span, seen: list[SimNode], used: set[str]) -> list[Hop] | None:
+        hops: list[Hop] = []
+        block = span.start
+        while block < span.end:
+            able = [
+                node
+                for node in seen
+                if node.span and block in node.span and node.peer_id not in used
+            ]
+            if not able:
+                return None
+            node = self.random.choice(able)
+            assert node.span is not None
+            end = min(span.end, node.span.end)
+            used.add(node.peer_id)
+            hops.append(Hop(node.peer_id, Span(block, end)))
+            block = end
+        return hops
+
+    def _missing(self, span: Span, seen: list[SimNode]) -> tuple[tuple[int, int], ...]:
+        gaps = missing_blocks((node.span for node in seen if node.span), self.model.num_blocks)
+        return tuple(
+            (max(start, span.start), min(end, span.end))
+            for start, end in gaps
+            if start < span.end and end > span.start
+        )

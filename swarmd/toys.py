@@ -1,0 +1,164 @@
+"""A stage that costs nothing, for tests: its tokens depend on everything that it has seen.
+
+The swarm that is built of such stages is in `swarmd.simulation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from swarmd.core.frames import DType, Payload, Step
+from swarmd.core.peers import ModelInfo
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+from swarmd.pipeline.events import Computed, Drawn, Submit
+from swarmd.pipeline.steps import ChunkPlan
+
+TOY_HIDDEN = 4
+"""Floats per position: 16 bytes, one digest."""
+
+
+def toy_model(num_blocks: int = 8, vocab_size: int = 50_000, max_len: int = 4096) -> ModelInfo:
+    """A model without weights."""
+    return ModelInfo("toy", "ab" * 32, num_blocks, TOY_HIDDEN, vocab_size, max_len)
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=4 * TOY_HIDDEN).digest()
+
+
+def _toy_token(state: bytes, position: int, submit: Submit, vocab_size: int) -> int:
+    sampling = submit.sampling or SamplingParams()
+    ids = submit.ids[: position + 1] if sampling.needs_ids else ()
+    return int.from_bytes(_digest(state, sampling.seed, ids)[:8], "big") % vocab_size
+
+
+@dataclass(slots=True)
+class _ToyKV:
+    blocks: Span
+    states: list[list[bytes]] = field(default_factory=list)
+    """For each position the digest of every block."""
+
+
+class ToyStage:
+    """Blocks whose every output is a digest of all inputs so far, their positions and chunks.
+
+    So any mistake on the way (a position lost, doubled, reordered or computed in another chunk)
+    changes every token that follows.
+    """
+
+    def __init__(self, model: ModelInfo) -> None:
+        self.model = model
+        self.applied: set[tuple[bytes, int, int, int]] = set()
+        """(session, epoch, round, position): each may come once."""
+        self._kv: dict[bytes, _ToyKV] = {}
+
+    def compute(self, submit: Submit) -> Computed:
+        """Apply a step, which must follow what is held. Raises AssertionError otherwise."""
+        kv = self._kv.setdefault(submit.session, _ToyKV(submit.blocks))
+        step = submit.step
+        assert kv.blocks == submit.blocks, "KV of other blocks"
+        assert len(kv.states) == step.position, f"{len(kv.states)} held, step at {step.position}"
+        position = step.position
+        for size in step.chunks:
+            start = position
+            for position in range(start, start + size):
+                key = (step.session, step.epoch, step.round, position)
+                assert key not in self.applied, f"position {position} applied twice in a round"
+                self.applied.add(key)
+                kv.states.append(self._apply(kv, submit, position, start))
+            position += 1
+        return self._result(kv, submit)
+
+    def truncate(self, session: bytes, length: int) -> None:
+        """Forget positions at and above `length`."""
+        if session in self._kv:
+            del self._kv[session].states[length:]
+
+    def free(self, session: bytes) -> None:
+        """Forget the session."""
+        self._kv.pop(session, None)
+        self.applied = {key for key in self.applied if key[0] != session}
+
+    def __len__(self) -> int:
+        return len(self._kv)
+
+    def _apply(self, kv: _ToyKV, submit: Submit, position: int, chunk: int) -> list[bytes]:
+        step = submit.step
+        index = position - step.position
+        if step.hidden is None:
+            value = _digest("embedding", step.token_ids[index])
+        else:
+            width = 4 * TOY_HIDDEN
+            value = bytes(step.hidden.data[index * width : (index + 1) * width])
+        past = kv.states[-1] if kv.states else [b""] * len(kv.blocks)
+        states = []
+        for block, before in zip(range(kv.blocks.start, kv.blocks.end), past, strict=True):
+            value = _digest(block, position, chunk, value, before)
+            states.append(value)
+        return states
+
+    def _result(self, kv: _ToyKV, submit: Submit) -> Computed:
+        step = submit.step
+        if submit.blocks.end == self.model.num_blocks:
+            tokens = tuple(
+                Drawn(
+                    want + 1, _toy_token(kv.states[want][-1], want, submit, self.model.vocab_size)
+                )
+                for want in step.wants
+            )
+            return Computed(submit.session, submit.ticket, tokens=tokens)
+        data = b"".join(states[-1] for states in kv.states[step.position :])
+        payload = Payload(DType.FLOAT32, (step.length, TOY_HIDDEN), data)
+        return Computed(submit.session, submit.ticket, payload)
+
+
+class ToyAccount:
+    """A KV budget in bytes, one per position and block."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.reserved: dict[bytes, int] = {}
+
+    def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
+        need = positions * len(blocks)
+        others = sum(self.reserved.values()) - self.reserved.get(session, 0)
+        if others + need > self.total:
+            return False
+        self.reserved[session] = need
+        return True
+
+    def release(self, session: bytes) -> None:
+        self.reserved.pop(session, None)
+
+    def capacity(self, blocks: Span) -> int:
+        return self.total // len(blocks)
+
+    def free_bytes(self) -> int:
+        return self.total - sum(self.reserved.values())
+
+
+def toy_oracle(
+    model: ModelInfo,
+    prompt_ids: tuple[int, ...],
+    sampling: SamplingParams,
+    max_tokens: int,
+    chunk_size: int,
+) -> list[int]:
+    """The output ids of one process that holds all blocks and is never disturbed."""
+    stage = ToyStage(model)
+    blocks = Span(0, model.num_blocks)
+    plan = ChunkPlan(len(prompt_ids), chunk_size)
+    ids = list(prompt_ids)
+    position = 0
+    while len(ids) < len(prompt_ids) + max_tokens:
+        chunks = plan.next(position, len(ids), 1)
+        end = position + sum(chunks)
+        wants = (end - 1,) if end == len(ids) else ()
+        step = Step(b"", 1, 0, position, chunks, tuple(ids[position:end]), wants=wants)
+        known = tuple(ids[:end])
+        done = stage.compute(Submit(b"", 0, blocks, step, len(ids), sampling, known))
+        ids += [token.id for token in done.tokens]
+        position = end
+    return ids[len(prompt_ids) :]
