@@ -7,8 +7,8 @@ Which positions are right to keep is `swarmd.pipeline`'s business; the arithmeti
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 
@@ -19,10 +19,8 @@ STEP = 64
 class SequenceCache(Protocol):
     """What a session has left on a stage: positions `[0, length)`."""
 
-    @property
-    def length(self) -> int:
-        """Positions held."""
-        ...
+    length: int
+    """Positions held; set by the stage after each forward."""
 
     @property
     def nbytes(self) -> int:
@@ -98,9 +96,47 @@ class RaggedCache:
         return self.length
 
 
-@dataclass(slots=True)
-class _Reservation:
-    nbytes: int
+class OneSessionCache:
+    """A session's state on the path of one session per forward: transformers' own cache."""
+
+    __slots__ = ("length", "state", "stretch")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.state: Any = None
+        self.stretch: tuple[int, int] | None = None
+        """The blocks [entry, exit) that `state` belongs to."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in _tensors_in(self.state))
+
+    def truncate(self, length: int) -> int:
+        """See `SequenceCache`. Recurrent states and full sliding windows start again from 0."""
+        removed = self.length - max(0, min(self.length, length))
+        if removed and self.state is not None:
+            try:
+                self.state.crop(-removed)
+            except (RuntimeError, ValueError, AttributeError):
+                removed = self.length
+        if removed == self.length:
+            self.state, self.stretch = None, None
+        self.length -= removed
+        return self.length
+
+
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Every tensor that a cache holds, in its layers, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
+    elif hasattr(value, "layers") or hasattr(value, "is_initialized"):
+        yield from _tensors_in(vars(value))
 
 
 class KVBudget:
@@ -111,7 +147,7 @@ class KVBudget:
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
-        self._reserved: dict[bytes, _Reservation] = {}
+        self._reserved: dict[bytes, int] = {}
         self._used = 0
         self._lock = threading.Lock()
 
@@ -127,19 +163,16 @@ class KVBudget:
     def reserve(self, key: bytes, nbytes: int) -> bool:
         """Set the reservation of `key` to `nbytes`; without room change nothing, return False."""
         with self._lock:
-            held = self._reserved.get(key)
-            growth = nbytes - (held.nbytes if held else 0)
+            growth = nbytes - self._reserved.get(key, 0)
             if growth > self.free_bytes:
                 return False
-            self._reserved[key] = _Reservation(nbytes)
+            self._reserved[key] = nbytes
             self._used += growth
             return True
 
     def release(self, key: bytes) -> int:
         """Drop the reservation of `key`; return the bytes that came free (0 if it had none)."""
         with self._lock:
-            held = self._reserved.pop(key, None)
-            if held is None:
-                return 0
-            self._used -= held.nbytes
-            return held.nbytes
+            held = self._reserved.pop(key, 0)
+            self._used -= held
+            return held

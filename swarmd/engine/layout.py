@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+)
 from transformers.initialization import no_init_weights
 
 from swarmd.core.errors import ModelError
@@ -54,7 +59,8 @@ def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
         )
     families.refuse_unsplittable(model_type)
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(config_dict))
+        plain = PreTrainedConfig._decode_special_floats(config_dict)
+        return CONFIG_MAPPING[model_type].from_dict(plain)
     except Exception as error:
         raise ModelError(f"config.json of this {model_type} model is not valid: {error}") from error
 
@@ -124,9 +130,9 @@ def _runs_before_blocks(
             hooks.enter_context(_on_call(getattr(owner, name), lambda name=name: called.add(name)))
         hooks.enter_context(_on_call(first_block, _stop))
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        _build_no_masks(model)
+        _make_masks_without_values(model)
         try:
-            model(input_ids=ids, use_cache=False)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         except _ReachedBlocksError:
             return called
         except Exception as error:
@@ -136,12 +142,20 @@ def _runs_before_blocks(
     raise ModelError("this model ran without calling its first block")
 
 
-def _build_no_masks(model: nn.Module) -> None:
-    """Masks look at values, of which meta tensors have none; an unknown name gets no mask."""
+def _make_masks_without_values(model: nn.Module) -> None:
+    """Masks are made by looking at values, of which tensors on the meta device have none."""
+    AttentionMaskInterface.register(_TRACE, _empty_mask)
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
-            config._attn_implementation_internal = "swarmd_no_masks"
+            config._attn_implementation_internal = _TRACE
+
+
+_TRACE = "swarmd_trace"
+
+
+def _empty_mask(*, q_length: int, kv_length: int, **_: Any) -> torch.Tensor:
+    return torch.zeros(1, 1, q_length, kv_length, device="meta")
 
 
 def _stop() -> None:

@@ -56,7 +56,6 @@ def load_stage(
     kind, _ = choose_dtype(dtype, where, config)
     model = load_span(source, config, span, kind, where, progress, layout)
     info = model_info(source, config, name, max_model_len)
-    model.config._attn_implementation_internal = attention.NAME  # type: ignore[union-attr]
     stage = Stage(model, layout, span, info, kind, where)
     stage.kv_bytes_per_token = _measure_kv_bytes(stage)
     stage.budget = KVBudget(kv_memory if kv_memory is not None else free_memory(where) // 2)

@@ -16,24 +16,18 @@ from swarmd.core.frames import DType
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
 from swarmd.engine import attention
-from swarmd.engine.kv_cache import KVBudget, RaggedCache, SequenceCache
+from swarmd.engine.kv_cache import KVBudget, SequenceCache
 from swarmd.engine.layout import Layout
+from swarmd.engine.runners import RaggedRunner, Runner, Segment, SingleRunner
 from swarmd.engine.view import View
+
+__all__ = ["Batch", "Segment", "Stage"]
 
 WIRE_DTYPES = {
     torch.float32: DType.FLOAT32,
     torch.bfloat16: DType.BFLOAT16,
     torch.float16: DType.FLOAT16,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """`length` consecutive rows of a batch: positions from `position` of the session of `cache`."""
-
-    cache: SequenceCache
-    position: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,44 +71,52 @@ class Stage:
         self.is_last = span.end == layout.num_blocks
         self.hidden_size = info.hidden_size
         self.wire_dtype = WIRE_DTYPES[dtype]
-        self.ragged = True
-        self.ragged_reason = ""
         self.replay_exact = False
+        """Whether a replay, chunk by chunk, gives the bits of the first time. Set by the probe."""
         self.kv_bytes_per_token = 0
         """Over the whole span; a session that runs fewer blocks takes its share."""
+        self.kv_bytes_fixed = 0
+        """What a session takes however short it is: the state of recurrent blocks."""
         self.budget = KVBudget(0)
-        self._views: dict[tuple[int, int], View] = {}
+        self.ragged_reason = ""
+        """Why sessions do not share forwards, or empty."""
+        self._runner: Runner = RaggedRunner(span.start, len(span))
+        self._views: dict[tuple[int, int, bool], View] = {}
+
+    @property
+    def ragged(self) -> bool:
+        """Whether several sessions can share a forward."""
+        return self._runner.ragged
+
+    def run_one_by_one(self, reason: str) -> None:
+        """Give every session a forward of its own from now on. Caches made before are void."""
+        self._runner = SingleRunner()
+        self.ragged_reason = reason
 
     def new_cache(self) -> SequenceCache:
         """Return an empty cache for one session."""
-        return RaggedCache(len(self.span))
+        return self._runner.new_cache()
+
+    def kv_bytes(self, positions: int, entry: int, exit: int) -> int:
+        """Bytes of KV that a session needs for so many positions of blocks `[entry, exit)`."""
+        whole = self.kv_bytes_fixed + positions * self.kv_bytes_per_token
+        return -(-whole * (exit - entry) // len(self.span))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Run a microbatch and advance the caches of its sessions.
 
         Returns hidden states (total, hidden_size) in the stage's dtype, or, when the batch exits at
         the model's end, logits (len(logits_at), vocab_size) in float32. Raises ModelError when
-        the blocks asked for are not in the span or the rows do not fit the segments.
+        the blocks asked for are not in the span or the rows do not fit the segments. After any
+        error no cache has advanced.
         """
         view = self.view(batch.entry, batch.exit)
         rows = self._rows(batch)
-        context = attention.RowContext(_row_segments(batch), batch.entry - self.span.start)
-        with torch.inference_mode(), attention.row_context(context):
-            return self._finish(view, batch, self._run(view, batch, _at_least_two(rows)))
-
-    def _run(self, view: View, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
-        positions = torch.tensor([_positions(batch, rows.shape[1])], device=self.device)
-        keep = torch.tensor(_at_least_two_of(batch.logits_at), dtype=torch.long, device=self.device)
-        return view.run(rows, position_ids=positions, use_cache=False, logits_to_keep=keep)
-
-    def _finish(self, view: View, batch: Batch, output: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            output = self._runner.run(view, rows, batch.segments, batch.logits_at)
         for segment in batch.segments:
-            segment.cache.length = segment.position + segment.length  # type: ignore[misc]
-        if not view.makes_logits:
-            return output[0, : batch.total]
-        if view.keeps_rows:
-            return output[0, : len(batch.logits_at)].float()
-        return output[0, list(batch.logits_at)].float()
+            segment.cache.length = segment.end
+        return output.float() if view.makes_logits else output
 
     def forward_plain(self, rows: torch.Tensor) -> torch.Tensor:
         """Run the whole span on whole sequences, without caches, so that gradients can flow.
@@ -122,57 +124,31 @@ class Stage:
         `rows` is (batch, n) int64 on the first stage, else (batch, n, hidden_size). Returns hidden
         states (batch, n, hidden_size), or logits (batch, n, vocab_size) on the last stage.
         """
-        view = self.view(self.span.start, self.span.end)
+        view = self.view(self.span.start, self.span.end, plain=True)
         positions = torch.arange(rows.shape[1], device=self.device)[None]
         return view.run(rows.to(self.device), position_ids=positions, use_cache=False)
 
-    def view(self, entry: int, exit: int) -> View:
-        """Return the runnable blocks `[entry, exit)`. Raises ModelError outside the span."""
-        found = self._views.get((entry, exit))
+    def view(self, entry: int, exit: int, *, plain: bool = False) -> View:
+        """Return the runnable blocks `[entry, exit)`; `plain` with the model's own attention.
+
+        Raises ModelError outside the span.
+        """
+        plain = plain or not self.ragged
+        found = self._views.get((entry, exit, plain))
         if found is None:
             if not self.span.start <= entry < exit <= self.span.end:
                 raise ModelError(f"blocks {entry}:{exit} are not within this stage's {self.span}")
-            found = View(self.model, self.layout, self.span, entry, exit)
-            self._views[entry, exit] = found
+            name = None if plain else attention.NAME
+            found = View(self.model, self.layout, self.span, entry, exit, name)
+            self._views[entry, exit, plain] = found
         return found
 
     def _rows(self, batch: Batch) -> torch.Tensor:
-        """Return the batch's input with a leading 1. Raises ModelError if it does not fit."""
+        """Return the batch's input on the device. Raises ModelError if it does not fit."""
         rows = batch.token_ids if batch.entry == 0 else batch.hidden
-        if rows is None or rows.shape[0] != batch.total:
-            raise ModelError(f"a batch of {batch.total} rows came with another number of them")
-        if batch.entry == 0:
-            return rows[None].to(self.device)
-        return rows[None].to(self.device, self.dtype)
-
-
-def _row_segments(batch: Batch) -> list[attention.RowSegment]:
-    segments, start = [], 0
-    for segment in batch.segments:
-        assert isinstance(segment.cache, RaggedCache)
-        segments.append(
-            attention.RowSegment(segment.cache, segment.position, start, segment.length)
-        )
-        start += segment.length
-    return segments
-
-
-def _positions(batch: Batch, rows: int) -> list[int]:
-    positions: list[int] = []
-    for segment in batch.segments:
-        positions.extend(range(segment.position, segment.position + segment.length))
-    positions.extend(positions[-1:] * (rows - len(positions)))
-    return positions
-
-
-def _at_least_two(rows: torch.Tensor) -> torch.Tensor:
-    """Double a single row: a linear over one row computes other bits than over two or more.
-
-    The copy belongs to no segment, so it touches no session; being a copy, it changes nothing that
-    depends on all rows, such as the choice of experts.
-    """
-    return rows if rows.shape[1] > 1 else rows.repeat_interleave(2, dim=1)
-
-
-def _at_least_two_of(logits_at: tuple[int, ...]) -> tuple[int, ...]:
-    return logits_at if len(logits_at) != 1 else logits_at * 2
+        wanted = (batch.total,) if batch.entry == 0 else (batch.total, self.hidden_size)
+        if rows is None or tuple(rows.shape) != wanted:
+            got = None if rows is None else tuple(rows.shape)
+            raise ModelError(f"a batch for block {batch.entry} needs rows {wanted}, not {got}")
+        dtype = torch.long if batch.entry == 0 else self.dtype
+        return rows.to(self.device, dtype)

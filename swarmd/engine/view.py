@@ -21,11 +21,22 @@ from swarmd.engine.weights import Bypass, renumber
 class View:
     """Runs blocks `[entry, exit)`, from token ids if entry is 0, to logits if exit is the end."""
 
-    def __init__(self, model: nn.Module, layout: Layout, span: Span, entry: int, exit: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        span: Span,
+        entry: int,
+        exit: int,
+        attention: str | None = None,
+    ) -> None:
+        """`attention` names a registered attention function; None leaves the model's own."""
         self.entry, self.exit = entry, exit
         self.makes_logits = exit == layout.num_blocks
         whole_config: PreTrainedConfig = model.config
         self.config = slice_config(whole_config, entry, exit)
+        if attention is not None:
+            self.config._attn_implementation_internal = attention
         self.model = _shallow_copy(model, whole_config, self.config)
         trunk = layout.trunk_of(self.model)
         blocks = list(layout.blocks_of(self.model))[entry - span.start : exit - span.start]
@@ -43,6 +54,11 @@ class View:
         self.runs = self.model if self.makes_logits else trunk
         self.accepts = _keyword_names(self.runs)
         self.keeps_rows = "logits_to_keep" in self.accepts
+        self.cache_argument = next(
+            (name for name in _CACHE_ARGUMENTS if name in self.accepts), _CACHE_ARGUMENTS[0]
+        )
+        self.made_cache: Any = None
+        """The cache that the last run returned."""
 
     def _enter(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -67,11 +83,15 @@ class View:
         else:
             output = self.runs(input_ids=rows, **known)
         self._entered = None
+        self.made_cache = getattr(output, self.cache_argument, None)
         if self.makes_logits:
             return output.logits  # type: ignore[no-any-return]
         left, self._left = self._left, None
         assert left is not None
         return left
+
+
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
 
 def _keyword_names(module: nn.Module) -> frozenset[str]:

@@ -30,9 +30,9 @@ class Bypass(nn.Module):
     """Stands where weights of other nodes would be: passes a floating tensor on, adds nothing."""
 
     def forward(self, *args: Any, **_: Any) -> torch.Tensor:
-        """Return the first floating point tensor, or a zero that vanishes in a sum."""
+        """Return the first batch of hidden states, or a zero that vanishes in a sum."""
         for value in args:
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() == 3:
                 return value
         device = next((v.device for v in args if isinstance(v, torch.Tensor)), None)
         return torch.zeros((), device=device, dtype=torch.get_default_dtype())

@@ -1,0 +1,168 @@
+"""The two ways to run a microbatch through a view: many sessions in one row, or one by one.
+
+`swarmd.engine.probe` finds out whether a model allows the first; the second is transformers' own
+path, with transformers' own cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from swarmd.core.errors import ModelError
+from swarmd.engine import attention
+from swarmd.engine.kv_cache import OneSessionCache, RaggedCache, SequenceCache
+from swarmd.engine.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`length` consecutive rows of a batch: positions from `position` of the session of `cache`."""
+
+    cache: SequenceCache
+    position: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.position + self.length
+
+
+class Runner(Protocol):
+    """Runs rows through a view, each segment against its own session."""
+
+    ragged: bool
+
+    def new_cache(self) -> SequenceCache:
+        """Return an empty cache that this runner understands."""
+        ...
+
+    def run(
+        self, view: View, rows: torch.Tensor, segments: tuple[Segment, ...], keep: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Run ids (total,) or hidden states (total, hidden_size).
+
+        Returns hidden states (total, hidden_size), or logits (len(keep), vocab_size) of the rows
+        `keep` where the view makes logits. Does not advance the caches' lengths.
+        """
+        ...
+
+
+class RaggedRunner:
+    """All segments end to end in one row, through `swarmd.engine.attention`."""
+
+    ragged = True
+
+    def __init__(self, first_block: int, num_blocks: int) -> None:
+        self._first_block, self._num_blocks = first_block, num_blocks
+
+    def new_cache(self) -> SequenceCache:
+        return RaggedCache(self._num_blocks)
+
+    def run(
+        self, view: View, rows: torch.Tensor, segments: tuple[Segment, ...], keep: tuple[int, ...]
+    ) -> torch.Tensor:
+        context = attention.RowContext(_row_segments(segments), view.entry - self._first_block)
+        positions = [p for segment in segments for p in range(segment.position, segment.end)]
+        with attention.row_context(context):
+            return run_row(view, rows, positions, keep)
+
+
+def run_row(
+    view: View, rows: torch.Tensor, positions: list[int], keep: tuple[int, ...]
+) -> torch.Tensor:
+    """Run one row of rows at the given positions, never fewer than two at a time.
+
+    A linear over a single row computes other bits than over two or more, and a replay must compute
+    the bits of the first time, whatever shared a row with it then. The second row is a copy and
+    belongs to no segment, so it touches no session; being a copy, it changes nothing that depends
+    on all rows, such as the choice of experts.
+    """
+    total = len(positions)
+    if total == 1:
+        rows = rows.expand(2, *rows.shape[1:])
+        positions = positions * 2
+    kept = keep * 2 if len(keep) == 1 else keep
+    output = view.run(
+        rows[None],
+        position_ids=torch.tensor([positions], device=rows.device),
+        use_cache=False,
+        logits_to_keep=torch.tensor(kept, dtype=torch.long, device=rows.device),
+    )[0]
+    if not view.makes_logits:
+        return output[:total]
+    return output[: len(keep)] if view.keeps_rows else output[list(keep)]
+
+
+def _row_segments(segments: tuple[Segment, ...]) -> list[attention.RowSegment]:
+    made, start = [], 0
+    for segment in segments:
+        assert isinstance(segment.cache, RaggedCache)
+        made.append(attention.RowSegment(segment.cache, segment.position, start, segment.length))
+        start += segment.length
+    return made
+
+
+class SingleRunner:
+    """One segment per forward, with the cache that the model makes for itself."""
+
+    ragged = False
+
+    def new_cache(self) -> SequenceCache:
+        return OneSessionCache()
+
+    def run(
+        self, view: View, rows: torch.Tensor, segments: tuple[Segment, ...], keep: tuple[int, ...]
+    ) -> torch.Tensor:
+        outputs, start = [], 0
+        for segment in segments:
+            assert isinstance(segment.cache, OneSessionCache)
+            end = start + segment.length
+            kept = tuple(row - start for row in keep if start <= row < end)
+            outputs.append(_run_alone(view, rows[start:end], segment.cache, segment, kept))
+            start = end
+        return torch.cat(outputs)
+
+
+def _run_alone(
+    view: View, rows: torch.Tensor, cache: OneSessionCache, segment: Segment, keep: tuple[int, ...]
+) -> torch.Tensor:
+    """Run one segment as `transformers.generate` would."""
+    if cache.stretch not in (None, (view.entry, view.exit)):
+        raise ModelError(
+            f"this session ran blocks {cache.stretch} here; its state cannot go on with others"
+        )
+    if cache.state is None:
+        cache.state = _length_keeping_cache(view)
+        cache.stretch = (view.entry, view.exit)
+    positions = torch.arange(segment.position, segment.end, device=rows.device)[None]
+    output = view.run(
+        rows[None],
+        use_cache=True,
+        position_ids=positions,
+        attention_mask=torch.ones(1, segment.end, dtype=torch.long, device=rows.device),
+        logits_to_keep=torch.tensor(keep, dtype=torch.long, device=rows.device),
+        **{view.cache_argument: cache.state},
+    )[0]
+    cache.state = view.made_cache
+    if not view.makes_logits:
+        return output
+    return output if view.keeps_rows else output[list(keep)]
+
+
+def _length_keeping_cache(view: View) -> Any:
+    """Return None, so that the model makes its own cache, unless that could not tell its length.
+
+    A cache of recurrent layers only does not count positions, though the model asks it to; a layer
+    that no block uses stands in.
+    """
+    cache = DynamicCache(config=view.config)
+    layers = cache.layers
+    if not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers):
+        return None
+    cache.layers.append(DynamicLayer())
+    return cache

@@ -1,0 +1,251 @@
+"""Tiny random models of many families, saved as checkpoints: what the exactness tests run on.
+
+Four blocks each. Weights are drawn wide enough that greedy decoding does not fall into a loop: a
+test on ids that repeat would prove nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+BLOCKS = 4
+VOCAB = 160
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family with the config keys that make it tiny."""
+
+    family: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    ragged: bool = True
+    name: str = ""
+    spread: float = 1.0
+    seed: int = 0
+    common: bool = True
+
+    def __str__(self) -> str:
+        return self.name or self.family
+
+    def build(self) -> PreTrainedModel:
+        """Return the model with random weights, in float32."""
+        keys = (_COMMON if self.common else {}) | self.keys
+        config = CONFIG_MAPPING[self.family](**keys)
+        torch.manual_seed(self.seed)
+        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(
+            config, dtype=torch.float32
+        )
+        _draw(model, self.spread)
+        return model.eval()
+
+    def save(self, directory: Path) -> Path:
+        """Write the checkpoint as its authors would have: in the family's own tensor names."""
+        where = directory / str(self)
+        if not where.exists():
+            self.build().save_pretrained(where)
+        return where
+
+
+_COMMON: dict[str, Any] = {
+    "num_hidden_layers": BLOCKS,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+_GPT2_LIKE: dict[str, Any] = {
+    "n_layer": BLOCKS,
+    "n_embd": 48,
+    "n_head": 4,
+    "n_positions": 256,
+    "vocab_size": VOCAB,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+_MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+_MLA: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "head_dim": 8,
+}
+
+
+def _draw(model: PreTrainedModel, spread: float) -> None:
+    """Replace every weight by a random one: matrices keep the size of what flows through them."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() >= 2:
+                weight.normal_(0.0, spread * weight.shape[-1] ** -0.5)
+            elif not any(part in name for part in ("A_log", "dt_bias", ".D")):
+                weight.add_(torch.randn_like(weight) * 0.1)
+
+
+ARCHITECTURES = [
+    Architecture("llama"),
+    Architecture("llama", {"tie_word_embeddings": True}, name="llama_tied"),
+    Architecture("mistral", {"sliding_window": 16}),
+    Architecture(
+        "qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
+    ),
+    Architecture("qwen3"),
+    Architecture("gemma"),
+    Architecture("gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 12}),
+    Architecture("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 12}),
+    Architecture(
+        "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
+    ),
+    Architecture("gpt2", _GPT2_LIKE, common=False),
+    Architecture("opt", {"ffn_dim": 64, "word_embed_proj_dim": 48}),
+    Architecture(
+        "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+    ),
+    Architecture("qwen3_moe", _MOE),
+    Architecture("olmoe", _MOE),
+    Architecture("deepseek_v2", {**_MLA, "n_shared_experts": 1}),
+    Architecture("deepseek_v3", {**_MLA, "n_shared_experts": 1}),
+    Architecture("phi"),
+    Architecture("phi3", {"sliding_window": None}),
+    Architecture("cohere"),
+    Architecture("cohere2", {"sliding_window": 16}),
+    Architecture(
+        "granite", {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}
+    ),
+    Architecture("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Architecture("olmo"),
+    Architecture("olmo2"),
+    Architecture("olmo3", {"sliding_window": 16}),
+    Architecture("starcoder2", {"sliding_window": 16}),
+    Architecture("smollm3"),
+    Architecture("glm"),
+    Architecture("glm4"),
+    Architecture("gpt_neox"),
+    Architecture("stablelm"),
+    Architecture("nemotron"),
+    Architecture("exaone4", {"sliding_window": 16, "sliding_window_pattern": 4}),
+    Architecture("ernie4_5"),
+    Architecture("hunyuan_v1_dense"),
+    Architecture("seed_oss"),
+    Architecture("arcee"),
+    Architecture("helium"),
+    Architecture(
+        "dots1",
+        {
+            **_MOE,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    Architecture("llama4_text", {**_MOE, "num_local_experts": 4, "intermediate_size_mlp": 64}),
+    Architecture("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Architecture("persimmon"),
+    Architecture("gpt_bigcode", _GPT2_LIKE, common=False),
+    Architecture(
+        "gpt_neo",
+        {
+            "num_layers": BLOCKS,
+            "attention_types": [[["global", "local"], 2]],
+            "num_heads": 4,
+            "window_size": 16,
+        },
+    ),
+    Architecture("minimax", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Architecture(
+        "phi3",
+        {
+            "sliding_window": None,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 6,
+                "long_factor": [2.0] * 6,
+                "original_max_position_embeddings": 50,
+            },
+        },
+        name="phi3_longrope",
+    ),
+    Architecture(
+        "bloom",
+        {
+            "n_layer": BLOCKS,
+            "n_head": 4,
+            "hidden_size": 48,
+            "vocab_size": VOCAB,
+            "eos_token_id": None,
+        },
+        common=False,
+    ),
+    Architecture("falcon"),
+    Architecture("gptj", _GPT2_LIKE | {"rotary_dim": 8}, common=False),
+    Architecture("codegen", _GPT2_LIKE | {"rotary_dim": 8}, common=False),
+    Architecture(
+        "mpt",
+        {"n_layers": BLOCKS, "n_heads": 4, "d_model": 48, "vocab_size": VOCAB, "max_seq_len": 256},
+        common=False,
+    ),
+    Architecture(
+        "qwen3_next",
+        {
+            **_MOE,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "shared_expert_intermediate_size": 32,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+        },
+    ),
+    Architecture("lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
+    Architecture("mamba", {"state_size": 8}),
+    Architecture("mamba2", {"state_size": 8, "num_heads": 4, "head_dim": 24, "n_groups": 2}),
+    Architecture(
+        "falcon_h1",
+        {
+            "mamba_d_ssm": 48,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 12,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+        },
+    ),
+    Architecture(
+        "recurrent_gemma",
+        {"lru_width": 48, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
+    ),
+    Architecture(
+        "jamba",
+        {
+            "num_experts": 4,
+            "mamba_d_state": 8,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
+    ),
+]
