@@ -130,7 +130,7 @@ class Step:
     """Work for one session at positions `[position, position + sum(chunks))`.
 
     `chunks` are the boundaries within the step at which it was first computed, so that a replay
-    computes the same bits. Token ids go to the first hop, hidden states `(n, hidden)` to the others.
+    computes the same bits. The first hop gets token ids, the others hidden states `(n, hidden)`.
     """
 
     session: bytes
@@ -155,7 +155,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Last hop to coordinator: the id sampled for `position` (so the step ended at position - 1)."""
+    """Last hop to coordinator: the id sampled for `position`: the step ended at position - 1."""
 
     session: bytes
     epoch: int
@@ -199,7 +199,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Coordinator to hop: these sessions are alive. Without it for `--orphan-grace`, a hop evicts."""
+    """Coordinator to hop: these sessions live. Without it for `--orphan-grace`, a hop evicts."""
 
     sessions: tuple[bytes, ...]
 

@@ -12,6 +12,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 
+from swarmd.core.options import join_address, split_address
 from swarmd.wire import limits
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -23,6 +24,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # A long link fills its window at once instead of probing for it: two round trips saved.
     ("grpc.http2.lookahead_bytes", 16 << 20),
     ("grpc.http2.bdp_probe", 0),
+    # A proxy that this machine has for the web is no way to a peer.
+    ("grpc.enable_http_proxy", 0),
 )
 
 _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -36,9 +39,13 @@ _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def dial(address: str) -> grpc.aio.Channel:
-    """Return a channel to `HOST:PORT`; connecting happens on first use."""
+    """Return a channel to `HOST:PORT`; connecting happens on first use.
+
+    Raises ConfigError for anything else: gRPC would take `unix:7420` for a file.
+    """
+    target = "dns:///" + join_address(*split_address(address))
     return grpc.aio.insecure_channel(
-        address, options=(*_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+        target, options=(*_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from swarmd.wire import limits
 
 _PEER_ID = re.compile(f"[0-9a-f]{{{PEER_ID_HEX}}}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_FLOAT32 = 3.4e38
 
 
 def encode(frame: SessionFrame) -> pb.Frame:
@@ -93,15 +95,22 @@ def sampling_from_pb(message: pb.Sampling) -> SamplingParams:
         repetition_penalty=_exact(message.repetition_penalty) or 1.0,
         presence_penalty=_exact(message.presence_penalty),
         frequency_penalty=_exact(message.frequency_penalty),
-        logit_bias=tuple((b.token_id, b.bias) for b in message.logit_bias),
+        logit_bias=tuple((b.token_id, _exact(b.bias)) for b in message.logit_bias),
         seed=message.seed,
         top_logprobs=message.top_logprobs,
     )
 
 
 def _exact(value: float) -> float:
-    """Undo what float32 does to a short decimal: 0.7 arrives as 0.7, not as 0.699999988."""
-    return float(f"{value:.7g}") if math.isfinite(value) else value
+    """Undo what float32 does to a short decimal: 0.7 arrives as 0.7, not as 0.699999988.
+
+    The shortest decimal of the same float32, so that any number of hops gives the same value.
+    """
+    for digits in range(6, 10):
+        short = float(f"{value:.{digits}g}")
+        if abs(short) < _MAX_FLOAT32 and struct.unpack("f", struct.pack("f", short))[0] == value:
+            return short
+    return value
 
 
 # -- encoding ---------------------------------------------------------------------------------
@@ -134,7 +143,7 @@ def _opened_to_pb(frame: Opened) -> pb.Frame:
             session=frame.session,
             epoch=frame.epoch,
             refusal=_refusal_to_pb(frame.refusal),
-            message=frame.message[: limits.MAX_TEXT],
+            message=_text(frame.message),
             kv_length=frame.kv_length,
             log_start=frame.log_start,
             kv_free_bytes=frame.kv_free_bytes,
@@ -149,10 +158,15 @@ def _failed_to_pb(frame: Failed) -> pb.Frame:
             session=frame.session,
             epoch=frame.epoch,
             refusal=_refusal_to_pb(frame.refusal),
-            message=frame.message[: limits.MAX_TEXT],
+            message=_text(frame.message),
             lost_peer=frame.lost_peer,
         )
     )
+
+
+def _text(message: str) -> str:
+    """Cut a message to length; half a character, as file names may have, must not stop it."""
+    return message[: limits.MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def _refusal_to_pb(refusal: Refusal | None) -> Any:
@@ -165,7 +179,7 @@ def _step_to_pb(step: Step) -> pb.Step:
         hidden = pb.Tensor(
             dtype=int(step.hidden.dtype),  # type: ignore[arg-type]
             shape=step.hidden.shape,
-            data=bytes(step.hidden.data),
+            data=bytes(step.hidden.data),  # no copy if it is bytes already
         )
     return pb.Step(
         session=step.session,
@@ -317,8 +331,8 @@ def tensor_from_pb(m: pb.Tensor, rows: int) -> Payload:
     except ValueError:
         raise ProtocolError(f"unknown dtype {m.dtype}") from None
     shape = tuple(m.shape)
-    if not 1 <= len(shape) <= 3:
-        raise ProtocolError(f"a tensor has 1 to 3 dimensions, not {len(shape)}")
+    if not 1 <= len(shape) <= 3 or not all(shape):
+        raise ProtocolError(f"a tensor has 1 to 3 dimensions, none of them 0, not {shape[:4]}")
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(m.data):
         raise ProtocolError(f"shape {shape} of {dtype.name} is {expected} bytes, not {len(m.data)}")
@@ -353,6 +367,8 @@ def _step_from_pb(m: pb.Step) -> Step:
 
 
 def _token_from_pb(m: pb.Token) -> Token:
+    if len(m.top) > limits.MAX_TOP:
+        raise ProtocolError(f"{len(m.top)} likely tokens for one; at most {limits.MAX_TOP}")
     return Token(
         session=_session(m.session),
         epoch=_epoch(m.epoch),
@@ -360,7 +376,7 @@ def _token_from_pb(m: pb.Token) -> Token:
         position=_position(m.position),
         id=m.id,
         logprob=m.logprob,
-        top=tuple((top.id, top.logprob) for top in m.top[:64]),
+        top=tuple((top.id, top.logprob) for top in m.top),
     )
 
 

@@ -17,8 +17,20 @@ FRAGMENT_BYTES = 256 << 10
 MAX_FRAME_BYTES = 64 << 20
 """Largest frame that is put together from fragments."""
 
-MAX_ASSEMBLY_BYTES = 128 << 20
-"""All unfinished frames of one link together."""
+MAX_ASSEMBLY_BYTES = 64 << 20
+"""All unfinished frames of one link together; a sender cuts up one at a time."""
+
+MAX_UNFINISHED = 16
+"""Unfinished frames of one link."""
+
+MAX_UNFOLDED_BYTES = 64 << 20
+"""What a reassembled frame may take in memory once parsed, besides the bytes of its tensors."""
+
+MAX_LINKS = 1024
+"""Links of one node, those included that have not said who they are."""
+
+MAX_LINKS_PER_PEER = 4
+"""Two when both sides dial at once; twice that when a peer comes back before it was missed."""
 
 RECEIVE_MESSAGE_BYTES = 4 << 20
 """gRPC's own limit, finite and counted after decompression: room for a client's long prompt."""
@@ -30,6 +42,9 @@ MAX_POSITIONS = 1 << 24
 MAX_CHUNKS = 1 << 12
 MAX_TEXT = 1000
 """Characters of an explanatory message."""
+
+MAX_TOP = 64
+"""Likely tokens that are reported beside one."""
 
 MAX_BLOCKS = 1 << 12
 MAX_STEPS = 1 << 12

@@ -6,11 +6,13 @@ Which peer to dial, and what happens when a link is lost, is `swarmd.wire.links`
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn, Protocol
 
-from swarmd.core.errors import PeerError, PeerUnreachable, ProtocolError
+from swarmd.core.errors import ConfigError, PeerUnreachable, ProtocolError
 from swarmd.core.frames import SessionFrame
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
@@ -18,17 +20,27 @@ from swarmd.wire.assembler import Assembler
 from swarmd.wire.outbound import Outbound
 from swarmd.wire.stream import FrameStream
 
+_MAX_COORDINATE = 8
+_MAX_RTT_US = 60_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """Times in seconds."""
+    """Times in seconds. Raises ConfigError when no heartbeat fits into the timeout."""
 
     heartbeat: float = 0.5
     """How often a heartbeat is sent."""
     timeout: float = 1.5
-    """Silence after which the peer is taken for lost."""
+    """Silence after which the peer is taken for lost: more than the heartbeat of any peer."""
     handshake: float = 5.0
     """How long dialling and the first frames may take."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heartbeat < self.timeout:
+            raise ConfigError(
+                f"a link timeout of {self.timeout:g} s must exceed the heartbeat of "
+                f"{self.heartbeat:g} s"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,56 +51,83 @@ class RttSample:
     coordinate: tuple[float, ...]
 
 
+class LinkEvents(Protocol):
+    """Who gets what a link brings."""
+
+    def on_frames(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
+        """Frames from a peer, in order per session."""
+        ...
+
+    def on_rtt(self, peer_id: str, sample: RttSample) -> None:
+        """A round trip was measured."""
+        ...
+
+    def coordinate(self) -> tuple[float, ...]:
+        """This node's own network coordinate."""
+        ...
+
+
 class Link:
-    """A live stream to one peer. `run` ends, by raising PeerError, when the link is over."""
+    """A live stream to one peer. `run` ends, by raising, when the link is over."""
 
     def __init__(
         self,
         stream: FrameStream,
         peer_id: str,
         settings: LinkSettings,
-        on_frames: Callable[[str, Sequence[SessionFrame]], None],
-        on_rtt: Callable[[str, RttSample], None],
-        coordinate: Callable[[], tuple[float, ...]],
+        events: LinkEvents,
+        outbound: Outbound | None = None,
     ) -> None:
+        """`outbound` may hold what has been waiting for this link."""
         self.peer_id = peer_id
-        self.outbound = Outbound()
+        self.outbound = outbound if outbound is not None else Outbound()
         self._stream = stream
         self._settings = settings
-        self._on_frames = on_frames
-        self._on_rtt = on_rtt
-        self._coordinate = coordinate
+        self._events = events
         self._assembler = Assembler()
         self._wake = asyncio.Event()
         self._heard_at = time.monotonic()
         self._echo: tuple[int, float] = (0, 0.0)
         self._heartbeat_due = False
-        self._aborted = ""
+        self._finishing = False
+        self._abort_reason = ""
+        self._aborted = asyncio.Event()
 
     def send(self, batch: Sequence[SessionFrame]) -> None:
-        """Queue frames; they leave in order per session. Raises QueueFull."""
+        """Queue frames; they leave in order per session. Raises as `Outbound.put` does."""
         for frame in batch:
             self.outbound.put(frame)
         self._wake.set()
 
-    def abort(self, reason: str) -> None:
-        """End the link as if the peer had been lost."""
-        self._aborted = reason
+    def finish(self) -> None:
+        """Send what waits, then end the link."""
+        self._finishing = True
         self._wake.set()
 
-    async def run(self) -> None:
-        """Carry frames until the link breaks, the peer falls silent or breaks a rule."""
+    def abort(self, reason: str) -> None:
+        """End the link as if the peer had been lost."""
+        self._abort_reason = reason
+        self._aborted.set()
+
+    async def run(self) -> NoReturn:
+        """Carry frames until the link breaks, the peer falls silent or breaks a rule.
+
+        Raises PeerError; anything else is what `events` or this code itself raised.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read())
                 tasks.create_task(self._write())
                 tasks.create_task(self._beat())
-        except* PeerError as errors:
-            raise errors.exceptions[0] from None
+                # Apart from the writer, which a peer that reads nothing holds up.
+                tasks.create_task(self._watch_abort())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
         finally:
             self._stream.close()
+        raise PeerUnreachable("the link ended")
 
-    async def _read(self) -> None:
+    async def _read(self) -> NoReturn:
         while True:
             message = await self._stream.read()
             self._heard_at = time.monotonic()
@@ -101,14 +140,12 @@ class Link:
                 if whole is None:
                     continue
                 message = whole
-            self._on_frames(self.peer_id, frames.decode(message))
+            self._events.on_frames(self.peer_id, frames.decode(message))
 
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._aborted:
-                raise PeerUnreachable(self._aborted)
             while self._heartbeat_due or self.outbound:
                 if self._heartbeat_due:
                     self._heartbeat_due = False
@@ -116,18 +153,27 @@ class Link:
                 message = self.outbound.next_message()
                 if message is not None:
                     await self._stream.write(message)
+            if self._finishing:
+                return await self._stream.finish()
 
-    async def _beat(self) -> None:
+    async def _watch_abort(self) -> NoReturn:
+        await self._aborted.wait()
+        raise PeerUnreachable(self._abort_reason)
+
+    async def _beat(self) -> NoReturn:
+        beat_at = time.monotonic()
         while True:
-            self._heartbeat_due = True
-            self._wake.set()
-            before = time.monotonic()
-            await asyncio.sleep(self._settings.heartbeat)
             now = time.monotonic()
+            if now >= beat_at:
+                beat_at = now + self._settings.heartbeat
+                self._heartbeat_due = True
+                self._wake.set()
+            wake_at = min(beat_at, self._heard_at + self._settings.timeout)
+            await asyncio.sleep(max(0.0, wake_at - now))
             # Time in which this process itself did not run is no silence of the peer's.
-            self._heard_at += max(0.0, now - before - 2 * self._settings.heartbeat)
-            silent = now - self._heard_at
-            if silent > self._settings.timeout:
+            self._heard_at += max(0.0, time.monotonic() - max(wake_at, now))
+            silent = time.monotonic() - self._heard_at
+            if silent > self._settings.timeout - 1e-3:
                 raise PeerUnreachable(f"peer {self.peer_id[:8]} was silent for {silent:.1f} s")
 
     def _heartbeat(self) -> pb.Frame:
@@ -138,23 +184,50 @@ class Link:
                 sent_us=time.monotonic_ns() // 1000,
                 echo_us=echo_us,
                 echo_age_us=min(age, (1 << 32) - 1),
-                coordinate=self._coordinate(),
+                coordinate=self._events.coordinate(),
             )
         )
 
     def _take_heartbeat(self, beat: pb.Heartbeat) -> None:
         self._echo = (beat.sent_us, time.monotonic())
+        if len(beat.coordinate) > _MAX_COORDINATE or not all(map(math.isfinite, beat.coordinate)):
+            raise ProtocolError(f"a coordinate is at most {_MAX_COORDINATE} finite numbers")
         if not beat.echo_us:
             return
         rtt_us = time.monotonic_ns() // 1000 - beat.echo_us - beat.echo_age_us
-        if 0 <= rtt_us < 60_000_000 and len(beat.coordinate) <= 8:
-            self._on_rtt(self.peer_id, RttSample(rtt_us / 1e6, tuple(beat.coordinate)))
+        if 0 <= rtt_us < _MAX_RTT_US:
+            sample = RttSample(rtt_us / 1e6, tuple(beat.coordinate))
+            self._events.on_rtt(self.peer_id, sample)
 
 
-async def greet(stream: FrameStream, own_id: str, own_address: str) -> str:
-    """Exchange `Hello`s and return the other side's peer id. Raises PeerError."""
+async def greet_as_dialler(
+    stream: FrameStream, own_id: str, own_address: str, expected: str
+) -> None:
+    """Make sure that `expected` answers, then say who is calling. Raises PeerError.
+
+    The dialled side speaks first, so that nobody takes the link for open who will not have it.
+    """
+    found = await _read_hello(stream)
+    if found != expected:
+        raise PeerUnreachable(f"that is peer {found[:8]} now, not {expected[:8]}")
+    await stream.write(_hello(own_id, own_address))
+
+
+async def greet_as_dialled(stream: FrameStream, own_id: str, own_address: str) -> str:
+    """Say who answers, and return the caller's peer id. Raises PeerError."""
+    await stream.write(_hello(own_id, own_address))
+    found = await _read_hello(stream)
+    if found == own_id:
+        raise ProtocolError("that is this node's own peer id")
+    return found
+
+
+def _hello(own_id: str, own_address: str) -> pb.Frame:
     hello = pb.Hello(protocol=limits.PROTOCOL, peer_id=own_id, address=own_address)
-    await stream.write(pb.Frame(hello=hello))
+    return pb.Frame(hello=hello)
+
+
+async def _read_hello(stream: FrameStream) -> str:
     first = await stream.read()
     if first.WhichOneof("body") != "hello":
         raise ProtocolError("the first frame on a link must be a hello")

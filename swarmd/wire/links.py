@@ -8,42 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 
-from swarmd.core.errors import PeerError, PeerUnreachable, QueueFull
+from swarmd.core.errors import ConfigError, PeerError, PeerUnreachable, QueueFull
 from swarmd.core.frames import SessionFrame
-from swarmd.v1 import peer_pb2_grpc
+from swarmd.wire import limits
 from swarmd.wire.channel import dial
-from swarmd.wire.link import Link, LinkSettings, RttSample, greet
+from swarmd.wire.link import (
+    Link,
+    LinkEvents,
+    LinkSettings,
+    RttSample,
+    greet_as_dialled,
+    greet_as_dialler,
+)
+from swarmd.wire.outbound import Outbound
 from swarmd.wire.stream import AcceptedStream, DialledStream, FrameStream
+
+__all__ = ["LinkHandler", "LinkSettings", "Links", "RttSample"]
 
 log = logging.getLogger(__name__)
 
-MAX_LINKS = 1024
-MAX_WAITING_FRAMES = 4096
 
+class LinkHandler(LinkEvents, Protocol):
+    """Who gets what the links bring. Called on the event loop; must not block.
 
-class LinkHandler(Protocol):
-    """Who gets what the links bring. Called on the event loop; must not block."""
-
-    def on_frames(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
-        """Frames from a peer, in order per session."""
-        ...
+    A ProtocolError that `on_frames` raises ends the link on which the frames came. So does any
+    other exception, which is logged as the error of this node that it is.
+    """
 
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
-        """The link to a peer broke, or it could not be dialled: frames may be lost."""
-        ...
+        """A link to a peer broke, or it could not be dialled: frames may be lost, both ways.
 
-    def on_rtt(self, peer_id: str, sample: RttSample) -> None:
-        """A round trip was measured."""
-        ...
-
-    def coordinate(self) -> tuple[float, ...]:
-        """This node's own network coordinate."""
+        Another link to the same peer may be alive (see `Links.connected`), or be dialled anew by
+        the next `send`.
+        """
         ...
 
 
@@ -51,7 +53,7 @@ class Links:
     """The links of one node.
 
     `resolve` gives the address of a peer id in the node's view, or None. `spawn` starts a task that
-    the daemon owns.
+    the daemon owns; these tasks raise nothing but CancelledError.
     """
 
     def __init__(
@@ -70,99 +72,187 @@ class Links:
         self._spawn = spawn
         self._settings = settings or LinkSettings()
         self._live: dict[str, list[Link]] = {}
-        self._waiting: dict[str, deque[SessionFrame]] = {}
+        self._waiting: dict[str, Outbound] = {}
+        self._dials: set[asyncio.Task[None]] = set()
+        self._accepted = 0
+        self._closing = False
+        self._all_ended = asyncio.Event()
 
     def send(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
         """Send frames to a peer, dialling it if need be; to this node itself without the wire.
 
-        Never blocks. What cannot be sent ends in `on_peer_lost`.
+        Never blocks. What cannot be sent ends in `on_peer_lost`, never during this call. Raises
+        ProtocolError for a frame that is larger than any peer would accept. To be called on the
+        event loop; does nothing once `close` has begun.
         """
-        if peer_id == self.own_id:
-            asyncio.get_running_loop().call_soon(self._handler.on_frames, peer_id, batch)
+        if self._closing:
             return
-        live = self._live.get(peer_id)
-        try:
-            if live:
-                live[0].send(batch)
-            else:
-                self._send_later(peer_id, batch)
-        except QueueFull as error:
-            log.warning("peer takes too little peer=%s error=%s", peer_id, error)
-            for link in live or ():
-                link.abort(str(error))
+        if peer_id == self.own_id:
+            asyncio.get_running_loop().call_soon(self._deliver_here, batch)
+        elif live := self._live.get(peer_id):
+            self._send_on(live, batch)
+        else:
+            self._send_later(peer_id, batch)
 
     def connected(self) -> list[str]:
         """Return the ids of the peers with a live link."""
-        return [peer for peer, links in self._live.items() if links]
+        return list(self._live)
+
+    async def accept(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Serve `Peer.Link`: carry the link until it is over."""
+        if self._closing:
+            await _refuse(context, grpc.StatusCode.UNAVAILABLE, "this node is leaving")
+        if self._accepted >= limits.MAX_LINKS:
+            reason = f"{limits.MAX_LINKS} links are open here"
+            await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        self._accepted += 1
+        try:
+            await self._serve(context)
+        finally:
+            self._accepted -= 1
+
+    async def close(self, grace: float = 1.0) -> None:
+        """End every link; what waits still leaves, for at most `grace` seconds.
+
+        No peer is reported as lost from now on. To be called before the server is stopped.
+        """
+        self._closing = True
+        self._waiting.clear()
+        for link in self._links():
+            link.finish()
+        self._check_ended()
+        if not await self._ended_within(grace):
+            for link in self._links():
+                link.abort("this node is leaving")
+            await self._ended_within(grace)
+        dials = list(self._dials)
+        for task in dials:
+            task.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+
+    async def _ended_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._all_ended.wait()
+        except TimeoutError:
+            return False
+
+    def _links(self) -> list[Link]:
+        return [link for links in self._live.values() for link in links]
+
+    def _check_ended(self) -> None:
+        if self._closing and not self._live:
+            self._all_ended.set()
+
+    def _deliver_here(self, batch: Sequence[SessionFrame]) -> None:
+        if not self._closing:
+            self._handler.on_frames(self.own_id, batch)
+
+    def _send_on(self, live: list[Link], batch: Sequence[SessionFrame]) -> None:
+        # Always the first link, so that frames keep their order.
+        try:
+            live[0].send(batch)
+        except QueueFull as error:
+            live[0].abort(f"the peer takes too little: {error}")
 
     def _send_later(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
         waiting = self._waiting.get(peer_id)
         if waiting is None:
-            waiting = self._waiting[peer_id] = deque()
-            self._spawn(self._dial(peer_id))
-        if len(waiting) + len(batch) > MAX_WAITING_FRAMES:
-            raise QueueFull(f"{len(waiting)} frames wait for the link to be opened")
-        waiting.extend(batch)
-
-    async def _dial(self, peer_id: str) -> None:
+            waiting = self._waiting[peer_id] = Outbound()
+            task = self._spawn(self._dial(peer_id, waiting))
+            self._dials.add(task)
+            task.add_done_callback(self._dials.discard)
         try:
-            address = self._resolve(peer_id)
-            if address is None:
-                raise PeerUnreachable(f"peer {peer_id[:8]} is not in this node's view")
-            async with dial(address) as channel:
-                call = peer_pb2_grpc.PeerStub(channel).Link()
-                stream = DialledStream(channel, call)
-                async with asyncio.timeout(self._settings.handshake):
-                    found = await greet(stream, self.own_id, self._address)
-                if found != peer_id:
-                    raise PeerUnreachable(f"{address} is peer {found[:8]} now, not {peer_id[:8]}")
-                await self._carry(stream, peer_id)
-        except (PeerError, TimeoutError, grpc.RpcError) as error:
-            self._waiting.pop(peer_id, None)
-            self._lost(peer_id, str(error) or "no answer in time")
+            for frame in batch:
+                waiting.put(frame)
+        except QueueFull as error:
+            waiting.clear()  # better none than some, and the loss said
+            reason = f"the link is not open yet: {error}"
+            asyncio.get_running_loop().call_soon(self._lost, peer_id, reason)
 
-    async def accept(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Serve `Peer.Link`: carry the link until it is over."""
+    async def _dial(self, peer_id: str, waiting: Outbound) -> None:
+        try:
+            await self._dial_and_carry(peer_id)
+            return
+        except (PeerError, ConfigError) as error:
+            reason = str(error)
+        except TimeoutError:
+            reason = f"no answer to a dial within {self._settings.handshake:g} s"
+        except Exception as error:
+            log.exception("dialling failed peer=%s", peer_id)
+            reason = f"dialling failed: {error!r}"
+        # The peer may have dialled this node meanwhile, and that link taken what was waiting.
+        if self._waiting.get(peer_id) is waiting:
+            del self._waiting[peer_id]
+            self._lost(peer_id, reason)
+
+    async def _dial_and_carry(self, peer_id: str) -> None:
+        address = self._resolve(peer_id)
+        if address is None:
+            raise PeerUnreachable(f"peer {peer_id[:8]} is not in this node's view")
+        async with dial(address) as channel:
+            stream = DialledStream(channel)
+            async with asyncio.timeout(self._settings.handshake):
+                await greet_as_dialler(stream, self.own_id, self._address, peer_id)
+            await self._carry(stream, peer_id)
+
+    async def _serve(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         stream = AcceptedStream(context)
-        if sum(map(len, self._live.values())) >= MAX_LINKS:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_LINKS} links are open")
         try:
             async with asyncio.timeout(self._settings.handshake):
-                peer_id = await greet(stream, self.own_id, self._address)
+                peer_id = await greet_as_dialled(stream, self.own_id, self._address)
         except (PeerError, TimeoutError) as error:
-            log.info("link refused reason=%s", error or "no hello in time")
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no hello in time")
-        if peer_id == self.own_id:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "that is this node's own id")
+            reason = str(error) or f"no hello within {self._settings.handshake:g} s"
+            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
+        if len(self._live.get(peer_id, ())) >= limits.MAX_LINKS_PER_PEER:
+            reason = f"{limits.MAX_LINKS_PER_PEER} links with this peer are open"
+            await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         try:
             await self._carry(stream, peer_id)
-        except PeerError as error:
-            self._lost(peer_id, str(error))
+        except asyncio.CancelledError:
+            # gRPC's way to say that the caller has gone, or that the server stops.
+            self._lost(peer_id, "the peer closed the link")
+            raise
 
     async def _carry(self, stream: FrameStream, peer_id: str) -> None:
-        link = Link(
-            stream,
-            peer_id,
-            self._settings,
-            self._handler.on_frames,
-            self._handler.on_rtt,
-            self._handler.coordinate,
-        )
-        # The first link to a peer stays the one to send on, so that frames keep their order;
-        # when both sides dial at once, the second one only receives.
-        links = self._live.setdefault(peer_id, [])
-        links.append(link)
+        if self._closing:
+            return
         waiting = self._waiting.pop(peer_id, None)
-        if waiting:
-            links[0].send(tuple(waiting))
+        link = Link(stream, peer_id, self._settings, self._handler, waiting)
+        # When both sides dial at once there are two links, and each side sends on its first one.
+        self._live.setdefault(peer_id, []).append(link)
         log.info("link up peer=%s", peer_id)
         try:
             await link.run()
+        except PeerError as error:
+            reason = str(error)
+        except Exception as error:
+            log.exception("link dropped for an error of this node peer=%s", peer_id)
+            reason = f"this node failed: {error!r}"
         finally:
-            links.remove(link)
-            if not links:
-                self._live.pop(peer_id, None)
+            self._remove(link)
+        self._lost(peer_id, reason)
+
+    def _remove(self, link: Link) -> None:
+        links = self._live[link.peer_id]
+        links.remove(link)
+        if not links:
+            del self._live[link.peer_id]
+        self._check_ended()
 
     def _lost(self, peer_id: str, reason: str) -> None:
+        if self._closing:
+            return
         log.info("link lost peer=%s reason=%s", peer_id, reason)
-        self._handler.on_peer_lost(peer_id, reason)
+        try:
+            self._handler.on_peer_lost(peer_id, reason)
+        except Exception:
+            log.exception("could not take the loss of a peer peer=%s", peer_id)
+
+
+async def _refuse(
+    context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, reason: str
+) -> NoReturn:
+    log.info("link refused reason=%s", reason)
+    await context.abort(code, reason)
+    raise AssertionError("abort raises")

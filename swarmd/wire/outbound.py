@@ -8,123 +8,185 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from typing import TypeVar
 
-from swarmd.core.errors import QueueFull
-from swarmd.core.frames import Keep, SessionFrame, Step, Token
+from swarmd.core.errors import ProtocolError, QueueFull
+from swarmd.core.frames import Keep, Open, SessionFrame, Step, Token
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
 
-_SMALL_BYTES = 128 << 10
 _BATCH_BYTES = 512 << 10
-_FRAME_OVERHEAD = 128
+# What a frame costs in memory beside its payload; on the wire it is less.
+_FRAME_OVERHEAD = 256
 
 
-class _Lane:
-    """One session's frames in order, and what is left of the one that is being cut up."""
-
-    __slots__ = ("fragments", "frames")
-
-    def __init__(self) -> None:
-        self.frames: deque[SessionFrame] = deque()
-        self.fragments: deque[pb.Frame] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self.frames or self.fragments)
-
-    def head(self, kinds: tuple[type, ...]) -> SessionFrame | None:
-        """Return the next frame if it may travel in a batch of these kinds."""
-        if self.fragments or not self.frames:
-            return None
-        frame = self.frames[0]
-        return frame if isinstance(frame, kinds) and _size(frame) <= _SMALL_BYTES else None
+_Kind = TypeVar("_Kind", Step, Token)
 
 
 class Outbound:
     """Frames that wait for one link."""
 
     def __init__(self, max_bytes: int = limits.MAX_OUTBOUND_BYTES) -> None:
-        self._lanes: OrderedDict[bytes, _Lane] = OrderedDict()
-        self._frame_count = 0
         self._max_bytes = max_bytes
+        self._lanes: dict[bytes, deque[tuple[int, SessionFrame]]] = {}
+        # Lanes by what is at their head, in turn; the lane that is being cut up is in neither.
+        self._whole: OrderedDict[bytes, None] = OrderedDict()
+        self._large: deque[bytes] = deque()
+        self._cut: _Cut | None = None
+        self._cut_count = 0
+        self._cut_is_next = False
         self.pending_bytes = 0
 
     def put(self, frame: SessionFrame) -> None:
-        """Append a frame. Raises QueueFull when the peer takes too little."""
-        size = _size(frame)
-        if self.pending_bytes + size > self._max_bytes:
-            raise QueueFull(f"{self.pending_bytes} bytes wait for this peer already")
-        self.pending_bytes += size
-        self._lanes.setdefault(_session_of(frame), _Lane()).frames.append(frame)
+        """Append a frame.
+
+        Raises QueueFull when the peer takes too little, and ProtocolError for a frame that no peer
+        would accept, whatever else waits.
+        """
+        for part in _keeps(frame) if isinstance(frame, Keep) else (frame,):
+            size = _size(part)
+            if size > limits.MAX_FRAME_BYTES:
+                raise ProtocolError(
+                    f"a frame of {size} bytes cannot be sent, the limit is "
+                    f"{limits.MAX_FRAME_BYTES}: shorter chunks make smaller frames"
+                )
+            if self.pending_bytes + size > self._max_bytes:
+                raise QueueFull(f"{self.pending_bytes} bytes wait for this peer already")
+            self.pending_bytes += size
+            self._append(b"" if isinstance(part, Keep) else part.session, size, part)
+
+    def clear(self) -> None:
+        """Forget everything that waits; not for use while a link sends from here."""
+        self._lanes.clear()
+        self._whole.clear()
+        self._large.clear()
+        self._cut = None
+        self.pending_bytes = 0
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
     def next_message(self) -> pb.Frame | None:
         """Return the next message of at most MAX_MESSAGE_BYTES, or None when nothing waits."""
-        if not self._lanes:
-            return None
-        key, lane = next(iter(self._lanes.items()))
-        for kinds in ((Step,), (Token,)):
-            if lane.head(kinds) is not None:
-                return self._batch(kinds)
-        if not lane.fragments:
-            message = frames.encode(self._pop(lane))
-            if message.ByteSize() <= limits.MAX_MESSAGE_BYTES // 2:
-                self._after_turn(key)
-                return message
-            lane.fragments.extend(self._split(message.SerializeToString()))
-        fragment = lane.fragments.popleft()
-        self._after_turn(key)
-        return fragment
+        if self._whole and not (self._cut_is_next and (self._cut or self._large)):
+            self._cut_is_next = True
+            return self._whole_frames()
+        self._cut_is_next = False
+        if self._cut is None and self._large:
+            self._cut = self._begin_cut(self._large.popleft())
+        return self._next_fragment(self._cut) if self._cut is not None else None
 
-    def _batch(self, kinds: tuple[type, ...]) -> pb.Frame:
-        """Take one frame of this kind from every session that has one at its head."""
-        batch: list[SessionFrame] = []
+    def _append(self, key: bytes, size: int, frame: SessionFrame) -> None:
+        lane = self._lanes.get(key)
+        if lane is not None:
+            lane.append((size, frame))
+        else:
+            self._lanes[key] = deque([(size, frame)])
+            self._line_up(key)
+
+    def _line_up(self, key: bytes) -> None:
+        """Put a lane at the end of the line that its first frame belongs in."""
+        lane = self._lanes[key]
+        if not lane:
+            del self._lanes[key]
+        elif lane[0][0] > limits.FRAGMENT_BYTES:
+            self._large.append(key)
+        else:
+            self._whole[key] = None
+
+    def _whole_frames(self) -> pb.Frame:
+        """Take the first frame in line, or one from every session if they can share a message."""
+        key = next(iter(self._whole))
+        kind = type(self._lanes[key][0][1])
+        if kind is Step:
+            return frames.encode_steps(self._batch(Step))
+        if kind is Token:
+            return frames.encode_tokens(self._batch(Token))
+        return frames.encode(self._pop(key))
+
+    def _batch(self, kind: type[_Kind]) -> list[_Kind]:
+        """Take the first frame of every session that has one of this kind in line."""
+        batch: list[_Kind] = []
         room = _BATCH_BYTES
-        for key, lane in list(self._lanes.items()):
-            frame = lane.head(kinds)
-            if frame is None:
+        for key in list(self._whole):
+            size, frame = self._lanes[key][0]
+            if not isinstance(frame, kind):
                 continue
-            room -= _size(frame)
+            room -= size
             if batch and room < 0:
                 break
-            batch.append(self._pop(lane))
-            self._after_turn(key)
-        if kinds == (Step,):
-            return frames.encode_steps(f for f in batch if isinstance(f, Step))
-        return frames.encode_tokens(f for f in batch if isinstance(f, Token))
+            self._pop(key)
+            batch.append(frame)
+        return batch
 
-    def _pop(self, lane: _Lane) -> SessionFrame:
-        frame = lane.frames.popleft()
-        self.pending_bytes -= _size(frame)
+    def _pop(self, key: bytes) -> SessionFrame:
+        size, frame = self._lanes[key].popleft()
+        self.pending_bytes -= size
+        del self._whole[key]
+        self._line_up(key)
         return frame
 
-    def _after_turn(self, key: bytes) -> None:
-        if self._lanes[key]:
-            self._lanes.move_to_end(key)
-        else:
-            del self._lanes[key]
+    def _begin_cut(self, key: bytes) -> _Cut:
+        size, frame = self._lanes[key].popleft()
+        self._cut_count += 1
+        return _Cut(key, size, self._cut_count, frames.encode(frame).SerializeToString())
 
-    def _split(self, data: bytes) -> Iterator[pb.Frame]:
-        self._frame_count += 1
-        for offset in range(0, len(data), limits.FRAGMENT_BYTES):
-            yield pb.Frame(
-                fragment=pb.Fragment(
-                    frame=self._frame_count,
-                    total_bytes=len(data),
-                    offset=offset,
-                    data=data[offset : offset + limits.FRAGMENT_BYTES],
-                )
+    def _next_fragment(self, cut: _Cut) -> pb.Frame:
+        # One frame at a time is cut up: the receiver's bound on unfinished frames is never met.
+        fragment = cut.next_fragment()
+        if cut.done:
+            self._cut = None
+            self.pending_bytes -= cut.size
+            self._line_up(cut.key)
+        return fragment
+
+
+class _Cut:
+    """A large frame on its way, in pieces."""
+
+    __slots__ = ("_data", "_number", "_offset", "key", "size")
+
+    def __init__(self, key: bytes, size: int, number: int, data: bytes) -> None:
+        self.key = key
+        self.size = size
+        self._number = number
+        self._data = data
+        self._offset = 0
+
+    @property
+    def done(self) -> bool:
+        return self._offset >= len(self._data)
+
+    def next_fragment(self) -> pb.Frame:
+        offset = self._offset
+        self._offset += limits.FRAGMENT_BYTES
+        return pb.Frame(
+            fragment=pb.Fragment(
+                frame=self._number,
+                total_bytes=len(self._data),
+                offset=offset,
+                data=self._data[offset : self._offset],
             )
+        )
 
 
-def _session_of(frame: SessionFrame) -> bytes:
-    return b"" if isinstance(frame, Keep) else frame.session
+def _keeps(frame: Keep) -> Iterator[Keep]:
+    """Cut a Keep for very many sessions into ones that the other side's limits allow."""
+    for start in range(0, len(frame.sessions), limits.MAX_STEPS):
+        yield Keep(frame.sessions[start : start + limits.MAX_STEPS])
 
 
 def _size(frame: SessionFrame) -> int:
-    """Bytes on the wire, roughly and cheaply."""
+    """Bytes that the frame takes here, cheaply; never less than what it takes on the wire."""
     if isinstance(frame, Step):
         held = frame.hidden.nbytes if frame.hidden is not None else 0
-        return held + 4 * (len(frame.token_ids) + len(frame.chunks)) + _FRAME_OVERHEAD
-    return 4 * len(getattr(frame, "token_ids", ())) + _FRAME_OVERHEAD
+        numbers = len(frame.token_ids) + len(frame.chunks) + len(frame.wants)
+        return held + 5 * numbers + _FRAME_OVERHEAD
+    if isinstance(frame, Token):
+        return 16 * len(frame.top) + _FRAME_OVERHEAD
+    if isinstance(frame, Open):
+        biases = len(frame.sampling.logit_bias) if frame.sampling is not None else 0
+        return 5 * len(frame.token_ids) + 13 * biases + 2 * _FRAME_OVERHEAD
+    if isinstance(frame, Keep):
+        return 18 * len(frame.sessions) + _FRAME_OVERHEAD
+    return 6 * limits.MAX_TEXT if hasattr(frame, "message") else _FRAME_OVERHEAD

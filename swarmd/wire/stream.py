@@ -1,82 +1,101 @@
-"""One link's stream, whichever side dialled it: read a frame, write a frame, close.
+"""One link's stream, whichever side dialled it: read a frame, write a frame, end it.
 
-The border to grpc.aio: what it raises on a dead stream leaves here as PeerUnreachable.
+The border to grpc.aio: what it raises on a dead stream leaves here as PeerUnreachable, and bytes
+that are no frame as ProtocolError.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from swarmd.core.errors import PeerUnreachable
+from swarmd.core.errors import PeerUnreachable, ProtocolError
 from swarmd.v1 import peer_pb2 as pb
+from swarmd.v1.peer_pb2_grpc import PeerStub
+from swarmd.wire.status import printable
 
 # A write to a stream that has just died may raise InvalidStateError instead of an RPC error.
-_BROKEN = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
+_BROKEN = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+_MAX_REASON = 200
 
 
 class FrameStream(Protocol):
     """A bidirectional stream of frames. Every method raises PeerUnreachable when it is broken."""
 
-    async def read(self) -> pb.Frame: ...
+    async def read(self) -> pb.Frame:
+        """Return the next frame. Raises ProtocolError for bytes that are none."""
+        ...
 
-    async def write(self, frame: pb.Frame) -> None: ...
+    async def write(self, frame: pb.Frame) -> None:
+        """Write a frame; waits while the peer takes nothing. Cancelled, it ends the stream."""
+        ...
 
-    def close(self) -> None: ...
+    async def finish(self) -> None:
+        """Write no more; what has been written still arrives. The peer then ends the stream."""
+        ...
+
+    def close(self) -> None:
+        """End the stream; what is on its way may be lost."""
+        ...
 
 
-class DialledStream:
-    """The stream as the side sees it that called `Peer.Link`."""
-
-    def __init__(self, channel: grpc.aio.Channel, call: grpc.aio.StreamStreamCall) -> None:
-        self._channel = channel
+class _GrpcStream:
+    def __init__(self, call: Any) -> None:
+        """Take a StreamStreamCall or a ServicerContext: both read and write alike."""
         self._call = call
 
     async def read(self) -> pb.Frame:
-        return await _read(self._call)
+        try:
+            frame = await self._call.read()
+        except _BROKEN as error:
+            raise _lost(error) from error
+        except DecodeError as error:
+            raise ProtocolError(f"not a frame: {error}") from error
+        if frame is None:  # a channel's way to say that bytes did not parse; it has logged why
+            raise ProtocolError("not a frame")
+        if not isinstance(frame, pb.Frame):
+            raise PeerUnreachable("the peer closed the link")
+        return frame
 
     async def write(self, frame: pb.Frame) -> None:
         try:
             await self._call.write(frame)
         except _BROKEN as error:
-            raise PeerUnreachable(f"the link broke: {_reason(error)}") from error
+            raise _lost(error) from error
+
+
+class DialledStream(_GrpcStream):
+    """The stream as the side sees it that called `Peer.Link`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(PeerStub(channel).Link())
+
+    async def finish(self) -> None:
+        try:
+            await self._call.done_writing()
+        except _BROKEN as error:
+            raise _lost(error) from error
 
     def close(self) -> None:
         self._call.cancel()
 
 
-class AcceptedStream:
-    """The stream as the side sees it that serves `Peer.Link`."""
+class AcceptedStream(_GrpcStream):
+    """The stream as the side sees it that serves `Peer.Link`; it ends with the servicer's call."""
 
-    def __init__(self, context: grpc.aio.ServicerContext) -> None:
-        self._context = context
-
-    async def read(self) -> pb.Frame:
-        return await _read(self._context)
-
-    async def write(self, frame: pb.Frame) -> None:
-        try:
-            await self._context.write(frame)
-        except _BROKEN as error:
-            raise PeerUnreachable(f"the link broke: {_reason(error)}") from error
+    async def finish(self) -> None:
+        raise PeerUnreachable("this node closed the link")
 
     def close(self) -> None:
-        """The stream ends when the servicer's coroutine returns."""
+        pass
 
 
-async def _read(source: grpc.aio.StreamStreamCall | grpc.aio.ServicerContext) -> pb.Frame:
-    try:
-        frame = await source.read()
-    except _BROKEN as error:
-        raise PeerUnreachable(f"the link broke: {_reason(error)}") from error
-    if not isinstance(frame, pb.Frame):
-        raise PeerUnreachable("the peer closed the link")
-    return frame
-
-
-def _reason(error: BaseException) -> str:
+def _lost(error: BaseException) -> PeerUnreachable:
+    """Name what broke, in one line of bounded length: the details are the peer's own words."""
     details = getattr(error, "details", None)
     text = details() if callable(details) else None
-    return str(text or error or type(error).__name__)
+    reason = " ".join(printable(str(text or error or type(error).__name__)).split())
+    return PeerUnreachable(f"the link broke: {reason[:_MAX_REASON]}")
