@@ -39,10 +39,6 @@ class RouteFinder(Protocol):
         """Return hops that cover exactly the spans. Raises CoverageError or CapacityError."""
         ...
 
-    def report_failure(self, peer_id: str) -> None:
-        """A peer has failed a session: prefer others for a while."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorLimits:
@@ -193,8 +189,6 @@ class Coordinator:
                 self._forget(run)
 
     def _find_route(self, run: Run, need: ev.NeedRoute) -> None:
-        for peer_id in need.exclude:
-            self._routes.report_failure(peer_id)
         try:
             hops = self._routes.find(need.spans, need.exclude, need.keep, run.positions)
         except CoverageError as error:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from swarmd.core.frames import SessionFrame
 from swarmd.node.executor import Executor
 from swarmd.node.timer import Deadline
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.hop import HopTable
-from swarmd.wire.links import Links
 
 log = logging.getLogger(__name__)
+
+Send = Callable[[str, Sequence[SessionFrame]], None]
 
 
 class StageHost:
     """Runs the hop table of this node."""
 
-    def __init__(self, table: HopTable, executor: Executor, links: Links) -> None:
+    def __init__(self, table: HopTable, executor: Executor, send: Send) -> None:
         self.table = table
         self._executor = executor
-        self._links = links
+        self._send = send
         self._deadline = Deadline(lambda: self.handle(ev.Tick()))
 
     def on_frame(self, peer_id: str, frame: SessionFrame) -> None:
@@ -47,7 +48,7 @@ class StageHost:
     def _carry_out(self, actions: Sequence[ev.HopAction]) -> None:
         for action in actions:
             if isinstance(action, ev.Send):
-                self._links.send(action.peer_id, (action.frame,))
+                self._send(action.peer_id, (action.frame,))
             else:
                 self._executor.put(action)
 

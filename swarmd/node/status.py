@@ -8,11 +8,11 @@ from dataclasses import asdict
 from swarmd.core.errors import UsageError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.node.coordinator import Coordinator
+from swarmd.node.exchange import Exchange
 from swarmd.node.executor import Executor
 from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
 from swarmd.v1 import inference_pb2 as pb
-from swarmd.wire.links import Links
 
 
 class StatusReport:
@@ -24,21 +24,21 @@ class StatusReport:
         coordinator: Coordinator,
         host: StageHost,
         executor: Executor,
-        links: Links,
+        exchange: Exchange,
         start_drain: Callable[[], None],
     ) -> None:
         self._presence = presence
         self._coordinator = coordinator
         self._host = host
         self._executor = executor
-        self._links = links
+        self._exchange = exchange
         self._start_drain = start_drain
 
     def reply(self) -> pb.StatusReply:
         """Return the whole report."""
         view = self._presence.view
         return pb.StatusReply(
-            peer_id=self._presence.peer_id,
+            peer_id=self._presence.own_id,
             peers=[peer_status(a) for a in view.peers],
             models=[self._model_status(digest) for digest in view.digests],
             counters=self.counters(),
@@ -50,7 +50,7 @@ class StatusReport:
             "hop": asdict(self._host.table.counters),
             "coordinator": asdict(self._coordinator.stats),
             "compute": asdict(self._executor.stats),
-            "link": asdict(self._links.stats),
+            "link": asdict(self._exchange.stats),
         }
         values = {f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()}
         values["hop_sessions"] = float(len(self._host.table.sessions))

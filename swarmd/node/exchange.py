@@ -1,0 +1,84 @@
+"""Between the links and this node's two roles: frames for a hop go to the host, others to drivers.
+
+Counts what passes. What frames mean is `swarmd.pipeline`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swarmd.core.frames import Failed, Gap, Opened, SessionFrame, Step, Token
+from swarmd.node.coordinator import Coordinator
+from swarmd.node.host import StageHost
+from swarmd.node.presence import Presence
+from swarmd.pipeline import events as ev
+from swarmd.wire.link import RttSample
+from swarmd.wire.links import Links
+
+_FOR_DRIVERS = (Opened, Token, Gap)
+
+
+@dataclass(slots=True)
+class LinkStats:
+    """What has passed the links of this node; what it sends to itself does not count."""
+
+    frames_sent: int = 0
+    frames_received: int = 0
+    activation_bytes_sent: int = 0
+    """Hidden states only."""
+    activation_bytes_received: int = 0
+    peers_lost: int = 0
+
+
+class Exchange:
+    """The `LinkHandler` of a node. Set `host` and `coordinator` before links are used."""
+
+    host: StageHost
+    coordinator: Coordinator
+    links: Links
+
+    def __init__(self, presence: Presence) -> None:
+        self.stats = LinkStats()
+        self._presence = presence
+
+    def send(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
+        """Send frames to a peer, or to this node itself."""
+        if peer_id != self.links.own_id:
+            self.stats.frames_sent += len(batch)
+            self.stats.activation_bytes_sent += _hidden_bytes(batch)
+        self.links.send(peer_id, batch)
+
+    def on_frames(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
+        """Give each frame to the role that it is meant for."""
+        if peer_id != self.links.own_id:
+            self.stats.frames_received += len(batch)
+            self.stats.activation_bytes_received += _hidden_bytes(batch)
+        for frame in batch:
+            # A hop's failure is for the coordinator; one from downstream also for the hop before.
+            if isinstance(frame, _FOR_DRIVERS):
+                self.coordinator.on_frame(peer_id, frame)
+            elif isinstance(frame, Failed):
+                self.coordinator.on_frame(peer_id, frame)
+                self.host.on_frame(peer_id, frame)
+            else:
+                self.host.on_frame(peer_id, frame)
+
+    def on_peer_lost(self, peer_id: str, reason: str) -> None:
+        """Tell both roles; they know which sessions it concerns."""
+        self.stats.peers_lost += 1
+        known = self._presence.address_of(peer_id) is not None
+        self.host.handle(ev.PeerLost(peer_id, known))
+        self.coordinator.on_peer_lost(peer_id)
+
+    def on_rtt(self, peer_id: str, sample: RttSample) -> None:
+        """Let the measured round trip move this node's network coordinate."""
+        self._presence.on_rtt(peer_id, sample)
+
+    def coordinate(self) -> tuple[float, ...]:
+        """This node's own network coordinate."""
+        return self._presence.coordinate
+
+
+def _hidden_bytes(batch: Sequence[SessionFrame]) -> int:
+    return sum(f.hidden.nbytes for f in batch if isinstance(f, Step) and f.hidden is not None)

@@ -1,0 +1,73 @@
+"""Routes for the sessions of this node: the router over the present view, with what failed here.
+
+Which path is cheapest is `swarmd.swarm.router`'s decision; the view is `swarmd.node.presence`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from swarmd.core.clock import Clock
+from swarmd.core.peers import ModelInfo
+from swarmd.core.route import Hop, Route
+from swarmd.core.span import Span
+from swarmd.swarm.health import Fault, Health
+from swarmd.swarm.router import RouteRequest, choose_route, cover
+from swarmd.swarm.view import View
+
+
+class Routes:
+    """Finds routes for one model, seen from one node."""
+
+    def __init__(
+        self, own_id: str, model: ModelInfo, view: Callable[[], View], clock: Clock
+    ) -> None:
+        self._own_id = own_id
+        self._model = model
+        self._view = view
+        self._clock = clock
+        self.health = Health()
+
+    def find(
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
+    ) -> Route:
+        """Return hops that cover exactly `spans`, in order.
+
+        `keep` are the hops that stay. Raises CoverageError with the missing blocks, or
+        CapacityError when only room for the KV is lacking.
+        """
+        if not keep and spans == (Span(0, self._model.num_blocks),):
+            request = RouteRequest(positions=positions, exclude=exclude)
+            return choose_route(
+                self._view(), self._model.digest, self.health, request, self._own_id
+            )
+        found: list[Hop] = []
+        for span in spans:
+            found += self._cover(span, exclude, (*keep, *found), positions)
+        return tuple(found)
+
+    def first_hop(self) -> Hop:
+        """Return where a new session would begin. Raises as `find` does."""
+        return self.find((Span(0, self._model.num_blocks),), frozenset(), (), 0)[0]
+
+    def failed(self, peer_id: str) -> None:
+        """Note that the link to a peer broke: prefer others for a while."""
+        self.health.report(peer_id, Fault.FAILED, self._clock.wall())
+
+    def _cover(
+        self, span: Span, exclude: frozenset[str], keep: Route, positions: int
+    ) -> tuple[Hop, ...]:
+        """Fill one hole; a peer of the same precision first, so that a replay gives the same."""
+        before = [hop for hop in keep if hop.blocks.end <= span.start]
+        after = [hop for hop in keep if hop.blocks.start >= span.end]
+        return cover(
+            self._view(),
+            self._model.digest,
+            span,
+            self.health,
+            exclude=exclude | {hop.peer_id for hop in keep},
+            same_dtype=keep[0].dtype if keep else "",
+            positions=positions,
+            before=before[-1].peer_id if before else self._own_id,
+            after=after[0].peer_id if after else self._own_id,
+        )
