@@ -1,0 +1,194 @@
+"""What a caller asks for, checked, as a GenerateRequest; and the request with which to resume.
+
+Sending it is `swarmd.client.generation`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, cast
+
+from swarmd.core.errors import RequestError
+from swarmd.core.sampling import MAX_STOP_IDS, SamplingParams
+from swarmd.v1 import inference_pb2 as pb
+from swarmd.v1 import peer_pb2
+from swarmd.wire.frames import sampling_to_pb
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text; or token ids, sent as they are; or chat messages with "role" and "content"."""
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+_MAX_ID = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """Everything that a generation takes besides its prompt; names as in vLLM."""
+
+    model: str = ""
+    """Served model name; empty: that of the node that is asked."""
+    max_tokens: int | None = None
+    """None: up to the model's length, at most 1,024."""
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    """None: the coordinator draws one, `result.seed` tells it."""
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    top_logprobs: int = 0
+    ids_only: bool = False
+    """Text is neither wanted nor made; works without a tokenizer."""
+
+
+class GenerateArguments(TypedDict, total=False):
+    """The keyword arguments of `generate`: the fields of `GenerateOptions`, and how to call."""
+
+    model: str
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    include_stop: bool
+    ignore_eos: bool
+    top_logprobs: int
+    ids_only: bool
+    timeout: float | None
+    """Seconds for the whole generation, resuming included."""
+    allow_redirect: bool
+    """Go where the node sends us: it costs a connection and saves a hop for every token."""
+
+
+def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest:
+    """Return the request. Raises RequestError for what no node would accept."""
+    request = pb.GenerateRequest(
+        model=options.model,
+        sampling=_sampling(options),
+        max_tokens=_max_tokens(options.max_tokens),
+        stop=_stop(options.stop),
+        stop_token_ids=_ids(options.stop_token_ids, "stop_token_ids"),
+        include_stop=options.include_stop,
+        ignore_eos=options.ignore_eos,
+        ids_only=options.ids_only,
+    )
+    if len(request.stop_token_ids) > MAX_STOP_IDS:
+        raise RequestError(f"{len(request.stop_token_ids)} stop_token_ids, at most {MAX_STOP_IDS}")
+    _set_prompt(request, prompt)
+    return request
+
+
+def tokenize_request(prompt: Prompt, model: str, special: bool) -> pb.TokenizeRequest:
+    """Return the request for text or messages; for ids, to detokenize."""
+    request = pb.TokenizeRequest(model=model, add_special_tokens=special)
+    _set_prompt(request, prompt)
+    return request
+
+
+def resume_request(
+    request: pb.GenerateRequest, started: pb.Started, output_ids: Sequence[int], chars: int
+) -> pb.GenerateRequest:
+    """Return the request that goes on where `started` and the tokens since have come to.
+
+    `started` carries the latest epoch and route. The prompt goes as ids, and only once.
+    """
+    resumed = pb.GenerateRequest()
+    resumed.CopyFrom(request)
+    resumed.model = started.model
+    resumed.sampling.CopyFrom(started.sampling)
+    resumed.max_tokens = started.max_tokens
+    resumed.ClearField("prompt")
+    resumed.allow_redirect = False
+    resumed.resume.CopyFrom(
+        pb.ResumeFrom(
+            session=started.session,
+            secret=started.secret,
+            epoch=started.epoch,
+            prompt_ids=started.prompt_ids,
+            output_ids=output_ids,
+            text_chars=chars,
+            chunk_size=started.chunk_size,
+            route=started.route,
+        )
+    )
+    return resumed
+
+
+def _sampling(options: GenerateOptions) -> peer_pb2.Sampling:
+    params = SamplingParams(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=tuple((options.logit_bias or {}).items()),
+        seed=0 if options.seed is None else options.seed,
+        top_logprobs=options.top_logprobs,
+    )
+    message = sampling_to_pb(params)
+    if options.seed is None:
+        message.ClearField("seed")
+    return message
+
+
+def _max_tokens(value: int | None) -> int:
+    if value is not None and not 1 <= value <= _MAX_ID:
+        raise RequestError(f"max_tokens must be at least 1, not {value}")
+    return value or 0
+
+
+def _stop(value: str | Sequence[str]) -> list[str]:
+    strings = [value] if isinstance(value, str) else list(value)
+    if len(strings) > MAX_STOP_STRINGS:
+        raise RequestError(f"{len(strings)} stop strings, at most {MAX_STOP_STRINGS}")
+    for text in strings:
+        if not 1 <= len(text) <= MAX_STOP_CHARS:
+            raise RequestError(
+                f"a stop string has 1 to {MAX_STOP_CHARS} characters; {text[:40]!r} has {len(text)}"
+            )
+    return strings
+
+
+def _ids(values: Sequence[int], what: str) -> list[int]:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_ID:
+            raise RequestError(f"{what}: {value!r} is not a token id")
+    return list(values)
+
+
+def _set_prompt(request: pb.GenerateRequest | pb.TokenizeRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif not isinstance(prompt, Sequence) or not prompt:
+        raise RequestError("the prompt must be text, token ids or messages, and not empty")
+    elif all(isinstance(item, Mapping) for item in prompt):
+        messages = cast(Sequence[Mapping[str, str]], prompt)
+        request.chat.CopyFrom(pb.Chat(messages=[_message(item) for item in messages]))
+    else:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=_ids(cast(Sequence[int], prompt), "prompt")))
+
+
+def _message(item: Mapping[str, str]) -> pb.Message:
+    if set(item) != {"role", "content"} or not all(isinstance(v, str) for v in item.values()):
+        raise RequestError(
+            f'a message is {{"role": TEXT, "content": TEXT}}; this one has {sorted(item)}'
+        )
+    return pb.Message(role=item["role"], content=item["content"])

@@ -1,0 +1,64 @@
+"""The public door is small and counted, and opens without torch, hivemind or transformers."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+from scripted_node import ScriptedNode, serving
+
+import swarmd
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        heavy = ("torch", "hivemind", "transformers", "tokenizers", "safetensors", "numpy",
+                 "jinja2", "huggingface_hub", "uvloop", "httpx", "cryptography", "psutil",
+                 "grpc_health", "grpc_reflection")
+        if name.split(".")[0] in heavy:
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKER + code, *arguments],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_all_names_what_is_there() -> None:
+    assert sorted(swarmd.__all__) == swarmd.__all__ == dir(swarmd)
+    for name in swarmd.__all__:
+        assert getattr(swarmd, name) is not None
+    assert not hasattr(swarmd, "torch")
+
+
+def test_importing_the_door_brings_in_nothing_heavy() -> None:
+    code = "import swarmd; print([n for n in ('grpc', 'typer', 'rich') if n in sys.modules])"
+    done = run(code)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_blocker_blocks() -> None:
+    assert "torch is not installed here" in run("import torch").stderr
+
+
+async def test_the_client_runs_where_torch_is_not_installed() -> None:
+    code = """
+import swarmd
+with swarmd.Client(sys.argv[1]) as client:
+    stream = client.generate("p", max_tokens=3)
+    print([t.id for t in stream], stream.result.text)
+    print(client.status().peer[:4], client.tokenize("a"))
+"""
+    node = ScriptedNode()
+    async with serving(node):
+        done = await asyncio.to_thread(run, code, node.address)
+    assert done.stderr == ""
+    assert done.stdout == "[100, 101, 102] w0 w1 w2 \naaaa [1, 97]\n"

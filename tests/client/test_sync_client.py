@@ -1,0 +1,129 @@
+"""`Client` is `AsyncClient` without an event loop: the same surface, tokens and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+from scripted_node import ScriptedNode, serving, token, whole
+
+from swarmd.client import AsyncClient, Client, Generation, SyncGeneration
+from swarmd.core.errors import PeerUnreachable, RequestError, UsageError
+
+T = TypeVar("T")
+
+
+def public(cls: type) -> set[str]:
+    names = {name for name in vars(cls) if not name.startswith("_")}
+    return {"close" if name == "aclose" else name for name in names}
+
+
+def test_both_clients_have_the_same_surface() -> None:
+    assert public(Client) == public(AsyncClient)
+    assert public(SyncGeneration) == public(Generation)
+    for name in public(Client) - {"nodes"}:
+        asked = inspect.signature(getattr(AsyncClient, name)).parameters
+        assert list(inspect.signature(getattr(Client, name)).parameters) == list(asked), name
+    both = (inspect.signature(cls.__init__).parameters for cls in (Client, AsyncClient))
+    assert len({tuple(parameters.values()) for parameters in both}) == 1
+
+
+@asynccontextmanager
+async def in_a_thread(node: ScriptedNode) -> AsyncIterator[Callable[..., Any]]:
+    """Serve in this loop, and run blocking code where there is none."""
+    async with serving(node):
+        yield asyncio.to_thread
+
+
+async def test_all_calls_without_a_loop() -> None:
+    node = ScriptedNode(break_after=2)
+
+    def use() -> None:
+        with Client(node.address) as client:
+            stream = client.generate("p", max_tokens=5)
+            assert (stream.route, stream.session, stream.text) == ((), "", "")
+            seen = [t.id for t in stream]
+            assert tuple(seen) == whole(5)[0]
+            assert stream.result.text == stream.text == whole(5)[1]
+            assert stream.resumes == 2
+            assert stream.coordinator == stream.result.coordinator
+            node.break_after = None
+            assert client.complete([1], max_tokens=2).token_ids == whole(2)[0]
+            assert client.chat([{"role": "user", "content": "x"}], max_tokens=1).token_ids == (100,)
+            assert client.status().peer == "a" * 40
+            assert client.tokenize("a") == [1, 97]
+            assert client.detokenize([97]) == "a"
+            assert client.drain(force=True) == 2
+            assert client.nodes == (node.address,)
+
+    async with in_a_thread(node) as run:
+        await run(use)
+
+
+def test_errors_are_typed_here_too() -> None:
+    with Client("127.0.0.1:1") as client:
+        with pytest.raises(PeerUnreachable):
+            client.complete("p")
+        with pytest.raises(RequestError):
+            client.generate("p", max_tokens=0)
+        with pytest.raises(UsageError, match="to the end"):
+            _ = client.generate("p").result
+    with pytest.raises(UsageError, match="closed"):
+        client.complete("p")
+    client.close()
+
+
+@pytest.mark.parametrize("way", ["close", "with", "drop", "close the client"])
+async def test_leaving_early_cancels_the_call_at_the_node(way: str) -> None:
+    async def endless(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield node.started(request)
+        yield token(0)
+        await asyncio.Event().wait()
+
+    node = ScriptedNode(script=endless)
+
+    def use(client: Client) -> None:
+        stream = client.generate("p")
+        assert next(stream).id == 100
+        if way == "close":
+            stream.close()
+        elif way == "with":
+            with stream:
+                pass
+        elif way == "close the client":
+            client.close()
+        else:
+            del stream
+            gc.collect()
+
+    async with in_a_thread(node) as run:
+        client = Client(node.address)
+        await run(use, client)
+        await asyncio.wait_for(node.cancelled.wait(), 20)
+        await run(client.close)
+
+
+def test_a_client_that_is_dropped_leaves_no_thread_behind() -> None:
+    before = set(threading.enumerate())
+    client = Client("127.0.0.1:1")
+    (thread,) = set(threading.enumerate()) - before
+    del client
+    gc.collect()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+async def test_several_threads_may_share_a_client() -> None:
+    node = ScriptedNode()
+    async with in_a_thread(node) as run:
+        client = Client(node.address)
+        jobs = (run(client.complete, "p", max_tokens=n) for n in range(1, 9))
+        results = await asyncio.gather(*jobs)
+        await run(client.close)
+    assert [r.token_ids for r in results] == [whole(n)[0] for n in range(1, 9)]
