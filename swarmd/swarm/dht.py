@@ -1,7 +1,7 @@
 """The directory as a DHT: the parent's side, which keeps a directory process running and fed.
 
-What runs in that process is `swarm.dht_child`; this side never imports hivemind, trusts nothing that
-the process says, and keeps everything that a new process must be told.
+What runs in that process is `swarm.dht_child`; this side never imports hivemind, trusts nothing
+that the process says, and keeps everything that a new process must be told.
 """
 
 from __future__ import annotations
@@ -257,6 +257,19 @@ def _names(model: ModelInfo) -> tuple[str, str]:
     return model.name, model.digest
 
 
+def _execute(descriptor: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "swarmd.swarm.dht_child", str(descriptor)],
+        pass_fds=[descriptor],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # Away from the terminal's group: Ctrl-C must not end it before the node's tombstone.
+        start_new_session=True,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        | {"HIVEMIND_LOGLEVEL": "ERROR", "GOLOG_LOG_LEVEL": "error"},
+    )
+
+
 class _Child:
     """One directory process and the questions that it has not answered yet."""
 
@@ -277,17 +290,7 @@ class _Child:
         """Execute a fresh interpreter: nothing of this process, its threads or its weights."""
         ours, theirs = socket.socketpair()
         with theirs:
-            number = theirs.fileno()
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "swarmd.swarm.dht_child", str(number)],
-                pass_fds=[number],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # Away from the terminal's group: Ctrl-C must not end it before its tombstone.
-                start_new_session=True,
-                env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
-                | {"HIVEMIND_LOGLEVEL": "ERROR", "GOLOG_LOG_LEVEL": "error"},
-            )
+            process = _execute(theirs.fileno())
         ours.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer)
@@ -302,7 +305,7 @@ class _Child:
         waiting = self._waiting[command.id] = asyncio.get_running_loop().create_future()
         try:
             write_message(self._writer, command.SerializeToString())
-            reply = await asyncio.wait_for(waiting, timeout)
+            reply: pb.DirectoryReply = await asyncio.wait_for(waiting, timeout)
         except TimeoutError:
             self.process.kill()
             raise DirectoryError(f"the directory process was silent for {timeout:g} s") from None

@@ -1,4 +1,4 @@
-"""The directory process: one peer of hivemind's DHT, which keeps only records that prove themselves.
+"""The directory process: one peer of hivemind's DHT, which keeps only records that are signed.
 
 Run by `swarm.dht` as `python -m swarmd.swarm.dht_child FD`, with one end of a socketpair. The only
 file that imports hivemind. It ends when its parent's end of the socket closes or when p2pd dies:
@@ -34,8 +34,8 @@ from swarmd.v1 import directory_pb2 as pb
 def _import_without_torch() -> None:
     """Lay out hivemind's packages bare, so that its DHT loads without what surrounds it.
 
-    `import hivemind` brings torch and its optimisers: 2 s and 240 MiB more, for nothing that the DHT
-    uses. A hivemind that is laid out differently is imported as it is.
+    `import hivemind` brings torch and its optimisers: 2 s and 240 MiB more, for nothing that the
+    DHT uses. A hivemind that is laid out differently is imported as it is.
     """
     wanted = {
         "logging": ("get_logger",),
@@ -97,8 +97,8 @@ _DICTIONARY_CODE = 0x50
 def bounded_loads(data: bytes) -> Any:
     """Decode what hivemind packs, and nothing that could exhaust stack or memory.
 
-    hivemind's own decoder calls itself for every nested extension, before any validator has seen the
-    record. Here a dictionary may hold plain entries, and nothing else nests.
+    hivemind's own decoder calls itself for every nested extension, before any validator has seen
+    the record. Here a dictionary may hold plain entries, and nothing else nests.
     """
     if len(data) > MAX_VALUE_BYTES:
         raise ValueError(f"{len(data)} bytes, at most {MAX_VALUE_BYTES} are read")

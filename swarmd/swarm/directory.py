@@ -1,7 +1,7 @@
 """The directory as every other room sees it: publish oneself, find the others.
 
-Two implementations: `swarm.dht.DhtDirectory`, and `swarmd.testing.MemoryDirectory`. What comes out is
-a hint; `swarm.view` makes a picture of it.
+Two implementations: `swarm.dht.DhtDirectory`, and `swarmd.testing.MemoryDirectory`. What comes out
+is a hint; `swarm.view` makes a picture of it.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Record:
 
 
 def sign(announcement: Announcement, identity: Identity) -> Announcement:
-    """Return the announcement with public key and signature; raises ConfigError if it is invalid."""
+    """Return the announcement with key and signature; raises ConfigError if it is invalid."""
     if announcement.peer_id != identity.peer_id:
         raise ConfigError(f"{identity!r} cannot sign for peer {announcement.peer_id}")
     if fault := _fault(announcement):
@@ -160,7 +160,7 @@ def _body(a: Announcement) -> bytes:
         model=model,
         start=a.span.start,
         end=a.span.end,
-        state=pb.NodeState.ValueType(a.state),
+        state=pb.NodeState.Name(int(a.state)),
         issued_at=a.issued_at,
         expires_at=a.expires_at,
         dtype=a.dtype,
@@ -257,8 +257,8 @@ def _number_fault(a: Announcement) -> str | None:
         return "a number is not finite"
     if not 0 < a.expires_at - a.issued_at <= MAX_LEASE_S:
         return f"a lease of {a.expires_at - a.issued_at:g} s, at most {MAX_LEASE_S:g} are allowed"
-    counts = (a.pid, a.sessions, a.queue_depth, a.step_ms, a.tokens_per_s)
-    counts += (a.kv_total_bytes, a.kv_free_bytes, a.kv_bytes_per_token)
+    kv = (a.kv_total_bytes, a.kv_free_bytes, a.kv_bytes_per_token)
+    counts = (a.pid, a.sessions, a.queue_depth, a.step_ms, a.tokens_per_s, *kv)
     if min(counts) < 0 or max(counts) > _MAX_COUNT:
         return "a count is out of range"
     if len(a.coordinate) not in (0, 3) or any(abs(x) > _MAX_COORDINATE_MS for x in a.coordinate):

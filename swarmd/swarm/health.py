@@ -1,0 +1,61 @@
+"""How far each peer is to be trusted with a route: penalties that fade.
+
+Who reports what is the node's business; what a penalty costs on a route is `swarm.router`'s.
+"""
+
+from __future__ import annotations
+
+import enum
+
+HALF_LIFE_S = 30.0
+MAX_PENALTY = 64.0
+_FORGET_BELOW = 0.01
+
+
+class Fault(enum.Enum):
+    """What a peer did wrong; the value is the penalty that it adds."""
+
+    FAILED = 2.0
+    """A link broke, or a step was answered with an error."""
+    TIMED_OUT = 2.0 + 1e-9
+    """No answer before the deadline. (Enum members of equal value would be one member.)"""
+    LAGGED = 0.25
+    """It answered, but much later than it announces."""
+    DISAGREED = 32.0
+    """It computed something else than others did: five half-lives until one failure's worth."""
+
+
+class Health:
+    """Penalties by peer id. `now` is seconds of any one clock; it is never read here."""
+
+    def __init__(self) -> None:
+        self._penalties: dict[str, tuple[float, float]] = {}
+
+    def report(self, peer_id: str, fault: Fault, now: float) -> None:
+        """Add the fault's penalty to what is left of earlier ones."""
+        total = min(MAX_PENALTY, self.penalty(peer_id, now) + fault.value)
+        self._penalties[peer_id] = (total, now)
+
+    def succeeded(self, peer_id: str, now: float) -> None:
+        """Halve what is left: a peer that works again earns its place back sooner."""
+        if peer_id in self._penalties:
+            self._keep(peer_id, self.penalty(peer_id, now) / 2, now)
+
+    def penalty(self, peer_id: str, now: float) -> float:
+        """Return the penalty, 0 for a peer in good standing; it halves every `HALF_LIFE_S`."""
+        total, since = self._penalties.get(peer_id, (0.0, now))
+        return float(total * 0.5 ** (max(0.0, now - since) / HALF_LIFE_S))
+
+    def forget(self, now: float) -> None:
+        """Drop what has faded, so that the table stays as small as the trouble."""
+        for peer_id in list(self._penalties):
+            self._keep(peer_id, self.penalty(peer_id, now), now)
+
+    def _keep(self, peer_id: str, penalty: float, now: float) -> None:
+        if penalty < _FORGET_BELOW:
+            del self._penalties[peer_id]
+        else:
+            self._penalties[peer_id] = (penalty, now)
+
+    def __len__(self) -> int:
+        return len(self._penalties)

@@ -1,0 +1,75 @@
+"""Fakes that ship with swarmd, for tests of swarmd and of what is built on it.
+
+No room imports this file. Each fake keeps the promises of what it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from swarmd.core.clock import Clock
+from swarmd.core.peers import Announcement, ModelInfo, NodeState
+
+
+class FakeClock:
+    """A `Clock` that moves only when told to."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> float:
+        """Move on and return the new time."""
+        self.now += seconds
+        return self.now
+
+
+class MemoryDirectory:
+    """A `Directory` within one process; what it is made from is what all nodes of a swarm share.
+
+    `MemoryDirectory(clock)` is a new swarm; `MemoryDirectory(clock, other)` joins `other`'s.
+    """
+
+    def __init__(self, clock: Clock, other: MemoryDirectory | None = None) -> None:
+        self._clock = clock
+        self._held: dict[str, Announcement] = other._held if other else {}
+
+    async def publish(self, announcement: Announcement) -> None:
+        held = self._held.get(announcement.peer_id)
+        if held is None or held.expires_at < announcement.expires_at:
+            self._held[announcement.peer_id] = announcement
+
+    async def withdraw(self, peer_id: str) -> None:
+        held = self._held.get(peer_id)
+        if held is not None:
+            now = max(self._clock.wall(), held.issued_at + 1e-3)
+            expires_at = held.expires_at + 1e-3
+            gone = replace(held, state=NodeState.GONE, issued_at=now, expires_at=expires_at)
+            self._held[peer_id] = gone
+
+    async def announcements(self, model: str | None = None) -> list[Announcement]:
+        now = self._clock.wall()
+        return [
+            a
+            for a in self._held.values()
+            if a.expires_at > now and model in (None, a.model.name, a.model.digest)
+        ]
+
+    async def models(self) -> list[ModelInfo]:
+        models = {a.model.digest: a.model for a in await self.announcements()}
+        return sorted(models.values(), key=lambda model: (model.name, model.digest))
+
+    async def join(self, addresses: Iterable[str]) -> None:
+        """There is nobody else to join."""
+
+    def addresses(self) -> list[str]:
+        return ["memory"]
+
+    async def close(self) -> None:
+        """Nothing runs here."""
