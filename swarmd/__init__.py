@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# gRPC reads this when it is first imported; its fork handlers cost time and can deadlock.
+# gRPC reads these when it is first imported. Its fork handlers cost time and can deadlock; and it
+# writes to stderr whenever a node dies, which here is not news.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 if TYPE_CHECKING:
     from swarmd.client import AsyncClient, Client, ResumePolicy

@@ -16,7 +16,6 @@ import grpc
 
 from swarmd.client.nodes import Reach
 from swarmd.client.progress import Progress
-from swarmd.client.request import resume_request
 from swarmd.client.resume import (
     another_node_may_do,
     candidates,
@@ -224,10 +223,7 @@ class Generation:
             await self._pause(policy.delay(passes, random.random()))
 
     async def _resume_at(self, address: str) -> _Call:
-        progress = self._progress
-        assert progress.started is not None
-        progress.next_epoch()
-        request = resume_request(self._request, progress.started, progress.ids, len(progress.text))
+        request = self._progress.resumption(self._request)
         timeout_s = self._reach.policy.connect_timeout_s
         call, event = await self._open(address, request, timeout_s)
         return self._started(call, event, address)
@@ -248,11 +244,14 @@ class Generation:
     def _remaining(self) -> float:
         left = self._began + self._timeout_s - time.monotonic()
         if left <= 0:
-            raise DeadlineExceeded(
-                f"{len(self._progress.ids)} tokens came within the timeout of "
-                f"{self._timeout_s:g} s; ask for fewer, or give more time"
-            )
+            raise self._out_of_time()
         return left
+
+    def _out_of_time(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{len(self._progress.ids)} tokens came within the timeout of {self._timeout_s:g} s; "
+            "ask for fewer, or give more time"
+        )
 
     async def _open(
         self, address: str, request: pb.GenerateRequest, connect_timeout_s: float
@@ -277,7 +276,9 @@ class Generation:
                 raise UsageError("the client was closed while a generation ran") from None
             raise
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise error_from_rpc(error, address or self._at) from error
+            failure = error_from_rpc(error, address or self._at)
+            late = isinstance(failure, DeadlineExceeded)
+            raise (self._out_of_time() if late else failure) from error
         if not isinstance(event, pb.GenerateEvent):
             raise PeerUnreachable(f"{address or self._at} ended the stream before its end")
         return event

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from swarmd.client import values
+from swarmd.client.request import resume_request
 from swarmd.client.resume import EPOCHS_PER_ATTEMPT
 from swarmd.core.errors import ProtocolError, UsageError
 from swarmd.core.results import Completion, Coordinator, RouteHop, TokenOutput
@@ -91,10 +92,18 @@ class Progress:
             raise ProtocolError(f"the node sent {kind} in the middle of a stream")
         return None
 
-    def next_epoch(self) -> None:
-        """Make room for the epochs that a lost coordinator may have begun."""
+    def resumption(self, request: pb.GenerateRequest) -> pb.GenerateRequest:
+        """Return the request with which another node goes on; each call is one attempt.
+
+        A last token whose end was not heard of is asked for again: of a session with nothing left
+        to generate no node could say how it ended. It is known here, so nobody sees it twice.
+        """
         assert self.started is not None
         self.started.epoch += EPOCHS_PER_ATTEMPT
+        ids, chars = self.ids, len(self.text)
+        if self._held is not None:
+            ids, chars = ids[:-1], chars - len(self._held.text)
+        return resume_request(request, self.started, ids, chars)
 
     def _token(self, started: pb.Started, message: pb.Generated) -> TokenOutput | None:
         if message.index < len(self.ids):

@@ -468,13 +468,13 @@ async def test_drain_is_for_one_node() -> None:
             await client.drain()
 
 
-async def test_status_has_a_deadline() -> None:
+async def test_status_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     node = ScriptedNode()
 
     async def never(request: Any, context: Any) -> None:
         await asyncio.Event().wait()
 
-    node.Status = never
+    monkeypatch.setattr(node, "Status", never)
     async with serving(node), AsyncClient(node.address) as client:
         with pytest.raises(DeadlineExceeded):
             await client.status(timeout=0.2)

@@ -116,6 +116,9 @@ async def test_the_last_token_is_not_lost_when_the_node_dies_right_after_it() ->
         assert (await client.complete("p", max_tokens=5)).text == whole(5)[1]
         seen = [t.id async for t in client.generate("p", max_tokens=5)]
     assert tuple(seen) == whole(5)[0]
+    asked = second.requests[0].resume
+    assert tuple(asked.output_ids) == whole(4)[0]
+    assert asked.text_chars == len(whole(4)[1])
 
 
 async def test_a_stream_that_just_ends_is_a_break_too() -> None:
