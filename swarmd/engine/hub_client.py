@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,17 +57,14 @@ class HubClient:
         """`sleep` replaces every wait before a retry."""
         self.repo = repo
         self.settings = settings
-        self.sleep = sleep
+        self._sleep = sleep
         self._retry = retry
         self._content_etags: dict[str, str] = {}
         self._http = httpx.Client(
             timeout=httpx.Timeout(30.0, connect=10.0),
             headers={"user-agent": f"swarmd/{__version__}", "accept-encoding": "identity"},
         )
-
-    def close(self) -> None:
-        """Close idle connections."""
-        self._http.close()
+        weakref.finalize(self, self._http.close)
 
     def repo_info(self, revision: str) -> dict[str, Any]:
         """The hub's description of the repository at a revision, with sizes and hashes of files.
@@ -80,14 +78,16 @@ class HubClient:
                 return self._get_json(path, f"revision {revision!r}")
             except TransientError as error:
                 failures += 1
-                (self.sleep or time.sleep)(self.delay(failures, error))
+                self.pause(failures, error, time.sleep)
 
-    def delay(self, failures: int, error: TransientError) -> float:
-        """Seconds until the next try, after so many in vain. Errors: HubUnreachable: give up."""
+    def pause(
+        self, failures: int, error: TransientError, sleep: Callable[[float], object]
+    ) -> None:
+        """Wait until the next try, after so many in vain. Errors: HubUnreachable: give up."""
         delay = self._retry.delay(failures, error.retry_after_s, random.random())
         if delay is None:
             raise HubUnreachable(str(error.error)) from error
-        return delay
+        (sleep if self._sleep is None else self._sleep)(delay)
 
     @contextmanager
     def open_range(

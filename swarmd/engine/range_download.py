@@ -86,7 +86,7 @@ class _Download:
             reached, error = self._request(position, end)
             if error is not None:
                 failures = 1 if reached > position else failures + 1
-                (self.client.sleep or self.stop.wait)(self.client.delay(failures, error))
+                self.client.pause(failures, error, self.stop.wait)
             position = reached
 
     def _request(self, start: int, end: int) -> tuple[int, TransientError | None]:
