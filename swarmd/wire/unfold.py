@@ -12,9 +12,9 @@ from swarmd.core.errors import ProtocolError
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import limits
 
-# Rounded up, and high enough that a hostile frame is refused after milliseconds of counting.
-_MESSAGE_COST = 1024
-_SCALAR_COST = 8
+# Rounded up, so far that counting a hostile frame ends after a tenth of a second.
+_FIELD_COST = 1024
+_PACKED_COST = 8
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -32,8 +32,8 @@ class _Count:
 
     def message(self, descriptor: Any, start: int, end: int) -> None:
         """Count the fields of a message at `[start, end)`; the schema bounds the recursion."""
-        self._take(_MESSAGE_COST)
         while start < end:
+            self._take(_FIELD_COST)
             tag, start = self._varint(start, end)
             field = descriptor.fields_by_number.get(tag >> 3)
             start = self._field(field, tag & 7, start, end)
@@ -45,7 +45,6 @@ class _Count:
                 raise ProtocolError("a fragmented frame does not parse: a field runs past its end")
             self._delimited(field, start, length)
             return start + length
-        self._take(_SCALAR_COST)
         if wire_type == _VARINT:
             return self._varint(start, end)[1]
         if wire_type == _FIXED64:
@@ -56,11 +55,11 @@ class _Count:
 
     def _delimited(self, field: Any, start: int, length: int) -> None:
         if field is None or field.type in (field.TYPE_BYTES, field.TYPE_STRING):
-            self._take(_SCALAR_COST)
-        elif field.message_type is not None:
+            return
+        if field.message_type is not None:
             self.message(field.message_type, start, start + length)
         else:
-            self._take(_SCALAR_COST * length)  # packed numbers, a byte each at least
+            self._take(_PACKED_COST * length)  # numbers of a byte each at least
 
     def _take(self, cost: int) -> None:
         self._left -= cost
