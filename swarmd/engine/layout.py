@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -129,29 +130,39 @@ def _runs_before_blocks(
         for name in names:
             hooks.enter_context(_on_call(getattr(owner, name), lambda name=name: called.add(name)))
         hooks.enter_context(_on_call(first_block, _stop))
-        ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        _make_masks_without_values(model)
+        _run_to_first_block(model)
+    return called
+
+
+def _run_to_first_block(model: nn.Module) -> None:
+    """Masks are made by looking at values, of which tensors on the meta device have none.
+
+    So either no masks are made (an attention name without a mask function), or, for families that
+    compute with the masks on the way, empty ones.
+    """
+    AttentionMaskInterface.register("swarmd_empty_masks", _empty_mask)
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    problem: Exception | None = None
+    for masks, padding in (
+        ("swarmd_no_masks", {}),
+        ("swarmd_empty_masks", {"attention_mask": torch.ones_like(ids)}),
+    ):
+        set_attention(model, masks)
         try:
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            model(input_ids=ids, use_cache=False, **padding)
         except _ReachedBlocksError:
-            return called
+            return
         except Exception as error:
-            raise ModelError(
-                f"the way to this model's first block is not clear: {error}"
-            ) from error
-    raise ModelError("this model ran without calling its first block")
+            problem = error
+    raise ModelError(f"the way to this model's first block is not clear: {problem}") from problem
 
 
-def _make_masks_without_values(model: nn.Module) -> None:
-    """Masks are made by looking at values, of which tensors on the meta device have none."""
-    AttentionMaskInterface.register(_TRACE, _empty_mask)
+def set_attention(model: nn.Module, name: str) -> None:
+    """Have a model look up its attention function under this name, without asking it."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
-            config._attn_implementation_internal = _TRACE
-
-
-_TRACE = "swarmd_trace"
+            config._attn_implementation_internal = name
 
 
 def _empty_mask(*, q_length: int, kv_length: int, **_: Any) -> torch.Tensor:
@@ -182,7 +193,26 @@ def slice_config(config: PreTrainedConfig, start: int, end: int) -> PreTrainedCo
             # Past __setattr__: some configs check each list against the number of blocks.
             sliced.__dict__[name] = value[start:end]
     sliced.num_hidden_layers = end - start
+    computed = _computed_lists(config, sliced, start, end)
+    if computed:
+        kind = type(config)
+        sliced.__class__ = type(kind.__name__, (kind,), computed)
     return sliced
 
 
 _NOT_PER_BLOCK = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id"}
+
+
+def _computed_lists(
+    config: PreTrainedConfig, sliced: PreTrainedConfig, start: int, end: int
+) -> dict[str, Any]:
+    """Return per-block properties that the sliced config computes as if it began at block 0."""
+    fixed: dict[str, Any] = {}
+    for name in dir(type(config)):
+        if isinstance(inspect.getattr_static(type(config), name), property):
+            value = getattr(config, name, None)
+            if isinstance(value, list) and len(value) == config.num_hidden_layers:
+                wanted = value[start:end]
+                if getattr(sliced, name) != wanted:
+                    fixed[name] = wanted
+    return fixed

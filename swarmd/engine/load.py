@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
-from swarmd.engine import attention
+from swarmd.engine import attention, probe
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
 from swarmd.engine.source import Progress, Source, TensorMeta
@@ -57,9 +57,19 @@ def load_stage(
     model = load_span(source, config, span, kind, where, progress, layout)
     info = model_info(source, config, name, max_model_len)
     stage = Stage(model, layout, span, info, kind, where)
-    stage.kv_bytes_per_token = _measure_kv_bytes(stage)
+    examine(stage)
     stage.budget = KVBudget(kv_memory if kv_memory is not None else free_memory(where) // 2)
     return stage
+
+
+def examine(stage: Stage) -> None:
+    """Let the probe find out what the stage can do, and set it accordingly."""
+    reason = probe.why_not_ragged(stage)
+    if reason:
+        stage.run_one_by_one(reason)
+    stage.replay_exact = probe.is_replay_exact(stage)
+    size = probe.measure_kv(stage)
+    stage.kv_bytes_per_token, stage.kv_bytes_fixed = size.per_token, size.fixed
 
 
 def choose_device(device: str) -> torch.device:
@@ -145,19 +155,6 @@ def _bytes_in(meta: TensorMeta, dtype: torch.dtype | None) -> int:
     if dtype is None or not meta.dtype.is_floating_point:
         return meta.nbytes
     return meta.numel * dtype.itemsize
-
-
-def _measure_kv_bytes(stage: Stage) -> int:
-    """Bytes of KV that one position takes over the whole span."""
-    from swarmd.engine.stage import Batch, Segment
-
-    cache = stage.new_cache()
-    entry = stage.span.start
-    ids = torch.zeros(1, dtype=torch.long) if stage.is_first else None
-    hidden = None if stage.is_first else torch.zeros(1, stage.hidden_size)
-    stage.forward(Batch(entry, stage.span.end, (Segment(cache, 0, 1),), ids, hidden))
-    blocks = getattr(cache, "blocks", [])
-    return sum(block.nbytes // max(block.capacity, 1) for block in blocks)
 
 
 @dataclass(frozen=True, slots=True)

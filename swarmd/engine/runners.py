@@ -137,32 +137,43 @@ def _run_alone(
             f"this session ran blocks {cache.stretch} here; its state cannot go on with others"
         )
     if cache.state is None:
-        cache.state = _length_keeping_cache(view)
-        cache.stretch = (view.entry, view.exit)
-    positions = torch.arange(segment.position, segment.end, device=rows.device)[None]
-    output = view.run(
-        rows[None],
-        use_cache=True,
-        position_ids=positions,
-        attention_mask=torch.ones(1, segment.end, dtype=torch.long, device=rows.device),
-        logits_to_keep=torch.tensor(keep, dtype=torch.long, device=rows.device),
-        **{view.cache_argument: cache.state},
-    )[0]
-    cache.state = view.made_cache
+        output = _start_alone(view, rows, segment, keep, cache)
+    else:
+        output = _continue_alone(view, rows, segment, keep, cache.state)
+    cache.stretch = (view.entry, view.exit)
     if not view.makes_logits:
         return output
     return output if view.keeps_rows else output[list(keep)]
 
 
-def _length_keeping_cache(view: View) -> Any:
-    """Return None, so that the model makes its own cache, unless that could not tell its length.
+def _start_alone(
+    view: View, rows: torch.Tensor, segment: Segment, keep: tuple[int, ...], cache: OneSessionCache
+) -> torch.Tensor:
+    """Run a session's first segment with the cache that `generate` would make, or the model's own.
 
-    A cache of recurrent layers only does not count positions, though the model asks it to; a layer
+    A cache of recurrent layers only cannot count positions, though some models ask it to: a layer
     that no block uses stands in.
     """
-    cache = DynamicCache(config=view.config)
-    layers = cache.layers
-    if not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers):
-        return None
-    cache.layers.append(DynamicLayer())
-    return cache
+    made: Any = DynamicCache(config=view.config)
+    if made.layers and not any(isinstance(layer, CacheLayerMixin) for layer in made.layers):
+        made.layers.append(DynamicLayer())
+    try:
+        output = _continue_alone(view, rows, segment, keep, made)
+        cache.state = made
+    except ValueError:
+        output = _continue_alone(view, rows, segment, keep, None)
+        cache.state = view.made_cache
+    return output
+
+
+def _continue_alone(
+    view: View, rows: torch.Tensor, segment: Segment, keep: tuple[int, ...], cache: Any
+) -> torch.Tensor:
+    positions = torch.arange(segment.position, segment.end, device=rows.device)[None]
+    return view.run(
+        rows[None],
+        use_cache=True,
+        position_ids=positions,
+        logits_to_keep=torch.tensor(keep, dtype=torch.long, device=rows.device),
+        **{view.cache_argument: cache},
+    )[0]

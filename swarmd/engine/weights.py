@@ -183,8 +183,9 @@ def _heads(model: nn.Module, layout: Layout) -> list[str]:
 def renumber(block: nn.Module, index: int) -> None:
     """Set the place of a block among those that run: caches and KV are looked up by it."""
     for module in block.modules():
-        if hasattr(module, "layer_idx"):
-            module.layer_idx = index  # type: ignore[assignment]
+        for name in ("layer_idx", "layer_id"):
+            if isinstance(getattr(module, name, None), int):
+                setattr(module, name, index)
 
 
 class _LazyTensor:

@@ -143,7 +143,16 @@ ARCHITECTURES = [
     Architecture("glm"),
     Architecture("glm4"),
     Architecture("gpt_neox"),
-    Architecture("stablelm"),
+    Architecture(
+        "stablelm",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            }
+        },
+    ),
     Architecture("nemotron"),
     Architecture("exaone4", {"sliding_window": 16, "sliding_window_pattern": 4}),
     Architecture("ernie4_5"),
@@ -201,7 +210,17 @@ ARCHITECTURES = [
         },
         common=False,
     ),
-    Architecture("falcon"),
+    Architecture(
+        "falcon",
+        {
+            "num_hidden_layers": BLOCKS,
+            "hidden_size": 48,
+            "num_attention_heads": 4,
+            "vocab_size": VOCAB,
+            "eos_token_id": None,
+        },
+        common=False,
+    ),
     Architecture("gptj", _GPT2_LIKE | {"rotary_dim": 8}, common=False),
     Architecture("codegen", _GPT2_LIKE | {"rotary_dim": 8}, common=False),
     Architecture(

@@ -1,0 +1,281 @@
+"""What a freshly loaded stage can do, found out by trying: share forwards, replay bit by bit.
+
+What follows from the answers is `swarmd.engine.load`'s business. Nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from swarmd.engine import attention
+from swarmd.engine.kv_cache import RaggedCache
+from swarmd.engine.stage import Batch, Segment, Stage
+from swarmd.engine.view import View
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Relative error up to which two ways to compute the same thing agree."""
+
+LEAK_SHARE = 0.25
+"""A packed sequence must be nearer to itself alone than this share of what a leak would do."""
+
+
+def why_not_ragged(stage: Stage) -> str:
+    """Return why sessions cannot share a forward on this stage, or "" if they can.
+
+    Two sequences are packed into common rows, in pieces, the second at positions beyond the
+    model's original context where its positions are scaled. Each must give what it gives alone on
+    transformers' own path, much nearer than if it saw the other one.
+    """
+    with torch.inference_mode():
+        try:
+            return _Trial(stage).verdict()
+        except Exception as error:
+            return f"packing two sequences failed: {type(error).__name__}: {error}"
+
+
+class _Trial:
+    """Two sequences, alone and packed."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._tolerance = TOLERANCE[stage.dtype]
+        entry, exit = stage.span.start, stage.span.end
+        self._plain = stage.view(entry, exit, plain=True)
+        self._packed = stage.view(entry, exit)
+        self._first = random_rows(stage, 7, seed=1)
+        self._second = random_rows(stage, 6, seed=2)
+        self._far = far_position(stage.model.config)
+
+    def verdict(self) -> str:
+        first, second = self._pack()
+        calls = len(self._stage.span)
+        if any(made != list(range(calls)) for made in self._calls):
+            return (
+                f"its {calls} blocks called the attention function {len(self._calls[0])} times: "
+                "the family has attention of its own or recurrent blocks"
+            )
+        return self._compare(first, second) or foreign_mask(self._stage)
+
+    def _pack(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run both sequences in two rows: [first 0:4, second 0:5] and [second 5:6, first 4:7]."""
+        caches = RaggedCache(len(self._stage.span)), RaggedCache(len(self._stage.span))
+        a, b, far = self._first, self._second, self._far
+        self._calls: list[list[int]] = []
+        top = self._row([(caches[0], a[:4], 0, 0), (caches[1], b[:5], 0, far)])
+        bottom = self._row([(caches[1], b[5:], 5, far), (caches[0], a[4:], 4, 0)])
+        return torch.cat([top[:4], bottom[1:]]), torch.cat([top[4:], bottom[:1]])
+
+    def _row(self, pieces: list[tuple[RaggedCache, torch.Tensor, int, int]]) -> torch.Tensor:
+        """Run pieces (cache, rows, place in the cache, offset of its positions) as one row."""
+        segments: list[attention.RowSegment] = []
+        positions: list[int] = []
+        start = 0
+        for cache, rows, place, offset in pieces:
+            segments.append(attention.RowSegment(cache, place, start, len(rows)))
+            positions += range(place + offset, place + offset + len(rows))
+            start += len(rows)
+        context = attention.RowContext(segments, 0)
+        with attention.row_context(context):
+            output = _run(self._packed, torch.cat([rows for _, rows, _, _ in pieces]), positions)
+        self._calls.append(context.calls)
+        return output
+
+    def _compare(self, first: torch.Tensor, second: torch.Tensor) -> str:
+        far = range(self._far, self._far + len(self._second))
+        alone_first = _run(self._plain, self._first, range(len(self._first)))
+        alone_second = _run(self._plain, self._second, far)
+        together = torch.cat([self._first, self._second])
+        leaked = _run(self._plain, together, [*range(len(self._first)), *far])[len(first) :]
+        limit = min(self._tolerance, LEAK_SHARE * _difference(leaked, alone_second))
+        for got, wanted, allowed in (
+            (first, alone_first, self._tolerance),
+            (second, alone_second, max(limit, 1e-5)),
+        ):
+            error = _difference(got, wanted)
+            if not error <= allowed:
+                return (
+                    f"packed beside another, a sequence differs by {error:.1e} from itself alone "
+                    f"(up to {allowed:.1e} would do): its positions or attention depend on the row"
+                )
+        return ""
+
+
+def _run(view: View, rows: torch.Tensor, positions: Any) -> torch.Tensor:
+    """Run one row without a cache; return all hidden states or logits, (rows, width)."""
+    where = torch.tensor([list(positions)], device=rows.device)
+    return view.run(rows[None], position_ids=where, use_cache=False)[0].float()
+
+
+def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Median over rows of the relative error; the first row sees only itself and says nothing.
+
+    The median, since a row may be sent to another expert by the last bit of its scores.
+    """
+    error = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-20)
+    return float(error[1:].median())
+
+
+def random_rows(stage: Stage, count: int, seed: int) -> torch.Tensor:
+    """Return input for the stage: ids (count,) or hidden states (count, hidden_size)."""
+    generator = torch.Generator().manual_seed(seed)
+    if stage.is_first:
+        ids = torch.randint(0, stage.info.vocab_size, (count,), generator=generator)
+        return ids.to(stage.device)
+    rows = torch.randn(count, stage.hidden_size, generator=generator)
+    return rows.to(stage.device, stage.dtype)
+
+
+def far_position(config: Any) -> int:
+    """Return a position beyond the original context if positions are scaled, else 0."""
+    for rope in _rope_dicts(getattr(config, "rope_parameters", None)):
+        if rope.get("rope_type", "default") != "default":
+            original = rope.get("original_max_position_embeddings")
+            return int(original or getattr(config, "max_position_embeddings", 0) or 0) + 8
+    return 0
+
+
+def _rope_dicts(value: object) -> list[dict[str, Any]]:
+    """Rope parameters come as one dict, or as one per kind of block."""
+    if not isinstance(value, dict):
+        return []
+    if "rope_type" in value:
+        return [value]
+    return [inner for inner in value.values() if isinstance(inner, dict)]
+
+
+_PROBE = "swarmd_probe"
+
+MaskFunction = Callable[..., Any]
+
+
+@dataclass(slots=True)
+class _Masks:
+    """The masks that a model asked for, and which of them each block was given."""
+
+    made: list[MaskFunction] = field(default_factory=list)
+    used: list[tuple[int, int, int]] = field(default_factory=list)
+    """(block, index into `made` or -1, sliding window or 0)."""
+
+
+def foreign_mask(stage: Stage) -> str:
+    """Return why a block's mask is not causal with the window it asks for, or "" if it is.
+
+    Some families put a rule only into the mask, which a packed row never builds; it would show only
+    in sequences longer than the rule's reach, so the rule is asked instead of tried.
+    """
+    masks = _Masks()
+    _register_probe(masks)
+    entry, exit = stage.span.start, stage.span.end
+    view = View(stage.model, stage.layout, stage.span, entry, exit, _PROBE)
+    _run(view, random_rows(stage, 3, seed=3), range(3))
+    for block, index, window in masks.used:
+        if index >= 0 and (odd := _odd_pair(masks.made[index], window)):
+            return (
+                f"block {entry + block} masks position {odd[1]} from {odd[0]} in a way of its own "
+                f"(its window is {window or 'unlimited'})"
+            )
+    return ""
+
+
+def _register_probe(masks: _Masks) -> None:
+    """Register an attention that notes which mask it was given; masks carry their number."""
+
+    def make_mask(*, mask_function: MaskFunction, **sizes: Any) -> torch.Tensor:
+        masks.made.append(mask_function)
+        shape = (1, 1, int(sizes["q_length"]), int(sizes["kv_length"]))
+        return torch.full(shape, float(len(masks.made) - 1), device=sizes.get("device"))
+
+    def note(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        index = -1 if attention_mask is None else int(attention_mask.flatten()[0])
+        masks.used.append((int(module.layer_idx), index, sliding_window or 0))  # type: ignore[arg-type]
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    AttentionMaskInterface.register(_PROBE, make_mask)
+    AttentionInterface.register(_PROBE, note)
+
+
+def _odd_pair(mask: MaskFunction, window: int) -> tuple[int, int] | None:
+    """Return a (query, key) pair that the mask treats differently from a causal window."""
+    reach = [0, 1, 2, *(1 << n for n in range(2, 18)), window - 1, window, window + 1, -1, -5]
+    for query in (131_071, 262_144 + 77):
+        for distance in reach:
+            key = query - distance
+            seen = distance >= 0 and (not window or distance < window)
+            zero = torch.tensor(0)
+            if bool(mask(zero, zero, torch.tensor(query), torch.tensor(key))) != seen:
+                return query, key
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class KVSize:
+    """What a session's KV takes over the whole span."""
+
+    per_token: int
+    fixed: int
+
+
+def measure_kv(stage: Stage) -> KVSize:
+    """Run a few positions and weigh the cache: bytes per position, and bytes however short."""
+    cache = stage.new_cache()
+    sizes = []
+    for position in (0, 4):
+        _advance(stage, cache, random_rows(stage, 4, seed=4), position)
+        sizes.append(_content_bytes(cache))
+    per_token = (sizes[1] - sizes[0]) // 4
+    return KVSize(per_token, max(0, sizes[0] - 4 * per_token))
+
+
+def _content_bytes(cache: Any) -> int:
+    """Bytes of the positions held, without spare room."""
+    if isinstance(cache, RaggedCache):
+        return sum(block.nbytes // block.capacity * cache.length for block in cache.blocks)
+    return int(cache.nbytes)
+
+
+def is_replay_exact(stage: Stage) -> bool:
+    """Whether replaying gives the same bits, whatever else runs beside it.
+
+    A prompt is computed in chunks and some positions one by one. Then the same again as a repair
+    does it: the chunks beside another session, the single positions in one row of one-token
+    segments. In float32 differences are of no consequence, so the answer is always yes.
+    """
+    if stage.dtype == torch.float32:
+        return True
+    rows = random_rows(stage, 20, seed=5)
+    first, again, mate = stage.new_cache(), stage.new_cache(), stage.new_cache()
+    wanted = [_advance(stage, first, rows[:8], 0), _advance(stage, first, rows[8:13], 8)]
+    wanted += [_advance(stage, first, rows[p : p + 1], p) for p in range(13, 20)]
+    other = random_rows(stage, 24, seed=6)
+    got = [
+        _run_pieces(stage, [(mate, 0, other[:3]), (again, 0, rows[:8])])[3:],
+        _run_pieces(stage, [(again, 8, rows[8:13]), (mate, 3, other[3:])])[:5],
+        _run_pieces(stage, [(again, p, rows[p : p + 1]) for p in range(13, 20)]),
+    ]
+    return torch.equal(torch.cat(wanted), torch.cat(got))
+
+
+def _advance(stage: Stage, cache: Any, rows: torch.Tensor, position: int) -> torch.Tensor:
+    return _run_pieces(stage, [(cache, position, rows)])
+
+
+def _run_pieces(stage: Stage, pieces: list[tuple[Any, int, torch.Tensor]]) -> torch.Tensor:
+    """Run (cache, position, rows) together; return the outputs of all rows."""
+    segments = tuple(Segment(cache, at, len(rows)) for cache, at, rows in pieces)
+    rows = torch.cat([rows for _, _, rows in pieces])
+    entry, exit = stage.span.start, stage.span.end
+    ids, hidden = (rows, None) if entry == 0 else (None, rows)
+    return stage.forward(Batch(entry, exit, segments, ids, hidden, tuple(range(len(rows)))))
