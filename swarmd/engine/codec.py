@@ -42,7 +42,8 @@ def gather(payloads: Sequence[Payload], dtype: torch.dtype) -> torch.Tensor:
 def _fill(rows: torch.Tensor, payload: Payload) -> None:
     sent = TORCH_DTYPES[payload.dtype]
     if sent == rows.dtype:
-        memoryview(rows.view(torch.uint8).numpy()).cast("B")[:] = payload.data
+        view = memoryview(rows.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        view.cast("B")[:] = payload.data
         return
     same = torch.empty(rows.shape, dtype=sent)
     _fill(same, payload)

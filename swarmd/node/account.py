@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from swarmd.core.span import Span
-from swarmd.engine.kv_cache import KVBudget
+from swarmd.engine.stage import Stage
+
+UNBOUNDED = 1 << 31
+"""Positions of a recurrent stage, whose state has the same size at any length."""
 
 
 class StageAccount:
-    """Reservations of one stage. `bytes_per_token` is over the whole span."""
+    """Reservations in the KV budget of one stage."""
 
-    def __init__(self, budget: KVBudget, span: Span, bytes_per_token: int) -> None:
-        self._budget = budget
-        self._per_block = bytes_per_token / len(span)
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
 
     def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
         """Set the reservation of a session; False, and no change, when it does not fit."""
-        return self._budget.reserve(session, self._bytes(blocks, positions))
+        nbytes = self._stage.kv_bytes(positions, blocks.start, blocks.end)
+        return self._stage.budget.reserve(session, nbytes)
 
     def release(self, session: bytes) -> None:
         """Give a session's reservation back."""
-        self._budget.release(session)
+        self._stage.budget.release(session)
 
     def capacity(self, blocks: Span) -> int:
         """Positions over `blocks` that an empty budget holds."""
-        per_position = self._per_block * len(blocks)
-        if per_position == 0:  # a recurrent stage keeps the same state at any length
-            return 1 << 31
-        return int(self._budget.total_bytes / per_position)
+        fixed = self._stage.kv_bytes(0, blocks.start, blocks.end)
+        room = self._stage.budget.total_bytes - fixed
+        per_token = self._stage.kv_bytes_per_token * len(blocks) / len(self._stage.span)
+        if room < 0:
+            return 0
+        return int(room / per_token) if per_token else UNBOUNDED
 
     def free_bytes(self) -> int:
         """Bytes that are not reserved."""
-        return self._budget.free_bytes
-
-    def _bytes(self, blocks: Span, positions: int) -> int:
-        return int(self._per_block * len(blocks) * positions)
+        return self._stage.budget.free_bytes

@@ -12,6 +12,7 @@ from swarmd.core.frames import Failed, Gap, Opened, SessionFrame, Step, Token
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
+from swarmd.node.routes import Routes
 from swarmd.pipeline import events as ev
 from swarmd.wire.link import RttSample
 from swarmd.wire.links import Links
@@ -32,15 +33,25 @@ class LinkStats:
 
 
 class Exchange:
-    """The `LinkHandler` of a node. Set `host` and `coordinator` before links are used."""
+    """The `LinkHandler` of a node. Until `open`, frames are dropped: nothing has been promised."""
 
-    host: StageHost
-    coordinator: Coordinator
     links: Links
 
     def __init__(self, presence: Presence) -> None:
         self.stats = LinkStats()
         self._presence = presence
+        self._host: StageHost | None = None
+        self._coordinator: Coordinator | None = None
+        self._routes: Routes | None = None
+
+    def open(self, host: StageHost, coordinator: Coordinator, routes: Routes) -> None:
+        """From now on give frames to these."""
+        self._host, self._coordinator, self._routes = host, coordinator, routes
+
+    def on_view_changed(self) -> None:
+        """Sessions that wait for a peer look again."""
+        if self._coordinator is not None:
+            self._coordinator.on_view_changed()
 
     def send(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
         """Send frames to a peer, or to this node itself."""
@@ -54,22 +65,28 @@ class Exchange:
         if peer_id != self.links.own_id:
             self.stats.frames_received += len(batch)
             self.stats.activation_bytes_received += _hidden_bytes(batch)
+        host, coordinator = self._host, self._coordinator
+        if host is None or coordinator is None:
+            return
         for frame in batch:
             # A hop's failure is for the coordinator; one from downstream also for the hop before.
             if isinstance(frame, _FOR_DRIVERS):
-                self.coordinator.on_frame(peer_id, frame)
+                coordinator.on_frame(peer_id, frame)
             elif isinstance(frame, Failed):
-                self.coordinator.on_frame(peer_id, frame)
-                self.host.on_frame(peer_id, frame)
+                coordinator.on_frame(peer_id, frame)
+                host.on_frame(peer_id, frame)
             else:
-                self.host.on_frame(peer_id, frame)
+                host.on_frame(peer_id, frame)
 
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         """Tell both roles; they know which sessions it concerns."""
         self.stats.peers_lost += 1
+        if self._host is None or self._coordinator is None or self._routes is None:
+            return
         known = self._presence.address_of(peer_id) is not None
-        self.host.handle(ev.PeerLost(peer_id, known))
-        self.coordinator.on_peer_lost(peer_id)
+        self._routes.failed(peer_id)
+        self._host.handle(ev.PeerLost(peer_id, known))
+        self._coordinator.on_peer_lost(peer_id)
 
     def on_rtt(self, peer_id: str, sample: RttSample) -> None:
         """Let the measured round trip move this node's network coordinate."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swarmd.core.frames import Payload, Step
+from swarmd.core.frames import Payload
 from swarmd.core.span import Span
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
@@ -62,18 +62,27 @@ class _Session:
 class Executor:
     """Runs one stage. `put` is called on the event loop; `deliver` is called on the thread."""
 
-    def __init__(self, stage: Stage, deliver: Callable[[Sequence[Result]], None]) -> None:
+    def __init__(
+        self, stage: Stage, threads: int, deliver: Callable[[Sequence[Result]], None]
+    ) -> None:
         self.stats = ComputeStats(alive_at=time.monotonic())
         self._stage = stage
+        self._threads = threads
         self._deliver = deliver
         self._batcher = Batcher(ragged=stage.ragged)
         self._inbox: queue.SimpleQueue[Op | None] = queue.SimpleQueue()
+        self._queued = 0
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def queue_depth(self) -> int:
+        """Sessions with a step that waits, roughly: read from another thread."""
+        return self._inbox.qsize() + self._queued
 
     def put(self, op: Op) -> None:
         """Queue an operation; those of one session are done in order."""
@@ -91,6 +100,7 @@ class Executor:
     # -- everything below runs on the compute thread ---------------------------------------
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # counts for the thread that calls it
         while self._take_in():
             self.stats.alive_at = time.monotonic()
             works = self._batcher.choose(self._ready())
@@ -131,6 +141,7 @@ class Executor:
         for key, session in self._sessions.items():
             if session.ops and isinstance(op := session.ops[0], ev.Submit):
                 works.append(_work(key, op))
+        self._queued = len(works)
         return works
 
     def _next_submit(self, work: Work) -> ev.Submit:

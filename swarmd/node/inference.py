@@ -1,18 +1,28 @@
 """The door for clients: the `Inference` service of one node.
 
-Reads requests, sends clients on to a better node, turns what happens to a session into the events of
-its stream. Sessions are run by `swarmd.node.coordinator`.
+Reads requests, sends clients on to a better node, turns what happens to a session into the events
+of its stream. Sessions are run by `swarmd.node.coordinator`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc
 
-from swarmd.core.errors import RequestError, SwarmdError, UnknownModel
+from swarmd.core.errors import (
+    CapacityError,
+    CoverageError,
+    PeerUnreachable,
+    RequestError,
+    SwarmdError,
+    UnknownModel,
+)
+from swarmd.core.peers import Announcement
 from swarmd.core.route import Route
 from swarmd.node import requests
 from swarmd.node.coordinator import Coordinator, Run
@@ -20,7 +30,8 @@ from swarmd.node.output import OutputText
 from swarmd.node.presence import Presence
 from swarmd.node.prompts import Prompts
 from swarmd.node.requests import Generation
-from swarmd.node.status import StatusReport
+from swarmd.node.routes import Routes
+from swarmd.node.status import StatusReport, swarm_report
 from swarmd.pipeline import events as ev
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import inference_pb2_grpc
@@ -31,71 +42,114 @@ log = logging.getLogger(__name__)
 
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What serves clients once the model is loaded."""
+
+    announcement: Callable[[], Announcement]
+    coordinator: Coordinator
+    routes: Routes
+    prompts: Prompts
+    report: StatusReport
+    accepts: Callable[[], bool]
+    """Whether new generations may begin; False while draining."""
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """Serves clients on one node."""
+    """Serves clients on one node; until `parts` is set it answers that the node is loading."""
 
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        presence: Presence,
-        prompts: Prompts,
-        report: StatusReport,
-    ) -> None:
-        self._coordinator = coordinator
+    def __init__(self, presence: Presence) -> None:
+        self.parts: Parts | None = None
         self._presence = presence
-        self._prompts = prompts
-        self._report = report
+
+    def _loaded(self) -> Parts:
+        if self.parts is None:
+            raise CapacityError("this node is still loading its model; try again", 2.0)
+        return self.parts
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
-    ) -> AsyncIterator[pb.GenerateEvent]:
+    ) -> AsyncGenerator[pb.GenerateEvent]:
         """One generation; see the proto for what the stream carries."""
         try:
-            redirect = self._redirect(request)
+            parts = self._loaded()
+            redirect = self._redirect(parts, request)
             if redirect is not None:
                 yield redirect
                 return
-            prompt_ids = await self._prompts.ids_of(request)
-            generation = requests.parse(request, self._presence.model, lambda: prompt_ids)
-            async with aclosing(self._stream(generation)) as stream:
-                async for event in stream:
+            if not parts.accepts():
+                raise PeerUnreachable("this node is draining: ask another one")
+            prompt_ids = await parts.prompts.ids_of(request)
+            model = parts.announcement().model
+            generation = requests.parse(request, model, lambda: prompt_ids)
+            async with aclosing(_Stream(parts, generation).events()) as events:
+                async for event in events:
                     yield event
         except SwarmdError as error:
-            log.info("generation refused error=%s", error)
+            log.info("generation failed error=%s", error)
             await abort(context, error)
 
-    def _redirect(self, request: pb.GenerateRequest) -> pb.GenerateEvent | None:
+    def _redirect(self, parts: Parts, request: pb.GenerateRequest) -> pb.GenerateEvent | None:
         """Where the client should go instead, if it would: the first hop, or the model's nodes."""
-        presence = self._presence
-        if request.model and not presence.serves(request.model):
-            target = presence.first_peer_of(request.model)
-            if target is None or not request.allow_redirect:
-                known = ", ".join(presence.model_names()) or "none"
-                raise UnknownModel(f"nobody here serves {request.model!r}; models: {known}")
-        elif not request.allow_redirect or presence.holds_first_block:
-            return None
-        else:
-            target = presence.first_hop()
-        if target is None or target.peer_id == presence.peer_id:
-            return None
-        return pb.GenerateEvent(
-            redirect=pb.Redirect(address=target.address, peer_id=target.peer_id)
-        )
+        own = parts.announcement()
+        view = self._presence.view
+        if request.model in ("", own.model.name, own.model.digest):
+            if not request.allow_redirect or (own.span.start == 0 and parts.accepts()):
+                return None
+            try:
+                target = parts.routes.first_hop()
+            except (CoverageError, CapacityError):
+                return None  # the session's own errors say it with more detail
+            return None if target.peer_id == own.peer_id else _redirect_to(target.address)
+        others = view.serving(view.find(request.model).digest)
+        if not others or not request.allow_redirect:
+            raise UnknownModel(f"this node serves {own.model.name!r}, not {request.model!r}")
+        return _redirect_to(min(others, key=lambda peer: (peer.span.start, peer.sessions)).address)
 
-    async def _stream(self, generation: Generation) -> AsyncIterator[pb.GenerateEvent]:
-        text = self._output_text(generation)
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
+        """The swarm as this node sees it."""
+        if self.parts is None:
+            return swarm_report(self._presence)
+        return self.parts.report.reply()
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeReply:
+        """Text or a chat to ids, or ids to text."""
+        try:
+            return await self._loaded().prompts.tokenize(request)
+        except SwarmdError as error:
+            return await abort(context, error)
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
+        """Finish and leave."""
+        try:
+            return pb.DrainReply(sessions=self._loaded().report.drain(force=request.force))
+        except SwarmdError as error:
+            return await abort(context, error)
+
+
+class _Stream:
+    """One generation's events, made of what happens to its session."""
+
+    def __init__(self, parts: Parts, generation: Generation) -> None:
+        self._parts = parts
+        self._generation = generation
+        self._text = self._output_text(generation)
+
+    async def events(self) -> AsyncGenerator[pb.GenerateEvent]:
+        """Run the generation. Raises SwarmdError when it fails."""
+        generation, text = self._generation, self._text
         resume = generation.resume
         index = len(resume.output_ids) if resume else 0
         # What a resumed client lacks of the text of ids that it has goes out with the next token.
         owed = text.catch_up(resume.output_ids, resume.text_chars).text if resume else ""
         begun = False
-        with self._coordinator.run(generation) as run:
+        with self._parts.coordinator.run(generation) as run:
             async for output in run:
                 if isinstance(output, ev.Routed):
-                    yield self._routed(generation, run, output, first=not begun)
+                    yield self._routed(run, output) if begun else self._started(run, output)
                     begun = True
                 elif isinstance(output, ev.Emit):
                     piece = text.push(output.id)
@@ -113,7 +167,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                     yield _finished(generation, run, index, reason, last.stop or "", rest)
 
     def _output_text(self, generation: Generation) -> OutputText:
-        tokenizer = None if generation.ids_only else self._prompts.tokenizer
+        tokenizer = None if generation.ids_only else self._parts.prompts.tokenizer
         if generation.stop and tokenizer is None:
             raise RequestError("stop strings need text: they cannot be used with ids only")
         return OutputText(
@@ -123,14 +177,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             include_stop=generation.include_stop,
         )
 
-    def _routed(
-        self, generation: Generation, run: Run, output: ev.Routed, *, first: bool
-    ) -> pb.GenerateEvent:
+    def _routed(self, run: Run, output: ev.Routed) -> pb.GenerateEvent:
         route = _hops(output.route)
-        if not first:
-            changed = pb.RouteChanged(epoch=output.epoch, route=route, repairs=run.repairs)
-            return pb.GenerateEvent(route_changed=changed)
-        own = self._presence.own
+        changed = pb.RouteChanged(epoch=output.epoch, route=route, repairs=run.repairs)
+        return pb.GenerateEvent(route_changed=changed)
+
+    def _started(self, run: Run, output: ev.Routed) -> pb.GenerateEvent:
+        generation, own = self._generation, self._parts.announcement()
         return pb.GenerateEvent(
             started=pb.Started(
                 session=generation.session,
@@ -141,7 +194,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 sampling=frames.sampling_to_pb(generation.sampling),
                 max_tokens=generation.max_tokens,
                 chunk_size=run.chunk_size,
-                route=route,
+                route=_hops(output.route),
                 coordinator=own.peer_id,
                 coordinator_address=own.address,
                 coordinator_pid=own.pid,
@@ -150,7 +203,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     def _token(self, index: int, output: ev.Emit, text: str) -> pb.GenerateEvent:
         top = [
-            pb.TopLogprob(id=i, logprob=p, text=self._prompts.text_of((i,)))
+            pb.TopLogprob(id=i, logprob=p, text=self._parts.prompts.text_of((i,)))
             for i, p in output.top
         ]
         return pb.GenerateEvent(
@@ -159,23 +212,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             )
         )
 
-    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
-        """The swarm as this node sees it."""
-        return self._report.reply()
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeReply:
-        """Text or a chat to ids, or ids to text."""
-        try:
-            return await self._prompts.tokenize(request)
-        except SwarmdError as error:
-            return await abort(context, error)
-
-    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
-        """Finish and leave."""
-        try:
-            return pb.DrainReply(sessions=self._report.drain(force=request.force))
-        except SwarmdError as error:
-            return await abort(context, error)
+def _redirect_to(address: str) -> pb.GenerateEvent:
+    return pb.GenerateEvent(redirect=pb.Redirect(address=address))
 
 
 def _hops(route: Route) -> Sequence[pb.Hop]:

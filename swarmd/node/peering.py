@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -18,7 +18,7 @@ INTRODUCE_TIMEOUT_S = 5.0
 MAX_ADDRESSES = 64
 MAX_ADDRESS_CHARS = 512
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class PeerService(peer_pb2_grpc.PeerServicer):

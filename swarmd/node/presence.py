@@ -7,17 +7,21 @@ publish; what follows from a view is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from swarmd.core.clock import Clock
-from swarmd.core.errors import DirectoryError, PeerError
+from swarmd.core.errors import ConfigError, DirectoryError, PeerError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.node.peering import introduce
 from swarmd.swarm import coordinates
+from swarmd.swarm.announcer import LOAD_INTERVAL_S, Announcer
 from swarmd.swarm.coordinates import Coordinate
 from swarmd.swarm.directory import Directory
+from swarmd.swarm.remembered import RememberedPeers
 from swarmd.swarm.view import View
 from swarmd.wire.link import RttSample
 
@@ -26,6 +30,8 @@ log = logging.getLogger(__name__)
 REFRESH_S = 0.5
 """How old a view may be: an announcement is seen elsewhere within this and a lookup."""
 JOIN_RETRY_S = (0.5, 10.0)
+REMEMBER_S = 10.0
+LEAVE_TIMEOUT_S = 2.0
 
 
 class Presence:
@@ -41,6 +47,7 @@ class Presence:
         directory: Directory,
         seeds: Iterable[str],
         lease: float,
+        state_dir: Path,
         clock: Clock,
         describe: Callable[[], Announcement | None],
         on_change: Callable[[], None],
@@ -48,15 +55,19 @@ class Presence:
         self.own_id = own_id
         self.view = View((), clock.wall())
         self.joined = asyncio.Event()
+        """Set once a door has answered, or when there was none to try."""
         self._directory = directory
         self._seeds = tuple(seeds)
-        self._lease = lease
+        self._announcer = Announcer(lease, random.random())
+        self._state_dir = state_dir
+        self._remembered = RememberedPeers.load(state_dir)
+        self._remember_at = 0.0
         self._clock = clock
         self._describe = describe
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._coordinate = Coordinate()
-        if not self._seeds:
+        if not self._seeds and not self._remembered.grpc:
             self.joined.set()
 
     # What others ask ----------------------------------------------------------------------
@@ -96,15 +107,15 @@ class Presence:
     # Announcing -----------------------------------------------------------------------------
 
     def changed(self) -> None:
-        """Announce the present state at once."""
+        """Look at once whether there is something new to announce."""
         self._changed.set()
 
     async def announce(self) -> None:
-        """Publish now, and see it."""
+        """Publish if it is due. Raises DirectoryError."""
         own = self._describe()
-        if own is not None:
-            await self._directory.publish(own)
-            await self.refresh()
+        due = self._announcer.due(own, self._clock.wall()) if own is not None else None
+        if due is not None:
+            await self._directory.publish(due)
 
     async def keep_announced(self) -> None:
         """Publish at every change, and well before the lease ends."""
@@ -113,21 +124,21 @@ class Presence:
                 await self.announce()
             except DirectoryError as error:
                 log.warning("announcement not published error=%s", error)
-            self._changed.clear()
-            pause = self._lease / 3 * random.uniform(0.8, 1.0)
-            try:
-                async with asyncio.timeout(pause):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOAD_INTERVAL_S):
                     await self._changed.wait()
-            except TimeoutError:
-                continue
+            self._changed.clear()
 
     async def leave(self) -> None:
         """Tell everybody that this node is gone."""
+        gone = self._announcer.leave(self._clock.wall())
+        if gone is None:
+            return
         try:
-            async with asyncio.timeout(2.0):
-                await self._directory.withdraw(self.own_id)
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self._directory.publish(gone)
         except (DirectoryError, TimeoutError) as error:
-            log.warning("tombstone not written error=%s", error)
+            log.warning("tombstone not written error=%s", error or "no answer in time")
 
     # Seeing ---------------------------------------------------------------------------------
 
@@ -137,6 +148,7 @@ class Presence:
         before, self.view = self.view, View(found, self._clock.wall())
         if _routes(before) != _routes(self.view):
             self._on_change()
+        self._remember()
 
     async def keep_fresh(self) -> None:
         """Refresh the view forever."""
@@ -149,30 +161,46 @@ class Presence:
                 log.warning("view not refreshed error=%s", error)
             await asyncio.sleep(REFRESH_S * random.uniform(0.8, 1.2))
 
+    def _remember(self) -> None:
+        """Keep on disk whom this node has seen: doors for a swarm whose bootstraps are gone."""
+        now = self._clock.wall()
+        others = [peer.address for peer in self.view.peers if peer.peer_id != self.own_id]
+        if not others or now - self._remember_at < REMEMBER_S:
+            return
+        self._remember_at = now
+        self._remembered = self._remembered.seen(now, others)
+        try:
+            self._remembered.save(self._state_dir)
+        except ConfigError as error:
+            log.warning("known peers not written error=%s", error)
+
     # Joining --------------------------------------------------------------------------------
 
     async def join(self) -> None:
-        """Ask the seeds for the directory until one has answered; the others once more each."""
+        """Ask seeds and remembered peers for the directory, until every seed has answered once."""
         pause = JOIN_RETRY_S[0]
         waiting = set(self._seeds)
-        while waiting:
-            for seed in sorted(waiting):
-                if await self._join_through(seed):
-                    waiting.discard(seed)
-            if waiting:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(JOIN_RETRY_S[1], pause * 1.5)
+        doors = [*self._seeds, *(d for d in self._remembered.grpc if d not in waiting)]
+        while doors:
+            answers = await asyncio.gather(*map(self._join_through, doors))
+            waiting.difference_update(d for d, yes in zip(doors, answers, strict=True) if yes)
+            # One door is enough; but a seed that has not answered may be where others are.
+            doors = sorted(waiting) if any(answers) or self.joined.is_set() else doors
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0) if doors else 0)
+            pause = min(JOIN_RETRY_S[1], pause * 1.5)
 
-    async def _join_through(self, seed: str) -> bool:
+    async def _join_through(self, door: str) -> bool:
         try:
-            reply = await introduce(seed, self.own_id)
-            if reply.peer_id != self.own_id:
-                await self._directory.join(reply.directory_addresses)
-                await self.announce()
-                log.info("joined through=%s", seed)
+            reply = await introduce(door, self.own_id)
+            if reply.peer_id == self.own_id:
+                return True
+            await self._directory.join(reply.directory_addresses)
+            await self.announce()
+            await self.refresh()
         except (PeerError, DirectoryError) as error:
-            log.info("seed does not answer yet address=%s error=%s", seed, error)
+            log.info("no answer yet address=%s error=%s", door, error)
             return False
+        log.info("joined through=%s peer=%s", door, reply.peer_id[:8])
         self.joined.set()
         return True
 

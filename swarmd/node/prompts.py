@@ -51,8 +51,8 @@ class Prompts:
         """Answer a client's `Tokenize`. Raises RequestError."""
         kind = request.WhichOneof("input")
         if kind == "token_ids":
-            ids = request.token_ids.ids
-            return pb.TokenizeReply(ids=ids, text=self.text_of(tuple(ids)))
+            given = tuple(request.token_ids.ids)
+            return pb.TokenizeReply(ids=given, text=self.text_of(given))
         if kind == "chat":
             return pb.TokenizeReply(ids=await self._chat_ids(request.chat))
         ids = await self._encode(request.text, special=request.add_special_tokens)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from swarmd.core.errors import UsageError
-from swarmd.core.peers import Announcement, NodeState
+from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.core.span import missing_blocks
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.exchange import Exchange
 from swarmd.node.executor import Executor
 from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
+from swarmd.swarm.view import View
 from swarmd.v1 import inference_pb2 as pb
 
 
@@ -36,13 +38,10 @@ class StatusReport:
 
     def reply(self) -> pb.StatusReply:
         """Return the whole report."""
-        view = self._presence.view
-        return pb.StatusReply(
-            peer_id=self._presence.own_id,
-            peers=[peer_status(a) for a in view.peers],
-            models=[self._model_status(digest) for digest in view.digests],
-            counters=self.counters(),
-        )
+        reply = swarm_report(self._presence)
+        for name, value in self.counters().items():
+            reply.counters[name] = value
+        return reply
 
     def counters(self) -> Mapping[str, float]:
         """Return this node's counters by name."""
@@ -52,14 +51,16 @@ class StatusReport:
             "compute": asdict(self._executor.stats),
             "link": asdict(self._exchange.stats),
         }
-        values = {f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()}
+        values = {
+            f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()
+        }
         values["hop_sessions"] = float(len(self._host.table.sessions))
         values["coordinator_sessions"] = float(len(self._coordinator))
         return values
 
     def drain(self, *, force: bool) -> int:
         """Begin to drain; return the sessions that run. Refused for the last holder of blocks."""
-        alone = self._presence.held_by_nobody_else()
+        alone = held_by_nobody_else(self._presence.view, self._presence.own_id)
         if alone and not force:
             blocks = ", ".join(f"{start}:{end}" for start, end in alone)
             raise UsageError(
@@ -69,19 +70,28 @@ class StatusReport:
         self._start_drain()
         return len(self._host.table.sessions)
 
-    def _model_status(self, digest: str) -> pb.ModelStatus:
-        view = self._presence.view
-        model = view.model(digest)
-        replicas = view.replicas(digest)
-        return pb.ModelStatus(
-            name=model.name,
-            digest=model.digest,
-            num_blocks=model.num_blocks,
-            covered_blocks=sum(count > 0 for count in replicas),
-            replicas=min(replicas, default=0),
-            missing=[pb.BlockRange(start=a, end=b) for a, b in view.missing(digest)],
-            max_model_len=model.max_model_len,
-        )
+
+def swarm_report(presence: Presence) -> pb.StatusReply:
+    """Return the report without counters, as a node can give it that is still loading."""
+    view = presence.view
+    return pb.StatusReply(
+        peer_id=presence.own_id,
+        peers=[peer_status(peer) for peer in view.peers],
+        models=[_model_status(view, model) for model in view.models],
+    )
+
+
+def _model_status(view: View, model: ModelInfo) -> pb.ModelStatus:
+    replicas = view.replicas(model.digest)
+    return pb.ModelStatus(
+        name=model.name,
+        digest=model.digest,
+        num_blocks=model.num_blocks,
+        covered_blocks=sum(count > 0 for count in replicas),
+        replicas=min(replicas, default=0),
+        missing=[pb.BlockRange(start=a, end=b) for a, b in view.missing(model.digest)],
+        max_model_len=model.max_model_len,
+    )
 
 
 def peer_status(a: Announcement) -> pb.PeerStatus:
@@ -106,3 +116,14 @@ def peer_status(a: Announcement) -> pb.PeerStatus:
         queue_depth=a.queue_depth,
         step_ms=a.step_ms,
     )
+
+
+def held_by_nobody_else(view: View, peer_id: str) -> tuple[tuple[int, int], ...]:
+    """Return the blocks of which this peer is the last live holder."""
+    own = view.peer(peer_id)
+    if own is None:
+        return ()
+    others = [peer.span for peer in view.serving(own.model.digest) if peer.peer_id != peer_id]
+    gaps = missing_blocks(others, own.model.num_blocks)
+    cut = ((max(a, own.span.start), min(b, own.span.end)) for a, b in gaps)
+    return tuple((a, b) for a, b in cut if a < b)

@@ -63,7 +63,10 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class ComputeFailed:
-    """A submitted step could not be computed; what the session's KV holds is no longer known."""
+    """A submitted step could not be computed; what the session's KV holds is no longer known.
+
+    The session is freed; until that `Free` comes, its other steps need not be computed.
+    """
 
     session: bytes
     ticket: int
@@ -145,6 +148,8 @@ class Submit:
     max_positions: int
     sampling: SamplingParams | None = None
     ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    """How many of the ids are the prompt's: some penalties count the output only."""
 
 
 @dataclass(frozen=True, slots=True)

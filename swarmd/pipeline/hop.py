@@ -387,6 +387,7 @@ class HopTable:
             session.max_positions,
             sampling,
             ids,
+            session.prompt_tokens,
         )
 
     # Results.

@@ -61,6 +61,7 @@ class HopSession:
     epoch: int = 0
     round: int = 0
     max_positions: int = 0
+    prompt_tokens: int = 0
     sampling: SamplingParams | None = None
     ids: list[int] = field(default_factory=list)
     """On the last hop: prompt and output so far, as penalties count them."""
@@ -96,7 +97,7 @@ class HopSession:
         self.coordinator, self.epoch, self.round = sender, order.epoch, 0
         self.prev_peer, self.next_peer = order.prev_peer, order.next_peer
         self.max_positions, self.sampling = order.max_positions, order.sampling
-        self.ids = list(order.token_ids)
+        self.ids, self.prompt_tokens = list(order.token_ids), order.prompt_tokens
         self.send_from, self.rewound_to, self.gap_told = 0, None, -1
         self.move(HopInput.OPEN_FRESH if order.fresh else HopInput.OPEN_AGAIN)
 

@@ -1,0 +1,80 @@
+"""A node's own announcement, made of what its parts are at the moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from dataclasses import replace
+
+from swarmd import __version__
+from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.core.span import Span
+from swarmd.engine.stage import Stage
+from swarmd.node.executor import Executor
+from swarmd.node.host import StageHost
+
+RATE_WINDOW_S = 10.0
+
+
+class Rate:
+    """Tokens per second over the last ten seconds, from a counter that only grows."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def update(self, count: int, now: float) -> float:
+        """Note the counter and return the rate."""
+        self._samples.append((now, count))
+        while self._samples[0][0] < now - RATE_WINDOW_S:
+            self._samples.popleft()
+        since, before = self._samples[0]
+        return (count - before) / (now - since) if now > since else 0.0
+
+
+class Description:
+    """What this node announces: `loading` at first, then what the running parts measure."""
+
+    def __init__(
+        self, peer_id: str, address: str, model: ModelInfo, span: Span, dtype: str, device: str
+    ) -> None:
+        self._base = Announcement(
+            peer_id=peer_id,
+            address=address,
+            model=model,
+            span=span,
+            state=NodeState.LOADING,
+            issued_at=0.0,
+            expires_at=0.0,
+            dtype=dtype,
+            device=device,
+            pid=os.getpid(),
+            version=__version__,
+        )
+        self._stage: Stage | None = None
+        self._executor: Executor | None = None
+        self._host: StageHost | None = None
+        self._rate = Rate()
+
+    def loaded(self, stage: Stage, executor: Executor, host: StageHost) -> None:
+        """From now on measure these."""
+        self._stage, self._executor, self._host = stage, executor, host
+
+    def now(self, state: NodeState, coordinate: tuple[float, ...]) -> Announcement:
+        """Return the announcement for this moment."""
+        base = replace(self._base, state=state, coordinate=coordinate)
+        if self._stage is None or self._executor is None or self._host is None:
+            return base
+        stats, budget = self._executor.stats, self._stage.budget
+        return replace(
+            base,
+            step_ms=stats.step_ms,
+            tokens_per_s=self._rate.update(stats.tokens, time.monotonic()),
+            sessions=len(self._host.table.sessions),
+            queue_depth=self._executor.queue_depth,
+            kv_total_bytes=budget.total_bytes,
+            kv_free_bytes=max(0, budget.free_bytes),
+            kv_bytes_per_token=self._stage.kv_bytes_per_token,
+            replay_exact=self._stage.replay_exact,
+            ragged=self._stage.ragged,
+        )
