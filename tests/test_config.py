@@ -155,11 +155,20 @@ def test_an_exposed_directory_is_exposed_too() -> None:
         load_config({"model": "m", "dht_listen": "0.0.0.0"}, ENV)
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1:7420", "localhost:0", "[::1]:7420"])
-def test_loopback_needs_nothing_and_warns_of_nothing(listen: str) -> None:
+@pytest.mark.parametrize(
+    ("listen", "directory"),
+    [
+        ("127.0.0.1:7420", "127.0.0.1:7421"),
+        ("localhost:0", "localhost:0"),
+        ("[::1]:9", "[::1]:10"),
+    ],
+)
+def test_loopback_warns_of_nothing_and_the_directory_is_beside(listen: str, directory: str) -> None:
     config = load_config({"model": "m", "listen": listen}, ENV)
     assert config.warnings() == ()
-    assert config.dht_address == listen.rpartition(":")[0] + ":7421"
+    assert config.dht_address == directory
+    given = load_config({"model": "m", "listen": listen, "dht_listen": "127.0.0.1:5"}, ENV)
+    assert given.dht_address == "127.0.0.1:5"
 
 
 def test_state_dir_follows_systemd_then_xdg_then_home() -> None:

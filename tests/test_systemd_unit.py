@@ -1,4 +1,4 @@
-"""The unit file says what the daemon does: it starts, stops within its time, and holds no rights."""
+"""The unit file fits the daemon: it starts, has time to drain, and may do little else."""
 
 from __future__ import annotations
 

@@ -76,11 +76,6 @@ def report(name: str, message: str, *, as_json: bool) -> None:
         print_json({"error": {"type": name, "message": message}})
 
 
-def warn(message: str) -> None:
-    """Write one warning to stderr."""
-    print(f"swarmd: warning: {message}", file=sys.stderr)
-
-
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one object on one line."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)

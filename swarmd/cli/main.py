@@ -14,6 +14,7 @@ import typer
 import swarmd
 from swarmd.cli import console
 from swarmd.cli.chat import chat
+from swarmd.cli.demo import demo
 from swarmd.cli.drain import drain
 from swarmd.cli.generate import generate
 from swarmd.cli.serve import serve
@@ -28,8 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (serve, generate, chat, status, drain, version):
-    app.command(verb.__name__.lstrip("_"))(verb)
+for verb in (serve, generate, chat, status, drain, demo, version):
+    app.command(verb.__name__)(verb)
 
 # Typer keeps its own copy of click or uses the installed one, by version; its bases are the same.
 _ClickError: Any = typer.BadParameter.__mro__[2]

@@ -6,34 +6,49 @@ Everything after reading the configuration is `swarmd.node.daemon`'s.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated, Any, get_args
 
 import typer
 
 from swarmd.cli import console
+from swarmd.cli.progress import LoadProgress
 from swarmd.core import options
-from swarmd.core.config import KEYS, NodeConfig, env_name, flag_name, load_config
+from swarmd.core.config import KEYS, env_name, flag_name, load_config
 from swarmd.core.errors import SwarmdError
 
 
 @console.verb
-def _serve(**flags: Any) -> int | None:
+def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> int | None:
     """Serve blocks of a model to the swarm.
 
     A flag wins over its environment variable, which wins over the file given with --config.
     """
-    file = flags.pop("config", None)
-    config = load_config(flags, os.environ, file)
-    for warning in config.warnings():
-        console.warn(warning)
-    return _daemon()(config)
+    settings = load_config(flags, os.environ, config)
+    log_to_stderr(settings.log_level, os.environ)
+    daemon = _daemon()
+    progress = LoadProgress()
+
+    def say(line: str) -> None:
+        if as_json:
+            console.print_json({"event": "serving", "message": line})
+        else:
+            print(line, flush=True)
+
+    try:
+        code: int = daemon.run(settings, say=say, progress=progress)
+    finally:
+        progress.close()
+    return code
 
 
-def _daemon() -> Callable[[NodeConfig], int]:
+def _daemon() -> ModuleType:
     try:
         from swarmd.node import daemon
     except ModuleNotFoundError as error:
@@ -43,7 +58,26 @@ def _daemon() -> Callable[[NodeConfig], int]:
         raise SwarmdError(
             f"serving needs {package}, which is not installed: pip install 'swarmd[node]'"
         ) from None
-    return daemon.run
+    return daemon
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is at the moment: a progress bar stands in for it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def log_to_stderr(level: str, env: Mapping[str, str]) -> None:
+    """Send swarmd's log there from `level` on, other libraries' from warnings on."""
+    handler = _Stderr()
+    stamp = "" if env.get("JOURNAL_STREAM") else "%(asctime)s "  # the journal has its own
+    handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("swarmd").setLevel(level.upper())
+
+
+# -- flags from the table ---------------------------------------------------------------------
 
 
 def _parameter(key: Field[Any]) -> inspect.Parameter:
@@ -54,13 +88,7 @@ def _parameter(key: Field[Any]) -> inspect.Parameter:
     else:
         metavar = key.metadata["metavar"] or None
         declared = typer.Option(flag_name(key.name), metavar=metavar, help=help)
-    return _keyword(key.name, Annotated[kind | None, declared])
-
-
-def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
+    return _keyword(key.name, Annotated[kind | None, declared], None)
 
 
 def _default(key: Field[Any]) -> str:
@@ -70,19 +98,25 @@ def _default(key: Field[Any]) -> str:
     return f" [default: {options.format_size(key.default) if is_size else key.default}]"
 
 
-CONFIG = typer.Option(
+def _keyword(name: str, annotation: Any, default: object) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+_CONFIG = typer.Option(
     "--config", metavar="FILE", envvar="SWARMD_CONFIG", help="TOML file; see configs/node.toml."
 )
 
 
-def _make() -> Callable[..., int | None]:
+def _declare(verb: Any) -> None:
     """Give the verb the parameters that typer reads its flags from."""
-    parameters = [_parameter(key) for key in KEYS.values()]
-    parameters.insert(1, _keyword("config", Annotated[Path | None, CONFIG]))
-    function: Any = _serve
-    function.__signature__ = inspect.Signature(parameters)
-    function.__annotations__ = {p.name: p.annotation for p in parameters}
-    return _serve
+    model, *rest = (_parameter(key) for key in KEYS.values())
+    config = _keyword("config", Annotated[Path | None, _CONFIG], None)
+    as_json = _keyword("as_json", Annotated[bool, *get_args(console.JsonOption)[1:]], False)
+    parameters = [model, config, *rest, as_json]
+    verb.__signature__ = inspect.Signature(parameters)
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
 
 
-serve = _make()
+_declare(serve)
