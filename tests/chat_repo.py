@@ -80,7 +80,7 @@ def write_chat_repo(
 
 
 def write_weights(
-    directory: Path, weights: Iterator[tuple[str, torch.Tensor]], shards: int
+    directory: Path, weights: Iterable[tuple[str, torch.Tensor]], shards: int
 ) -> None:
     """Write one file, or several with an index, as `save_pretrained` does."""
     tensors = dict(weights)

@@ -77,11 +77,12 @@ class HubServer:
         self.answer_headers: dict[str, str] = {}
         """Replace headers of `resolve` answers: a file that changed under its name."""
         self.honours_ranges = True
+        self.infos: dict[str, str] = {}
+        """Bodies that replace the description of a repository."""
         self._commits: dict[str, dict[str, dict[str, Stored]]] = {}
         self._refs: dict[tuple[str, str], str] = {}
         self._faults: list[Fault] = []
         self._links = 0
-        self._first_valid_link = 1
         self._guard = threading.Lock()
         self._hub = _start(self, "hub")
         self._cdn = _start(self, "cdn")
@@ -148,10 +149,6 @@ class HubServer:
     def stall(self, part: str, after: int) -> Fault:
         """Fall silent after so many bytes of body until the fault's `stall` is set."""
         return self._add(Fault(part, 1, cut_after=after, stall=threading.Event()))
-
-    def expire_links(self) -> None:
-        """Refuse all redirects handed out so far."""
-        self._first_valid_link = self._links + 1
 
     def _add(self, fault: Fault) -> Fault:
         with self._guard:
@@ -224,10 +221,8 @@ class HubServer:
             self._links += 1
             return f"{self.cdn_endpoint}/lfs/{sha256}?sig={self._links}"
 
-    def by_hash(self, sha256: str, link: int) -> Stored | None:
-        """The file behind a link that is still valid."""
-        if link < self._first_valid_link:
-            return None
+    def by_hash(self, sha256: str) -> Stored | None:
+        """The large file with this hash."""
         everything = (f for c in self._commits.values() for f in c.values())
         return next((s for files in everything for s in files.values() if s.sha256 == sha256), None)
 
@@ -298,6 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
         # The description of a gated repository is public on the real hub as well.
         if repo not in self.hub.gated and not self._allowed(repo):
             return None
+        if repo in self.hub.infos:
+            return self._send(200, {}, self.hub.infos[repo].encode())
         found = self.hub.find(repo, revision)
         if found is None:
             return self._error(404, "RevisionNotFound")
@@ -340,10 +337,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _cdn(self, path: str) -> None:
         if self.headers.get("authorization"):
             return self._send(400, {}, b"two kinds of authorization, as S3 says")
-        query = parse_qs(urlsplit(self.path).query)
-        stored = self.hub.by_hash(path.removeprefix("/lfs/"), int(query.get("sig", ["0"])[0]))
+        stored = self.hub.by_hash(path.removeprefix("/lfs/"))
         if stored is None:
-            return self._send(403, {}, b"expired")
+            return self._send(403, {}, b"no such address")
         return self._content(stored, {"ETag": f'"{hashlib.md5(path.encode()).hexdigest()}-1"'})
 
     def _content(self, stored: Stored, headers: dict[str, str]) -> None:

@@ -247,12 +247,12 @@ def open_checkpoint(
     Errors: ModelError (no such model, no config, only pickled weights), WeightsError (a damaged
     or missing file), HubError.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if model and path.is_dir():
         if revision is not None:
             raise ModelError(f"{model} is a directory: --revision is for models of the hub")
         return open_directory(path, cache_dir=cache_dir, progress=progress)
-    if path.exists():
+    if path.is_file():
         raise ModelError(f"{model} is a file: give the directory that holds config.json")
     if not REPO_ID.fullmatch(model) or ".." in model or "--" in model:
         raise ModelError(

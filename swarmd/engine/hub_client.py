@@ -80,9 +80,7 @@ class HubClient:
                 failures += 1
                 self.pause(failures, error, time.sleep)
 
-    def pause(
-        self, failures: int, error: TransientError, sleep: Callable[[float], object]
-    ) -> None:
+    def pause(self, failures: int, error: TransientError, sleep: Callable[[float], object]) -> None:
         """Wait until the next try, after so many in vain. Errors: HubUnreachable: give up."""
         delay = self._retry.delay(failures, error.retry_after_s, random.random())
         if delay is None:

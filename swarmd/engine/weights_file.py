@@ -43,14 +43,13 @@ def read_tensor(path: Path, entry: TensorEntry, where: str) -> torch.Tensor:
         fd = os.open(path, os.O_RDONLY)
         try:
             done = _fill(fd, content.numpy().data, entry.start)
+            size = os.fstat(fd).st_size
         finally:
             os.close(fd)
     except OSError as error:
         raise WeightsError(f"{where}: cannot be read: {error.strerror}") from error
     if done < entry.meta.nbytes:
-        raise WeightsError(
-            f"{where}: truncated: {entry.start + done} bytes, at least {entry.end} expected"
-        )
+        raise WeightsError(f"{where}: truncated: {size} bytes, at least {entry.end} expected")
     return content.view(entry.meta.dtype).reshape(entry.meta.shape)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from chat_repo import write_chat_repo
+from fetching import REPO
 from hub_server import HubServer
-
-REPO = "Org/Chat-0.5B"
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from swarmd.engine.weights_file import read_header
 
 # One connection and nothing taken along, so that the log can be compared with arithmetic.
 EXACT = FetchPolicy(gap_bytes=0, connections=1)
+REPO = "Org/Chat-0.5B"
 WEIGHTS = "model.safetensors"
 
 

@@ -9,8 +9,17 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import REPO
-from fetching import EXACT, WEIGHTS, Waits, assert_same, blocks, bytes_of, header_size, open_exact
+from fetching import (
+    EXACT,
+    REPO,
+    WEIGHTS,
+    Waits,
+    assert_same,
+    blocks,
+    bytes_of,
+    header_size,
+    open_exact,
+)
 from hub_server import HubServer
 
 from swarmd.core.errors import HubError, WeightsError
