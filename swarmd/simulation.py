@@ -18,7 +18,9 @@ from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span, missing_blocks
 from swarmd.pipeline.driver import Driver, DriverState, Request
 from swarmd.pipeline.events import (
+    Computed,
     ComputeFailed,
+    Drain,
     DriverAction,
     DriverEvent,
     Emit,
@@ -32,6 +34,7 @@ from swarmd.pipeline.events import (
     Routed,
     RouteFound,
     RouteMissing,
+    RoutesChanged,
     Send,
     Start,
     Stop,
@@ -93,8 +96,8 @@ class LossyLinks:
 
         def arrive() -> None:
             cut = self._cut_at.get((src, dst), -1.0)
-            if receiver.alive and not sent <= cut <= at:
-                receiver.receive(src, frame)
+            if not sent <= cut <= at:
+                receiver.when_awake(lambda: receiver.receive(src, frame))
 
         self._swarm.at(at, arrive)
 
@@ -117,12 +120,22 @@ class SimNode:
         self.alive = True
         self.died_at = float("inf")
         self.busy_until = 0.0
+        self.frozen_until = 0.0
         self.stage = ToyStage(swarm.model)
         self.account = ToyAccount(kv_bytes)
         facts = StageFacts(swarm.model, span or Span(0, 1), rewinds=rewinds)
         self.table = HopTable(facts, self.account, swarm.hop_policy)
         self.drivers: dict[bytes, SimRun] = {}
         self._queue: deque[HopAction] = deque()
+        self._broken: set[bytes] = set()
+        """Sessions a step of which has failed: nothing is computed for them until they are freed."""
+
+    def when_awake(self, act: Callable[[], None]) -> None:
+        """Do something now, or when the node is no longer frozen, unless it is dead."""
+        if self.swarm.now < self.frozen_until:
+            self.swarm.at(self.frozen_until, lambda: self.when_awake(act))
+        elif self.alive:
+            act()
 
     def receive(self, src: str, frame: SessionFrame) -> None:
         """Hand a frame to the driver that awaits it, or to the hop table."""
@@ -153,29 +166,31 @@ class SimNode:
 
     def tick(self) -> None:
         due = self.table.next_deadline()
-        if self.alive and due is not None and due <= self.swarm.now:
+        if due is not None and due <= self.swarm.now:
             self.handle(Tick())
 
     def _work(self) -> None:
         """Take a time for the action that was queued; carry it out at the end of that time."""
         swarm = self.swarm
         self.busy_until = max(swarm.now, self.busy_until) + swarm.draw(swarm.weather.compute)
-        swarm.at(self.busy_until, self._act)
+        swarm.at(self.busy_until, lambda: self.when_awake(self._act))
 
     def _act(self) -> None:
-        if not self.alive:
-            return
         action = self._queue.popleft()
         if isinstance(action, Submit):
-            if self.swarm.random.random() < self.swarm.weather.compute_failures:
-                self.handle(ComputeFailed(action.session, action.ticket, "bad luck"))
-                return
-            if action.session in self.table.sessions:
-                self.handle(self.stage.compute(action))
+            if action.session not in self._broken:
+                self.handle(self._compute(action))
         elif isinstance(action, Truncate):
             self.stage.truncate(action.session, action.length)
         elif isinstance(action, Free):
             self.stage.free(action.session)
+            self._broken.discard(action.session)
+
+    def _compute(self, submit: Submit) -> Computed | ComputeFailed:
+        if self.swarm.random.random() < self.swarm.weather.compute_failures:
+            self._broken.add(submit.session)
+            return ComputeFailed(submit.session, submit.ticket, "bad luck")
+        return self.stage.compute(submit)
 
 
 @dataclass(slots=True)
@@ -287,7 +302,8 @@ class Swarm:
 
     def wake(self, who: SimNode | SimRun, when: float | None) -> None:
         if when is not None:
-            self.at(when, who.tick)
+            node = who if isinstance(who, SimNode) else who.node
+            self.at(when, lambda: node.when_awake(who.tick))
 
     def run(self, until: float, while_true: Callable[[], bool] = lambda: True) -> None:
         """Let everything happen that is due before `until`, while a condition holds."""
@@ -304,11 +320,15 @@ class Swarm:
             if other.alive:
                 self.links.cut(peer_id, other.peer_id)
 
+    def freeze(self, peer_id: str, seconds: float) -> None:
+        """Let a node do nothing for some time, as when its machine is suspended."""
+        self.nodes[peer_id].frozen_until = self.now + seconds
+
     def tell_lost(self, src: str, dst: str, when: float | None = None) -> None:
         """Let a node notice, soon, that it cannot reach another one."""
         node = self.nodes[src]
         when = self.now + self.draw(self.weather.notice) if when is None else when
-        self.at(when, lambda: node.lost(dst) if node.alive else None)
+        self.at(when, lambda: node.when_awake(lambda: node.lost(dst)))
 
     def start(self, client: Client, coordinator: str) -> SimRun:
         """Begin, or go on with, a client's request at a coordinator."""
@@ -354,12 +374,24 @@ class Swarm:
             )
         )
 
-    def stop(self, client: Client, reason: str = "cancelled") -> None:
-        """Let the client's coordinator know that it left."""
+    def stop(self, client: Client, reason: str = "cancelled") -> bool:
+        """Let the client's coordinator know that it left; return whether it has one."""
         for node in self.nodes.values():
             run = node.drivers.get(client.request.session)
             if run is not None:
-                run.handle(Stop(reason))
+                node.when_awake(lambda run=run: run.handle(Stop(reason)))
+                return True
+        return False
+
+    def drain(self, peer_id: str) -> None:
+        """Let a node refuse new sessions."""
+        self.nodes[peer_id].handle(Drain())
+
+    def announce(self, peer_id: str) -> None:
+        """Let everybody see a new node."""
+        for node in self.nodes.values():
+            for run in list(node.drivers.values()):
+                node.when_awake(lambda run=run: run.handle(RoutesChanged()))
 
     # Routes: at random among what the view shows, which lags behind.
 

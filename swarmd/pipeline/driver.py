@@ -66,6 +66,8 @@ from swarmd.pipeline.repair import Held
 from swarmd.pipeline.steps import ChunkPlan
 
 MAX_EPOCH = 1 << 31
+LATE = 0.5
+"""Seconds that a tick may come too late before the wait is prolonged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,6 @@ class Driver:
         self._avoided = Avoided()
         self._ask = 0
         self._level = 0
-        self._unreached: tuple[tuple[int, int], ...] = ()
         self._strikes = 0
         self._stalls = 0
         self._started = request.resumed
@@ -227,8 +228,6 @@ class Driver:
         self._finish(event.reason, event.error)
 
     def _fail(self, error: SwarmdError) -> None:
-        if isinstance(error, PeerUnreachable):
-            error = self._uncovered(self._unreached)
         self._finish("error", error)
 
     def _finish(self, reason: str, error: SwarmdError | None = None) -> None:
@@ -286,21 +285,31 @@ class Driver:
     def _route_missing(self, event: RouteMissing, now: float) -> None:
         if event.ask != self._ask:
             return None
-        if self._level < 2:
-            self._level += 1
-            if self._level == 2 and self._avoided.at(now) and now < self._reuse_at:
-                return self._wait(self._reuse_at)
+        if self._level == 0:
+            self._level = 1
             return self._need_route(now)
+        if self._level == 1 and self._avoided.at(now):
+            return self._reuse(event, now)
         self.error = self._uncovered(event.missing)
-        if not self._has_run():
+        if not self._has_run() or self._gives_up(now):
             return self._fail(self.error)
         self._level = 0
         return self._wait(now + self.policy.gap_poll)
 
+    def _reuse(self, event: RouteMissing, now: float) -> None:
+        """Turn to peers that are avoided, in a while; unless that has gone on for too long."""
+        if self._gives_up(now):
+            if self.error is None or isinstance(self.error, PeerError):
+                return self._fail(self._uncovered(event.missing))
+            return self._fail(self.error)
+        self._level = 2
+        return self._wait(self._reuse_at) if now < self._reuse_at else self._need_route(now)
+
     def _uncovered(self, missing: tuple[tuple[int, int], ...]) -> CoverageError:
         blocks = ", ".join(f"{start}:{end}" for start, end in missing)
+        cause = f" (the last one tried: {self.error})" if isinstance(self.error, PeerError) else ""
         return CoverageError(
-            f"no live peer holds blocks {blocks} of {self.request.model.name}: "
+            f"no live peer holds blocks {blocks} of {self.request.model.name}{cause}: "
             "start a node that serves them",
             missing,
         )
@@ -493,12 +502,11 @@ class Driver:
         if self.state is DriverState.RUNNING:
             self.repairs += 1
         self.error = error
-        lost = repair.lost_spans(self.route, self._gone)
-        self._unreached = tuple((span.start, span.end) for span in lost)
         self._strikes += 1
         if self._stuck_since is None:
             self._stuck_since = now
-        if self._is_hopeless(error, now):
+        over = self._strikes > self.policy.repair_budget
+        if over and not isinstance(error, CapacityError):
             return self._fail(error)
         if not self._started:
             self._close(self.route)
@@ -510,19 +518,15 @@ class Driver:
             return self._wait(now + pause)
         return self._seek(now)
 
-    def _is_hopeless(self, error: SwarmdError, now: float) -> bool:
-        if self._strikes > self.policy.repair_budget and not isinstance(error, CapacityError):
-            return True
-        return now >= self._gives_up_at(error)
-
-    def _gives_up_at(self, error: SwarmdError | None) -> float:
+    def _gives_up(self, now: float) -> bool:
         if self._stuck_since is None:
-            return float("inf")
+            return False
+        limit = self.policy.new_wait
         if self._has_run():
-            return self._stuck_since + self.policy.gap_wait
-        capacity = isinstance(error, CapacityError)
-        limit = self.policy.admission_wait if capacity else self.policy.new_wait
-        return self._stuck_since + limit
+            limit = self.policy.gap_wait
+        elif isinstance(self.error, CapacityError):
+            limit = self.policy.admission_wait
+        return now >= self._stuck_since + limit
 
     # Time.
 
@@ -539,12 +543,12 @@ class Driver:
 
     def _overdue(self, now: float) -> None:
         if self.state is DriverState.WAITING:
-            if self.error is not None and now >= self._gives_up_at(self.error):
-                return self._fail(self.error)
             return self._seek(now) if self._level == 0 else self._need_route(now)
-        if self.state is DriverState.OPENING:
-            return self._unanswered(now)
-        return self._stalled(now)
+        if self._due is not None and now > self._due + LATE:
+            # This node has stood still: what it waits for may be here, unread.
+            self._due = now + self.policy.open_timeout
+            return None
+        return self._unanswered(now) if self.state is DriverState.OPENING else self._stalled(now)
 
     def _unanswered(self, now: float) -> None:
         silent = [hop for hop in self.route if hop.peer_id not in self.held]

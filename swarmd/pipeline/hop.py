@@ -416,11 +416,10 @@ class HopTable:
         if result is None:
             return []
         step, drawn = result
-        stamp = session.stamped(step)
         return [
             Send(
                 session.coordinator,
-                Token(session.id, stamp.epoch, stamp.round, t.position, t.id, t.logprob, t.top),
+                Token(session.id, step.epoch, step.round, t.position, t.id, t.logprob, t.top),
             )
             for t in drawn
         ]

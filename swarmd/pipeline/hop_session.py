@@ -146,9 +146,12 @@ class HopSession:
         return done
 
     def drawn(self, ticket: int, tokens: tuple[Drawn, ...]) -> tuple[Step, list[Drawn]] | None:
-        """Take note of drawn tokens; return those that still count, with the step they end."""
+        """Take note of drawn tokens; return those that still count, with the step they end.
+
+        Those of an earlier epoch do not: every repair asks for the newest token again.
+        """
         step = self.pending.pop(ticket, None)
-        if step is None:
+        if step is None or step.epoch != self.epoch:
             return None
         wanted = [token for token in tokens if token.position - 1 in step.wants]
         for token in wanted:
@@ -157,9 +160,14 @@ class HopSession:
         return step, wanted
 
     def stamped(self, step: Step) -> Step:
-        """A logged step as it goes out: what an earlier epoch took in belongs to round 0."""
-        number = step.round if step.epoch == self.epoch else 0
-        return replace(step, epoch=self.epoch, round=number)
+        """A logged step as it goes out. What an earlier epoch took in belongs to round 0.
+
+        Nor does it ask for tokens any more: its coordinator may have known ids that the last hop,
+        which draws with regard to them, no longer does.
+        """
+        if step.epoch == self.epoch:
+            return step
+        return replace(step, epoch=self.epoch, round=0, wants=())
 
     def onward(self, done: Step) -> Step | None:
         """The part of an output that is to be sent on now, if any."""

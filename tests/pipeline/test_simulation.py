@@ -1,0 +1,240 @@
+"""Whole swarms with seeded faults: whatever happens, the ids are those of one process.
+
+A failing seed reproduces: `Storm(seed).run()`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from swarmd.core.errors import CoverageError
+from swarmd.core.sampling import SamplingParams
+from swarmd.pipeline.driver import Driver
+from swarmd.pipeline.hop import HopPolicy
+from swarmd.pipeline.policy import DriverPolicy
+from swarmd.simulation import Client, Swarm, Weather
+from swarmd.toys import toy_model, toy_oracle
+
+SEEDS = 10
+BOUND = 400.0
+"""Seconds of fake time in which every request must end."""
+
+
+@dataclass
+class Stage:
+    blocks: str
+    peers: list[str]
+
+
+class Storm:
+    """One swarm, some clients, and faults at random times; at least one holder of every block."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = draw = random.Random(seed)
+        self.num_blocks = draw.randint(3, 9)
+        self.rewinds = draw.random() < 0.85
+        self.swarm = Swarm(
+            toy_model(self.num_blocks, max_len=256),
+            seed,
+            Weather(
+                delay=(0.0005, draw.choice([0.002, 0.02, 0.1])),
+                compute=(0.0005, draw.choice([0.002, 0.02])),
+                duplicates=draw.choice([0.0, 0.1]),
+                notice=(0.001, draw.choice([0.08, 1.0])),
+                compute_failures=draw.choice([0.0, 0.0, 0.005]),
+            ),
+            HopPolicy(replay_log_bytes=draw.choice([1 << 30, 1 << 14, 0])),
+            DriverPolicy(
+                window=draw.choice([2, 8, 64]),
+                replay_step=draw.choice([4, 256]),
+                open_timeout=draw.choice([1.5, 0.5]),
+                repair_budget=60,
+            ),
+        )
+        self.kv_bytes = draw.choice([1 << 20, 1 << 20, 256 * self.num_blocks])
+        self.stages = self._stages()
+        self.coordinators = self._coordinators()
+        self.clients = [self._client(number) for number in range(1, draw.randint(2, 6))]
+        self.cancelled: set[bytes] = set()
+        self.joined = 0
+
+    def _stages(self) -> list[Stage]:
+        count = self.random.randint(2, min(4, self.num_blocks))
+        borders = sorted(self.random.sample(range(1, self.num_blocks), count - 1))
+        stages = []
+        for start, end in zip([0, *borders], [*borders, self.num_blocks], strict=True):
+            stages.append(Stage(f"{start}:{end}", []))
+            for _ in range(2):
+                self._join(stages[-1])
+        return stages
+
+    def _join(self, stage: Stage) -> str:
+        """Add a node for a stage, often with more blocks than that."""
+        name = f"n{len(self.swarm.nodes)}"
+        start, end = map(int, stage.blocks.split(":"))
+        if self.random.random() < 0.4:
+            start = self.random.randint(0, start)
+            end = self.random.randint(end, self.num_blocks)
+        self.swarm.add(name, f"{start}:{end}", self.kv_bytes, self.rewinds)
+        stage.peers.append(name)
+        return name
+
+    def _coordinators(self) -> list[str]:
+        names = [f"c{index}" for index in range(3)]
+        for name in names:
+            self.swarm.add(name)
+        return [*names, *self.stages[0].peers] if self.random.random() < 0.5 else names
+
+    def _client(self, number: int) -> Client:
+        draw = self.random
+        prompt = tuple(draw.randrange(50_000) for _ in range(draw.randint(1, 60)))
+        sampling = SamplingParams(
+            temperature=1.0, seed=number, presence_penalty=draw.choice([0.0, 0.5])
+        )
+        return self.swarm.client(number, prompt, draw.randint(1, 40), sampling, draw.randint(1, 16))
+
+    # Faults.
+
+    def _kill_hop(self) -> None:
+        stage = self.random.choice(self.stages)
+        living = [peer for peer in stage.peers if self._alive(peer)]
+        if len(living) > 1:
+            self._kill(self.random.choice(living))
+        elif living and self.random.random() < 0.5:
+            self._kill(living[0])
+            self.swarm.at(self.swarm.now + self.random.uniform(0, 15), lambda: self._come(stage))
+        else:
+            self._come(stage)
+
+    def _come(self, stage: Stage) -> None:
+        name = self._join(stage)
+        self.swarm.announce(name)
+
+    def _alive(self, peer: str) -> bool:
+        node = self.swarm.nodes[peer]
+        return node.alive and not node.table.draining and node.frozen_until <= self.swarm.now
+
+    def _kill(self, peer: str) -> None:
+        node = self.swarm.nodes[peer]
+        orphans = [run.client for run in node.drivers.values()]
+        self.swarm.kill(peer)
+        for client in orphans:
+            self._forget_some(client)
+            self.swarm.at(
+                self.swarm.now + self.random.uniform(0, 12),
+                lambda client=client: self._go_on(client),
+            )
+
+    def _forget_some(self, client: Client) -> None:
+        """Tokens that were under way to the client when its coordinator died."""
+        lost = self.random.choice([0, 0, 1, 3])
+        if lost:
+            del client.ids[-lost:]
+
+    def _go_on(self, client: Client) -> None:
+        if client.finished is None:
+            client.resumes += 1
+            self._start(client)
+
+    def _start(self, client: Client) -> None:
+        living = [name for name in self.coordinators if self.swarm.nodes[name].alive]
+        self.swarm.start(client, self.random.choice(living))
+
+    def _kill_coordinator(self) -> None:
+        living = [name for name in ("c0", "c1", "c2") if self.swarm.nodes[name].alive]
+        if len(living) > 1:
+            self._kill(self.random.choice(living))
+
+    def _cut_link(self) -> None:
+        living = [name for name, node in self.swarm.nodes.items() if node.alive]
+        self.swarm.links.cut(*self.random.sample(living, 2))
+
+    def _freeze(self) -> None:
+        living = [name for name, node in self.swarm.nodes.items() if node.alive]
+        name = self.random.choice(living)
+        only = any([name] == [p for p in s.peers if self._alive(p)] for s in self.stages)
+        self.swarm.freeze(name, self.random.choice([0.3, 3.0] if only else [3.0, 14.0, 60.0]))
+
+    def _leave(self) -> None:
+        client = self.random.choice(self.clients)
+        if client.finished is None and self.swarm.stop(client):
+            self.cancelled.add(client.request.session)
+
+    def _drain(self) -> None:
+        stage = self.random.choice(self.stages)
+        living = [peer for peer in stage.peers if self._alive(peer)]
+        if len(living) > 1:
+            self.swarm.drain(living[0])
+
+    def run(self) -> Storm:
+        """Run to the end, hold what must hold."""
+        swarm, draw = self.swarm, self.random
+        for client in self.clients:
+            swarm.at(draw.uniform(0, 3), lambda client=client: self._start(client))
+        faults = [self._kill_hop] * 3 + [self._cut_link] * 2
+        faults += [self._kill_coordinator, self._freeze, self._leave, self._drain]
+        for _ in range(draw.randint(0, 10)):
+            swarm.at(draw.uniform(0, 8), draw.choice(faults))
+        swarm.run(BOUND, lambda: any(client.finished is None for client in self.clients))
+        self.check_clients()
+        swarm.run(swarm.now + 100)
+        self.check_nodes()
+        return self
+
+    def check_clients(self) -> None:
+        for client in self.clients:
+            assert client.finished is not None, f"{client} did not end"
+            request = client.request
+            oracle = toy_oracle(
+                request.model,
+                request.prompt_ids,
+                request.sampling,
+                request.max_tokens,
+                request.chunk_size,
+            )
+            assert client.ids == oracle[: len(client.ids)], "an id differs"
+            if request.session in self.cancelled:
+                continue
+            if client.finished.error is None:
+                assert client.ids == oracle, "the output is cut short"
+            else:
+                new = not client.ids and not client.epoch
+                assert new, f"failed though every block had a holder: {client.finished}"
+                assert isinstance(client.finished.error, CoverageError), client.finished
+
+    def check_nodes(self) -> None:
+        for node in self.swarm.nodes.values():
+            if node.alive:
+                assert not node.table.sessions, f"{node.peer_id} still has sessions"
+                assert not node.account.reserved, f"{node.peer_id} still has KV reserved"
+                assert node.table.budget.used == 0, f"{node.peer_id} still has a replay log"
+                assert len(node.stage) == 0, f"{node.peer_id} still has KV"
+                assert not node.drivers
+        sent = self.swarm.links.activation_bytes
+        for name in ("c0", "c1", "c2"):
+            assert sent.get(name, 0) == 0, "activations went through a coordinator"
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_breaks_the_ids_are_those_of_one_process(seed: int) -> None:
+    Storm(seed).run()
+
+
+def test_the_storms_are_rough_enough() -> None:
+    storms = [Storm(seed).run() for seed in range(SEEDS)]
+    tables = [node.table.counters for storm in storms for node in storm.swarm.nodes.values()]
+    clients = [client for storm in storms for client in storm.clients]
+    assert sum(client.repairs for client in clients) >= SEEDS
+    assert sum(client.resumes for client in clients) >= 2
+    for name in ("duplicates", "gaps", "adopted", "stale_epochs", "replayed_positions"):
+        assert sum(getattr(table, name) for table in tables) > 0, name
+
+
+def test_a_driver_that_takes_stale_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Driver, "_current", lambda *_: True)
+    with pytest.raises(AssertionError):
+        for seed in range(200):
+            Storm(seed).run()
