@@ -37,11 +37,12 @@ class LocalNode:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.directory.mkdir(parents=True, exist_ok=True)
+        command = (sys.executable, "-m", "swarmd.cli.main", "serve")
+        state = ("--state-dir", str(self.directory / "state"))
         with self.log_path.open("ab") as log:
             self._log_from = log.tell()
             return subprocess.Popen(
-                [sys.executable, "-m", "swarmd.cli.main", "serve", *self._args]
-                + ["--state-dir", str(self.directory / "state")],
+                (*command, *self._args, *state),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -54,6 +54,8 @@ T = TypeVar("T")
 
 JOIN_WAIT_S = 10.0
 """How long a node that chooses its own span waits to see the others first."""
+READY_WAIT_S = 5.0
+"""How long one that is loaded does so before it says that it serves."""
 SETTLE_S = 1.5
 """How long it waits to see what others chose at the same moment."""
 COMPUTE_STUCK_S = 120.0
@@ -71,6 +73,9 @@ def run(
     `say` gets the line that says that it serves; `progress` what loading has done. Raises
     SwarmdError when the node cannot start.
     """
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     code: int = uvloop.run(Node(config, say, progress).main())
     return code
 
@@ -96,8 +101,6 @@ class Node:
         self._identity = Identity.load_or_create(config.state_dir)
         self._server = Server(config.listen)
         self._address = config.announce or self._server.address
-        for line in config.warnings():
-            log.warning("%s", line)
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -179,10 +182,7 @@ class Node:
             span = Span.parse(self._config.blocks, opened.info.num_blocks)
             await self._plan(opened, span)
             return span
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(JOIN_WAIT_S):
-                await self._presence.joined.wait()
-        await self._presence.refresh()
+        await self._see_others(JOIN_WAIT_S)
         span = self._best_span(opened, None)
         while True:
             await self._plan(opened, span)
@@ -193,6 +193,13 @@ class Node:
                 return span
             log.info("span chosen anew span=%s instead_of=%s", better, span)
             span = better
+
+    async def _see_others(self, patience: float) -> None:
+        """Have a fresh view, after the first door has answered if that is soon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._presence.joined.wait()
+        await self._presence.refresh()
 
     def _best_span(self, opened: loading.Opened, current: Span | None) -> Span:
         info = opened.info
@@ -239,7 +246,7 @@ class Node:
         )
         self._lifecycle.handle(Event.READY)
         await self._presence.announce()
-        await self._presence.refresh()
+        await self._see_others(READY_WAIT_S)
         self._inference.parts = Parts(
             lambda: self._announcement(),
             coordinator,

@@ -68,6 +68,7 @@ class Description:
         stats, budget = self._executor.stats, self._stage.budget
         return replace(
             base,
+            device=str(self._stage.device),
             step_ms=stats.step_ms,
             tokens_per_s=self._rate.update(stats.tokens, time.monotonic()),
             sessions=len(self._host.table.sessions),
