@@ -76,6 +76,8 @@ class HubServer:
         self.requests: list[Request] = []
         self.answer_headers: dict[str, str] = {}
         """Replace headers of `resolve` answers: a file that changed under its name."""
+        self.content_headers: dict[str, str] = {}
+        """Added to the answers of the content network."""
         self.honours_ranges = True
         self.infos: dict[str, str] = {}
         """Bodies that replace the description of a repository."""
@@ -340,7 +342,8 @@ class _Handler(BaseHTTPRequestHandler):
         stored = self.hub.by_hash(path.removeprefix("/lfs/"))
         if stored is None:
             return self._send(403, {}, b"no such address")
-        return self._content(stored, {"ETag": f'"{hashlib.md5(path.encode()).hexdigest()}-1"'})
+        etag = hashlib.md5(path.encode()).hexdigest()
+        return self._content(stored, {"ETag": f'"{etag}-1"'} | self.hub.content_headers)
 
     def _content(self, stored: Stored, headers: dict[str, str]) -> None:
         start, end, status = 0, stored.size, 200

@@ -24,6 +24,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             file.flush()
+            os.fchmod(fd, 0o644)  # a cache may be shared; mkstemp lets nobody else read
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:

@@ -181,6 +181,9 @@ class HubClient:
         self._raise_for_status(response, file.name)
         wanted = f"bytes {start}-{end - 1}/{file.size}"
         whole = start == 0 and end == file.size
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise HubError(f"{_host(response)} sends {file.name} encoded as {encoding}: refused")
         if response.status_code == 200 and whole:
             return
         got = response.headers.get("content-range", "no Content-Range")

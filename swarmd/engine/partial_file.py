@@ -14,14 +14,19 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from swarmd.engine.byte_ranges import Range, merge, subtract
 from swarmd.engine.disk import write_atomically
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+"""Between two looks at a lock that is held: `flock` that blocks could not be given up."""
 
 _LINE = re.compile(rb"(\d{1,19}) (\d{1,19})")
 
@@ -40,7 +45,7 @@ class PartialFile:
         try:
             if self.path.stat().st_size != self.size:
                 return []
-            lines = self._journal.read_bytes().split(b"\n")[:-1]  # without a torn last line
+            lines = self._journal.read_bytes().split(b"\n")  # a torn last one promises less
         except FileNotFoundError:
             return []
         matches = [match for line in lines if (match := _LINE.fullmatch(line))]
@@ -63,10 +68,13 @@ class PartialFile:
         self.path.unlink(missing_ok=True)
 
     @contextmanager
-    def writing(self) -> Iterator[PartialFileWriter]:
-        """Alone among all processes: fill holes. Waits for another process that does."""
+    def writing(self, waiting: Callable[[], object] = lambda: None) -> Iterator[PartialFileWriter]:
+        """Alone among all processes: fill holes.
+
+        Waits for another process that does; meanwhile `waiting` is called, and may raise.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self._lock):
+        with _locked(self._lock, waiting):
             held = self.held()
             # Written anew, since a line torn by a crash would corrupt the next one appended.
             write_atomically(self._journal, b"".join(_line(start, end) for start, end in held))
@@ -107,11 +115,19 @@ def _line(start: int, end: int) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(file):
             log.info("waiting for another process that downloads file=%s", path.stem)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _try_lock(file):
+                waiting()
+                time.sleep(POLL_S)
         yield
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from swarmd.core.errors import HubError
 from swarmd.engine.byte_ranges import Range, cut, merge, subtract
 from swarmd.engine.hub_client import HubClient, RemoteFile
-from swarmd.engine.partial_file import PartialFile, PartialFileWriter
+from swarmd.engine.partial_file import POLL_S, PartialFile, PartialFileWriter
 from swarmd.engine.retry import TransientError
 
 
@@ -51,9 +51,10 @@ def download(
 ) -> None:
     """Bring `wanted` into `target`; `advance` hears of every byte, from any thread.
 
-    Whatever ends this early, what had arrived is recorded. Errors: HubError, OSError.
+    `advance(0)` is called while nothing arrives, and may raise. Whatever ends this early, what had
+    arrived is recorded. Errors: HubError, OSError.
     """
-    with target.writing() as writer:
+    with target.writing(lambda: advance(0)) as writer:
         held = target.held()
         requests = plan(subtract(wanted, held), held, policy)
         stop = threading.Event()
@@ -86,8 +87,14 @@ class _Download:
             reached, error = self._request(position, end)
             if error is not None:
                 failures = 1 if reached > position else failures + 1
-                self.client.pause(failures, error, self.stop.wait)
+                self.client.pause(failures, error, self._wait)
             position = reached
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, but not through the end of the whole download."""
+        while seconds > 0 and not self.stop.wait(min(seconds, POLL_S)):
+            self.advance(0)
+            seconds -= POLL_S
 
     def _request(self, start: int, end: int) -> tuple[int, TransientError | None]:
         """One request: write what it brings; how far that reaches, and what ended it early."""

@@ -220,6 +220,20 @@ def test_a_file_that_changes_under_its_name_is_refused(
     assert checkpoint.missing_bytes(names) == wanted
 
 
+def test_content_that_changes_at_one_address_is_refused(hub: HubServer) -> None:
+    checkpoint = open_exact(REPO)
+    checkpoint.fetch(blocks(checkpoint, 0, 1))
+    hub.content_headers = {"ETag": '"other"'}
+    with pytest.raises(HubError, match=r"changed on the hub while it was read: its etag is other"):
+        checkpoint.fetch(blocks(checkpoint, 1, 2))
+
+
+def test_an_encoded_answer_is_refused(hub: HubServer) -> None:
+    hub.content_headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(HubError, match="encoded as gzip: refused"):
+        open_exact(REPO).tensors()
+
+
 def test_a_complete_file_is_held_against_its_hash(hub: HubServer, tmp_path: Path) -> None:
     directory = write_chat_repo(tmp_path / "model", seed=2)
     hub.add_repo("Org/Rotten", directory)

@@ -178,13 +178,14 @@ def test_a_killed_process_loses_at_most_what_was_not_recorded(
     header = open_exact(REPO)
     header.missing_bytes(list(header.tensors()))
     hub.forget_requests()
-    fault = hub.stall("/lfs/", after=1_000_000)
+    fault, polls = hub.stall("/lfs/", after=1_000_000), threading.Event()
     process = subprocess.Popen([sys.executable, "-c", KILLED, REPO], env=dict(os.environ))
     try:
         assert fault.reached.wait(60)
         # The bytes are on their way; what is recorded shows in the journal, as another sees it.
         while open_exact(REPO).missing_bytes(list(header.tensors())) > size - 900_000:
             assert process.poll() is None
+            polls.wait(0.1)
     finally:
         process.kill()
         process.wait()
@@ -226,6 +227,7 @@ def test_progress_counts_every_byte_once(hub: HubServer) -> None:
     checkpoint.fetch(names, lambda *step: seen.append(step))
 
     total = bytes_of(checkpoint, names)
+    assert len(seen) > 3
     assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
     assert seen[-1] == (total, total, f"download {REPO}")
 
@@ -244,6 +246,19 @@ def test_an_exception_out_of_progress_ends_the_download_and_keeps_what_came(
         checkpoint.fetch(names, cancel)
     missing = open_exact(REPO).missing_bytes(names)
     assert 0 < missing < (model_dir / WEIGHTS).stat().st_size // 2
+
+
+def test_a_long_wait_can_be_given_up(hub: HubServer) -> None:
+    checkpoint = open_repo(REPO, fetch=EXACT)  # with real waits
+    names = blocks(checkpoint, 0, 1)
+    checkpoint.missing_bytes(names)
+    hub.fail("/lfs/", 429, headers={"Retry-After": "290"})
+
+    def cancel(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.fetch(names, cancel)
 
 
 def test_a_file_that_another_tool_has_downloaded_is_used(hub: HubServer, model_dir: Path) -> None:

@@ -116,6 +116,27 @@ def test_a_data_file_that_was_deleted_starts_anew(partial: PartialFile) -> None:
     assert partial.held() == [(5, 6)]
 
 
+def test_while_another_writes_one_waits_and_may_give_up(partial: PartialFile) -> None:
+    class GivenUp(Exception):
+        pass
+
+    def give_up() -> None:
+        raise GivenUp
+
+    with partial.writing() as writer:
+        with pytest.raises(GivenUp), PartialFile(partial.path, 100).writing(give_up):
+            pytest.fail("two write at once")
+        writer.record(0, 5)
+    with PartialFile(partial.path, 100).writing(give_up):
+        assert partial.held() == [(0, 5)]
+
+
+def test_others_may_read_the_journal(partial: PartialFile) -> None:
+    with partial.writing():
+        pass
+    assert partial.path.with_name("blob.ranges").stat().st_mode & 0o777 == 0o644
+
+
 def test_what_proved_wrong_is_forgotten(partial: PartialFile) -> None:
     with partial.writing() as writer:
         writer.record(0, 100)
