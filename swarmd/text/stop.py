@@ -83,9 +83,7 @@ class _Pattern:
         self._borders = _borders(text)
 
     def step(self, char: str) -> bool:
-        """Take one character; return whether the string is complete."""
-        if self.matched == len(self.text):
-            self.matched = self._borders[-1]
+        """Take one character; return whether the string is complete. Then it takes no more."""
         while self.matched and self.text[self.matched] != char:
             self.matched = self._borders[self.matched - 1]
         if self.text[self.matched] == char:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -232,11 +233,21 @@ def test_an_attack_gives_a_request_error_and_the_next_chat_is_rendered(
 
 def test_an_endless_template_is_stopped_at_the_deadline_and_the_next_chat_is_rendered() -> None:
     template = TWO_FACED.replace("ATTACK", ENDLESS)
-    with ChatTemplate({"default": template}, limits=ChatLimits(deadline_s=0.7)) as chat:
+    with ChatTemplate({"default": template}, limits=ChatLimits(deadline_s=2.0)) as chat:
         assert chat.render(HELLO) == "fine"
-        with pytest.raises(RequestError, match=r"longer than 0\.7 s"):
+        with pytest.raises(RequestError, match=r"longer than 2 s"):
             chat.render([{"role": "user", "content": "attack"}])
         assert chat.render(HELLO) == "fine"
+
+
+def test_a_child_that_hangs_without_using_the_cpu_is_stopped_at_the_deadline() -> None:
+    with ChatTemplate({"default": ECHO}, limits=ChatLimits(deadline_s=2.0)) as chat:
+        chat.render(HELLO)
+        assert chat._child is not None
+        chat._child._process.send_signal(signal.SIGSTOP)
+        with pytest.raises(RequestError, match=r"longer than 2 s"):
+            chat.render(HELLO)
+        assert chat.render(HELLO) == "hello"
 
 
 def test_the_memory_limit_is_the_one_that_was_set() -> None:

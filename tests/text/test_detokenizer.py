@@ -85,6 +85,14 @@ def test_a_character_begun_in_the_prompt_is_finished_in_the_output(
     assert "".join(pushes(byte_level_tokenizer, fox[-1:], fox[:-1])) == "🦊"
 
 
+def test_a_long_run_of_bytes_in_the_prompt_counts_whole(llama_tokenizer: Tokenizer) -> None:
+    byte = {value: index + 4 for index, value in enumerate(range(256))}
+    prompt = [byte[0xFF], *[byte[ord("x")]] * 100]  # one bad byte spoils the run, however far back
+    a = llama_tokenizer.encode("a", add_special_tokens=False)[-1]
+    assert llama_tokenizer.decode(prompt) == "\ufffd" * 101
+    assert "".join(pushes(llama_tokenizer, [byte[ord("y")], a], prompt)) == "\ufffd a"
+
+
 def test_ordinary_text_is_given_out_token_by_token(byte_level_tokenizer: Tokenizer) -> None:
     output = byte_level_tokenizer.encode("The quick brown fox", add_special_tokens=False)
     parts = pushes(byte_level_tokenizer, output)

@@ -177,9 +177,7 @@ def test_damaged_files_are_model_errors(model_dir: Path, name: str, content: byt
         Tokenizer.from_dir(model_dir)
 
 
-def test_a_file_over_its_limit_is_not_read(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_over_its_limit_is_not_read(model_dir: Path) -> None:
     (model_dir / "config.json").write_bytes(b" " * (model_files.MAX_JSON_BYTES + 1))
     with pytest.raises(ModelError, match="larger than"):
         Tokenizer.from_dir(model_dir)
