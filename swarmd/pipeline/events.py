@@ -100,6 +100,8 @@ class RouteMissing:
 
     ask: int
     missing: tuple[tuple[int, int], ...]
+    error: SwarmdError | None = None
+    """Set when it is not that they have no peer: a CapacityError when only room is lacking."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,8 @@ sending the links', and the bytes of KV are counted by the account that it is gi
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from swarmd.core.errors import SessionError
 from swarmd.core.frames import (
@@ -24,8 +22,7 @@ from swarmd.core.frames import (
     Step,
     Token,
 )
-from swarmd.core.peers import ModelInfo
-from swarmd.core.span import Span
+from swarmd.pipeline.admission import Refused, check_claim, check_length, check_order
 from swarmd.pipeline.events import (
     Computed,
     ComputeFailed,
@@ -41,91 +38,11 @@ from swarmd.pipeline.events import (
     Truncate,
 )
 from swarmd.pipeline.hop_session import HopInput, HopSession, HopState
+from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageFacts
 from swarmd.pipeline.replay_log import ReplayBudget, ReplayLog
 from swarmd.pipeline.steps import cut
 
-
-class KVAccount(Protocol):
-    """The stage's KV budget: counts of bytes, no memory."""
-
-    def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
-        """Make the session's reservation so large; False, and no change, when it does not fit."""
-        ...
-
-    def release(self, session: bytes) -> None:
-        """Give the session's reservation back."""
-        ...
-
-    def capacity(self, blocks: Span) -> int:
-        """Positions over `blocks` that an empty budget holds."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Bytes that are not reserved."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class HopPolicy:
-    """The limits of a hop table."""
-
-    orphan_grace: float = 10.0
-    """Seconds that a session is kept after the last sign of its coordinator."""
-    reservation: float = 5.0
-    """Seconds that an opened session is kept unused."""
-    max_sessions: int = 256
-    max_queued_steps: int = 1024
-    """Steps of one session that may wait for the executor."""
-    replay_log_bytes: int = 1 << 30
-    """What all replay logs may hold together."""
-    replay_step: int = 256
-    """Positions in one step out of a replay log."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageFacts:
-    """What the table must know of the stage that it stands before."""
-
-    model: ModelInfo
-    span: Span
-    pid: int = 0
-    rewinds: bool = True
-    """Whether KV can be cut to any length; otherwise (recurrent state) only to 0."""
-
-
-@dataclass(slots=True)
-class HopCounters:
-    """What has happened, for status and metrics."""
-
-    opened: int = 0
-    adopted: int = 0
-    """Sessions that were opened anew with what they held."""
-    refused: int = 0
-    freed: int = 0
-    lapsed: int = 0
-    orphaned: int = 0
-    duplicates: int = 0
-    gaps: int = 0
-    stale_epochs: int = 0
-    stale_rounds: int = 0
-    wrong_sender: int = 0
-    unknown_session: int = 0
-    bad_steps: int = 0
-    replayed_positions: int = 0
-    """Sent on out of the replay log."""
-    recomputed_positions: int = 0
-    """Given up in rewinds, so computed again."""
-    evicted_positions: int = 0
-    """Dropped from the replay logs for want of room."""
-
-
-@dataclass(slots=True)
-class _Refused(Exception):
-    """An open that is answered with no."""
-
-    refusal: Refusal
-    message: str
-    epoch: int = 0
+__all__ = ["HopCounters", "HopPolicy", "HopTable", "KVAccount", "StageFacts"]
 
 
 class HopTable:
@@ -177,17 +94,19 @@ class HopTable:
     def _open(self, sender: str, order: Open, now: float) -> list[HopAction]:
         actions: list[HopAction] = []
         try:
-            session = self._known(sender, order)
-            if session and order.epoch == session.epoch and sender == session.coordinator:
-                return [self._opened(session)]
-            self._check(order, known=session is not None)
+            session = self.sessions.get(order.session)
+            if session:
+                check_claim(session, sender, order)
+                if order.epoch == session.epoch:
+                    return [self._opened(session)]
+            check_order(order, self.facts)
             if session and (session.blocks != order.blocks or (order.fresh and session.length)):
                 actions += self._free(session)
                 session = None
             session = self._admit(order, session)
-        except _Refused as no:
+        except Refused as no:
             self.counters.refused += 1
-            answer = Opened(order.session, no.epoch or order.epoch, no.refusal, no.message)
+            answer = Opened(order.session, no.epoch or order.epoch, no.refusal, str(no))
             return [*actions, Send(sender, answer)]
         session.point(sender, order)
         session.seen_at = now
@@ -195,45 +114,19 @@ class HopTable:
         self._remind(session)
         return [*actions, self._opened(session)]
 
-    def _known(self, sender: str, order: Open) -> HopSession | None:
-        session = self.sessions.get(order.session)
-        if session is None:
-            return None
-        if not hmac.compare_digest(session.secret, order.secret):
-            raise _Refused(Refusal.WRONG_SECRET, "the secret is not that of this session")
-        oldest = session.epoch if sender == session.coordinator else session.epoch + 1
-        if order.epoch < oldest:
-            message = f"epoch {order.epoch} is not after {session.epoch}"
-            raise _Refused(Refusal.STALE_EPOCH, message, session.epoch)
-        return session
-
-    def _check(self, order: Open, known: bool) -> None:
-        model, span = self.facts.model, self.facts.span
-        if order.model_digest != model.digest:
-            raise _Refused(Refusal.WRONG_MODEL, f"this node serves {model.name} {model.digest}")
-        if not span.covers(order.blocks):
-            message = f"blocks {order.blocks} are not within {span}, which this node serves"
-            raise _Refused(Refusal.WRONG_BLOCKS, message)
-        if (order.blocks.end == model.num_blocks) != (not order.next_peer):
-            raise _Refused(Refusal.BAD_REQUEST, "only the last hop has no next one")
-        if not order.next_peer and order.sampling is None:
-            raise _Refused(Refusal.BAD_REQUEST, "the last hop needs sampling parameters")
-        if self.draining and not known:
-            raise _Refused(Refusal.DRAINING, "this node is draining")
-
     def _admit(self, order: Open, session: HopSession | None) -> HopSession:
-        capacity = min(self._account.capacity(order.blocks), self.facts.model.max_model_len)
-        if order.max_positions > capacity:
-            message = f"{order.max_positions} positions asked for, {capacity} at most fit here"
-            raise _Refused(Refusal.TOO_LONG, message)
+        if session is None and self.draining:
+            raise Refused(Refusal.DRAINING, "this node is draining")
+        capacity = self._account.capacity(order.blocks)
+        check_length(order, min(capacity, self.facts.model.max_model_len))
         if session is None and len(self.sessions) >= self.policy.max_sessions:
-            raise _Refused(Refusal.KV_EXHAUSTED, f"{len(self.sessions)} sessions are open here")
+            raise Refused(Refusal.KV_EXHAUSTED, f"{len(self.sessions)} sessions are open here")
         if not self._account.reserve(order.session, order.blocks, order.max_positions):
             message = (
                 f"KV for {order.max_positions} positions does not fit now: "
                 f"{self._account.free_bytes()} bytes are free"
             )
-            raise _Refused(Refusal.KV_EXHAUSTED, message)
+            raise Refused(Refusal.KV_EXHAUSTED, message)
         if session is not None:
             self.counters.adopted += 1
             return session

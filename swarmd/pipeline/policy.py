@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarmd.core.errors import CapacityError, SwarmdError
+
 
 @dataclass(frozen=True, slots=True)
 class DriverPolicy:
@@ -17,6 +19,8 @@ class DriverPolicy:
     step_timeout: float = 20.0
     """Without an answer for so long, plus `position_timeout` for each position, all is reopened."""
     position_timeout: float = 0.1
+    late: float = 0.5
+    """A tick that is so much overdue says that this node stood still: answers may lie unread."""
     new_wait: float = 1.5
     """How long a session that has never run looks for peers that can be reached."""
     gap_wait: float = 30.0
@@ -48,15 +52,49 @@ class DriverPolicy:
         return float(min(self.backoff_cap, self.backoff * 2 ** (strikes - 2)) * (1 + jitter))
 
 
-class Avoided:
-    """Peers that are not to be asked for some time."""
+class Patience:
+    """How much a session has put up with since it last made progress."""
 
-    def __init__(self) -> None:
-        self._until: dict[str, float] = {}
+    def __init__(self, policy: DriverPolicy, jitter: float) -> None:
+        self.strikes = 0
+        """Faults."""
+        self.stalls = 0
+        """Times that nothing came."""
+        self.reuse_at = 0.0
+        """When peers that are avoided may be turned to again."""
+        self._policy = policy
+        self._jitter = jitter
+        self._since: float | None = None
 
-    def add(self, peer_id: str, until: float) -> None:
-        self._until[peer_id] = max(until, self._until.get(peer_id, until))
+    @property
+    def is_spent(self) -> bool:
+        """Whether there have been more faults than a session is repaired for."""
+        return self.strikes > self._policy.repair_budget
 
-    def at(self, now: float) -> frozenset[str]:
-        """Who is to be avoided now."""
-        return frozenset(peer for peer, until in self._until.items() if until > now)
+    def search(self, now: float) -> None:
+        """Begin to look for peers, if that has not begun yet."""
+        self._since = now if self._since is None else self._since
+
+    def found(self) -> None:
+        """All hops have agreed."""
+        self._since = None
+
+    def progress(self) -> None:
+        """A token came."""
+        self.strikes = self.stalls = 0
+
+    def fault(self, now: float) -> float:
+        """Count a fault; return the seconds to wait before something is done about it."""
+        self.strikes += 1
+        self.search(now)
+        self.reuse_at = now + self._policy.pause(self.strikes + 1, self._jitter)
+        return self._policy.pause(self.strikes, self._jitter)
+
+    def is_out(self, has_run: bool, error: SwarmdError | None, now: float) -> bool:
+        """Whether peers have been looked for long enough, given why they have to be."""
+        limit = self._policy.new_wait
+        if has_run:
+            limit = self._policy.gap_wait
+        elif isinstance(error, CapacityError):
+            limit = self._policy.admission_wait
+        return self._since is not None and now >= self._since + limit

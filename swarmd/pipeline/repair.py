@@ -87,3 +87,11 @@ def plan(held: Sequence[Held], last_chunk: int, chunks: ChunkPlan) -> Replay:
         feed_from=min(held[0].kv_length, rewind),
         rewind_to=rewind,
     )
+
+
+def suspect(lengths: Sequence[int]) -> int:
+    """Which hop holds things up: the first that has taken in more than the one after it has."""
+    for index, (own, after) in enumerate(pairwise(lengths)):
+        if own > after:
+            return index
+    return len(lengths) - 1

@@ -1,0 +1,56 @@
+"""Whether a hop may take part in a session: what an `Open` is held against, step by step.
+
+KV is reserved, and the session made, by `hop.HopTable`.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from swarmd.core.frames import Open, Refusal
+from swarmd.pipeline.hop_session import HopSession
+from swarmd.pipeline.hop_values import StageFacts
+
+
+class Refused(Exception):
+    """An open that is answered with no."""
+
+    def __init__(self, refusal: Refusal, message: str, epoch: int = 0) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+        self.epoch = epoch
+        """The epoch that the session has here, where that is the reason."""
+
+
+def check_claim(session: HopSession, sender: str, order: Open) -> None:
+    """Raise Refused unless the sender may speak for a session that is known here.
+
+    A coordinator may repeat its own open; anybody else must know the secret and a later epoch.
+    """
+    if not hmac.compare_digest(session.secret, order.secret):
+        raise Refused(Refusal.WRONG_SECRET, "the secret is not that of this session")
+    oldest = session.epoch if sender == session.coordinator else session.epoch + 1
+    if order.epoch < oldest:
+        message = f"epoch {order.epoch} is not after {session.epoch}"
+        raise Refused(Refusal.STALE_EPOCH, message, session.epoch)
+
+
+def check_order(order: Open, facts: StageFacts) -> None:
+    """Raise Refused unless this stage can do what the open asks for."""
+    model, span = facts.model, facts.span
+    if order.model_digest != model.digest:
+        raise Refused(Refusal.WRONG_MODEL, f"this node serves {model.name} {model.digest}")
+    if not span.covers(order.blocks):
+        message = f"blocks {order.blocks} are not within {span}, which this node serves"
+        raise Refused(Refusal.WRONG_BLOCKS, message)
+    if (order.blocks.end == model.num_blocks) != (not order.next_peer):
+        raise Refused(Refusal.BAD_REQUEST, "the last hop, and no other, has no next one")
+    if not order.next_peer and order.sampling is None:
+        raise Refused(Refusal.BAD_REQUEST, "the last hop needs sampling parameters")
+
+
+def check_length(order: Open, capacity: int) -> None:
+    """Raise Refused when not even an empty KV budget would do."""
+    if order.max_positions > capacity:
+        message = f"{order.max_positions} positions asked for, {capacity} at most fit here"
+        raise Refused(Refusal.TOO_LONG, message)

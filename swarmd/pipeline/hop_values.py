@@ -1,0 +1,86 @@
+"""What a hop table is given, and what it counts.
+
+The rules that these are for are `hop.HopTable`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from swarmd.core.peers import ModelInfo
+from swarmd.core.span import Span
+
+
+class KVAccount(Protocol):
+    """The stage's KV budget: counts of bytes, no memory."""
+
+    def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
+        """Make the session's reservation so large; False, and no change, when it does not fit."""
+        ...
+
+    def release(self, session: bytes) -> None:
+        """Give the session's reservation back."""
+        ...
+
+    def capacity(self, blocks: Span) -> int:
+        """Positions over `blocks` that an empty budget holds."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes that are not reserved."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HopPolicy:
+    """The limits of a hop table."""
+
+    orphan_grace: float = 10.0
+    """Seconds that a session is kept after the last sign of its coordinator."""
+    reservation: float = 5.0
+    """Seconds that an opened session is kept unused."""
+    max_sessions: int = 256
+    max_queued_steps: int = 1024
+    """Steps of one session that may wait for the executor."""
+    replay_log_bytes: int = 1 << 30
+    """What all replay logs may hold together."""
+    replay_step: int = 256
+    """Positions in one step out of a replay log."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What the table must know of the stage that it stands before."""
+
+    model: ModelInfo
+    span: Span
+    pid: int = 0
+    rewinds: bool = True
+    """Whether KV can be cut to any length; otherwise (recurrent state) only to 0."""
+
+
+@dataclass(slots=True)
+class HopCounters:
+    """What has happened, for status and metrics."""
+
+    opened: int = 0
+    adopted: int = 0
+    """Sessions that were opened anew with what they held."""
+    refused: int = 0
+    freed: int = 0
+    lapsed: int = 0
+    orphaned: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+    stale_epochs: int = 0
+    stale_rounds: int = 0
+    wrong_sender: int = 0
+    unknown_session: int = 0
+    bad_steps: int = 0
+    replayed_positions: int = 0
+    """Sent on out of the replay log."""
+    recomputed_positions: int = 0
+    """Given up in rewinds, so computed again."""
+    evicted_positions: int = 0
+    """Dropped from the replay logs for want of room."""

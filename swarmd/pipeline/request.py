@@ -1,0 +1,101 @@
+"""One generation as its coordinator is given it: all the state that it has.
+
+What becomes of it is `driver.Driver`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from swarmd.core.errors import PromptTooLong, RequestError
+from swarmd.core.frames import Open
+from swarmd.core.peers import ModelInfo
+from swarmd.core.route import Hop, Route
+from swarmd.core.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Prompt, parameters and, where another coordinator began it, how far it is."""
+
+    session: bytes
+    secret: bytes
+    model: ModelInfo
+    me: str
+    """Peer id of the coordinator: the first hop's steps come from it."""
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    chunk_size: int
+    """Positions per prompt chunk; a resumed session must keep that of its beginning."""
+    stop_ids: frozenset[int] = frozenset()
+    """Ids that end the output, beside the model's own unless `ignore_eos`."""
+    ignore_eos: bool = False
+    known_ids: tuple[int, ...] = ()
+    """Output so far."""
+    epoch: int = 0
+    """The last epoch that is known of; 0 for a new session."""
+    route: Route = ()
+    """The route of that epoch, as far as it is known."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether hops may hold this session already."""
+        return self.epoch > 0
+
+    @property
+    def max_positions(self) -> int:
+        """What hops reserve KV for."""
+        return len(self.prompt_ids) + self.max_tokens
+
+    def ends_with(self, output: list[int]) -> str:
+        """Why the output so far is complete: `stop`, `length`, or nothing when it is not."""
+        if output and output[-1] in self.stop_ids:
+            return "stop"
+        if output and not self.ignore_eos and output[-1] in self.model.eos_token_ids:
+            return "stop"
+        return "length" if len(output) >= self.max_tokens else ""
+
+    def check(self) -> None:
+        """Raise RequestError when the request cannot succeed anywhere."""
+        if not self.prompt_ids or self.max_tokens < 1 or self.chunk_size < 1:
+            raise RequestError(
+                f"a prompt of {len(self.prompt_ids)} tokens, max_tokens {self.max_tokens} and "
+                f"chunks of {self.chunk_size}: each must be at least 1"
+            )
+        vocabulary = self.model.vocab_size
+        for token in (*self.prompt_ids, *self.known_ids):
+            if not 0 <= token < vocabulary:
+                raise RequestError(f"token id {token}: the model's are 0 to {vocabulary - 1}")
+        if self.max_positions > self.model.max_model_len:
+            raise PromptTooLong(
+                f"{len(self.prompt_ids)} prompt tokens + max_tokens {self.max_tokens} exceed the "
+                f"model's length of {self.model.max_model_len}: shorten one of them"
+            )
+
+
+def open_frames(
+    request: Request, route: Route, epoch: int, fresh: bool, ids: tuple[int, ...]
+) -> Iterator[tuple[Hop, Open]]:
+    """What each hop of a route is told at the beginning of an epoch; `ids` are all known so far."""
+    peers = [request.me, *(hop.peer_id for hop in route), ""]
+    for index, hop in enumerate(route, start=1):
+        last = index == len(route)
+        yield (
+            hop,
+            Open(
+                session=request.session,
+                secret=request.secret,
+                epoch=epoch,
+                fresh=fresh,
+                model_digest=request.model.digest,
+                blocks=hop.blocks,
+                next_peer=peers[index + 1],
+                prev_peer=peers[index - 1],
+                max_positions=request.max_positions,
+                prompt_tokens=len(request.prompt_ids),
+                sampling=request.sampling if last else None,
+                token_ids=ids if last else (),
+            ),
+        )

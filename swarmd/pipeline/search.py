@@ -1,0 +1,102 @@
+"""The route of a session, and the search for hops in place of those that it has lost.
+
+Which peers there are is for the answerer of `NeedRoute` to know; when to search is the driver's.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from swarmd.core.errors import CoverageError
+from swarmd.core.route import Hop, Route, check_route
+from swarmd.core.span import Span
+from swarmd.pipeline import repair
+from swarmd.pipeline.events import NeedRoute
+
+
+class Reach(enum.IntEnum):
+    """Whom a search may find: each step also those of the ones before."""
+
+    OTHERS = 0
+    """Peers that are neither avoided nor in the route: nothing that exists is disturbed."""
+    HOPS = 1
+    """Peers that have a part in the route: they take more blocks and start over."""
+    AVOIDED = 2
+
+
+class RouteSearch:
+    """Hops that are there, hops that are gone, and peers that are to be avoided for a while."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.route: Route = ()
+        self.reach = Reach.OTHERS
+        self._num_blocks = num_blocks
+        self._gone: set[str] = set()
+        self._avoid_until: dict[str, float] = {}
+        self._ask = 0
+
+    def hop(self, peer_id: str) -> Hop | None:
+        """The peer's part in the route, also after its loss."""
+        return next((hop for hop in self.route if hop.peer_id == peer_id), None)
+
+    def kept(self) -> Route:
+        """The hops that are there."""
+        return tuple(hop for hop in self.route if hop.peer_id not in self._gone)
+
+    def lost(self) -> tuple[Span, ...]:
+        """The blocks to be covered anew."""
+        if not self.route:
+            return (Span(0, self._num_blocks),)
+        return repair.lost_spans(self.route, self._gone)
+
+    def take_over(self, route: Route) -> None:
+        """Begin with somebody else's route, if it is one."""
+        try:
+            check_route(route, self._num_blocks)
+        except CoverageError:
+            return
+        self.route = route
+
+    def lose(self, peer_id: str, until: float) -> None:
+        """Take a hop out, and do not look for it until some time."""
+        self._gone.add(peer_id)
+        self._avoid_until[peer_id] = max(until, self._avoid_until.get(peer_id, until))
+
+    def is_lost(self, peer_id: str) -> bool:
+        return peer_id in self._gone
+
+    def start_over(self) -> None:
+        """Keep no hop."""
+        self.route, self._gone = (), set()
+
+    def avoided(self, now: float) -> frozenset[str]:
+        """Who is to be avoided now."""
+        return frozenset(peer for peer, until in self._avoid_until.items() if until > now)
+
+    def need(self, now: float) -> NeedRoute:
+        """Ask for the lost blocks within the present reach; earlier questions are void."""
+        kept = self.kept()
+        exclude: frozenset[str] = frozenset()
+        if self.reach < Reach.AVOIDED:
+            exclude |= self.avoided(now)
+        if self.reach < Reach.HOPS:
+            exclude |= {hop.peer_id for hop in kept}
+        self._ask += 1
+        return NeedRoute(self._ask, self.lost(), exclude, kept)
+
+    def answers(self, ask: int) -> bool:
+        """Whether that was the last question."""
+        return ask == self._ask
+
+    def adopt(self, found: Route) -> Route:
+        """Put what was found into the route; return hops that have no part in it any more.
+
+        Raises CoverageError when the blocks are not covered.
+        """
+        route = repair.splice(self.kept(), found)
+        check_route(route, self._num_blocks)
+        peers = {hop.peer_id for hop in route}
+        dropped = tuple(hop for hop in self.route if hop.peer_id not in peers)
+        self.route = route
+        self._gone -= peers
+        return dropped
