@@ -87,6 +87,8 @@ def test_variables_of_kubernetes_services_are_not_mistaken_for_ours() -> None:
         ("listen", "127.0.0.1:99999", "0 to 65535"),
         ("listen", "http://x:1", "HOST:PORT"),
         ("listen", ":7420", "HOST:PORT"),
+        ("listen", "--insecure", "HOST:PORT"),
+        ("listen", "a:b:c", "HOST:PORT"),
         ("announce", "a:0", "port 0"),
         ("peers", "a:1,b:x", "0 to 65535"),
         ("device", "gpu", "cpu, cuda"),

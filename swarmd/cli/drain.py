@@ -29,6 +29,6 @@ def drain(
     if as_json:
         console.print_json({"address": address, "sessions": sessions})
     else:
-        running = "session is" if sessions == 1 else "sessions are"
-        print(f"{address} drains: {sessions} {running} still running there")
+        noun = "session" if sessions == 1 else "sessions"
+        print(f"{address} drains and will exit: {sessions} {noun} to finish")
     return None

@@ -13,7 +13,6 @@ import typer
 
 from swarmd.cli import console
 from swarmd.core.errors import SwarmdError
-from swarmd.core.options import format_size
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -116,13 +115,16 @@ def _by_blocks(peer: PeerStatus) -> tuple[str, int, int, str]:
 
 
 def kv_used(peer: PeerStatus) -> str:
-    """Return `"12 % of 4GiB"`."""
+    """Return `"12% of 4.0 GiB"`."""
     total = peer.kv_total_bytes
     if not total:
         return "-"
     used = 1 - min(peer.kv_free_bytes, total) / total
-    unit = 1 << 20 if total >= 1 << 20 else 1
-    return f"{used:.0%} of {format_size(total // unit * unit)}"
+    return f"{used:.0%} of {_gib(total)}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def model_line(model: ModelStatus) -> str:

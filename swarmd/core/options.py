@@ -24,6 +24,7 @@ _UNITS = {"": 1, "B": 1} | {
     for suffix, base in (("iB", 1024), ("B", 1000), ("", 1024))
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -162,8 +163,7 @@ def split_address(address: str, default_port: int | None = None) -> tuple[str, i
     if default_port is not None and (not colon or address.endswith("]") or _is_ipv6(address)):
         host, port = address.strip(), str(default_port)
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    valid_host = bool(host) and not re.search(r"[\s/,\[\]]", host)
-    if not valid_host or (":" in host and not _is_ipv6(host)):
+    if not (_HOST.fullmatch(host) or _is_ipv6(host)):
         raise ConfigError(f"expected HOST:PORT such as 127.0.0.1:7420, not {address!r}")
     if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
         raise ConfigError(f"the port in {address!r} must be a number from 0 to 65535")

@@ -62,6 +62,8 @@ class ScriptedNode(InferenceServicer):
     route: list[pb.Hop] = field(default_factory=list)
     peers: list[pb.PeerStatus] = field(default_factory=list)
     requests: list[pb.GenerateRequest] = field(default_factory=list)
+    status_answers: int | None = None
+    """How many times `Status` answers before the node is gone."""
     status_asked: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     drained: list[bool] = field(default_factory=list)
@@ -107,6 +109,10 @@ class ScriptedNode(InferenceServicer):
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
         if self.fails_with is not None:
             await abort(context, self.fails_with)
+        if self.status_answers == 0:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        if self.status_answers is not None:
+            self.status_answers -= 1
         self.status_asked.set()
         model = pb.ModelStatus(name="toy", num_blocks=8, covered_blocks=4, replicas=0)
         model.missing.add(start=4, end=8)
