@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,11 +158,13 @@ class DhtDirectory:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
-            self._supervisor = None
+        if self._child is not None:
+            await self._child.stop()
+        self._supervisor = self._child = None
 
     async def _launch(self) -> _Child:
         """Start a process, tell it what the last one knew, and return it; raises DirectoryError."""
-        child = await _Child.spawn()
+        child = await _Child.spawn(self._meet)
         try:
             command = pb.DirectoryCommand(
                 start=pb.DirectoryStart(
@@ -189,15 +191,13 @@ class DhtDirectory:
         failures = 0
         while True:
             began = self._clock.monotonic()
-            try:
-                await child.ended()
-            finally:
-                self._child = None
-                self._ready.clear()
-                await child.stop()
+            await child.ended()
+            log.warning("directory process ended; starting another one")
+            self._ready.clear()
+            await child.stop()
+            self._child = None
             stable = self._clock.monotonic() - began >= STABLE_S
             failures = 0 if stable else failures + 1
-            log.warning("directory process ended; starting another one")
             child = await self._relaunch(failures)
             self.restarts += 1
 
@@ -233,7 +233,6 @@ class DhtDirectory:
         if not keys:
             return []
         reply = await self._ask(pb.DirectoryCommand(lookup=pb.DirectoryLookup(keys=keys)))
-        self._neighbours = dict.fromkeys(reply.found.neighbours[:MAX_NEIGHBOURS])
         found = []
         for record in reply.found.records:
             try:
@@ -251,6 +250,11 @@ class DhtDirectory:
         if self._child is None:
             raise DirectoryError("the directory process has just ended")
         return await self._child.ask(command)
+
+    def _meet(self, addresses: Iterable[str]) -> None:
+        """Remember who is there now, for the next process; an empty list would help nobody."""
+        met = dict.fromkeys(itertools.islice(addresses, MAX_NEIGHBOURS))
+        self._neighbours = met or self._neighbours
 
 
 def _names(model: ModelInfo) -> tuple[str, str]:
@@ -278,22 +282,27 @@ class _Child:
         process: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        met: Callable[[Iterable[str]], None],
     ) -> None:
         self.process = process
+        self._met = met
         self._writer = writer
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[pb.DirectoryReply]] = {}
         self._reading = asyncio.create_task(self._read(reader), name="directory replies")
 
     @classmethod
-    async def spawn(cls) -> _Child:
-        """Execute a fresh interpreter: nothing of this process, its threads or its weights."""
+    async def spawn(cls, met: Callable[[Iterable[str]], None]) -> _Child:
+        """Execute a fresh interpreter: nothing of this process, its threads or its weights.
+
+        `met` is told the directory addresses of connected peers whenever they change.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             process = _execute(theirs.fileno())
         ours.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, met)
 
     async def ask(
         self, command: pb.DirectoryCommand, timeout: float = REPLY_TIMEOUT_S
@@ -334,6 +343,8 @@ class _Child:
         try:
             while message := await read_message(reader):
                 reply = pb.DirectoryReply.FromString(message)
+                if reply.HasField("neighbours"):
+                    self._met(reply.neighbours.addresses)
                 waiting = self._waiting.get(reply.id)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(reply)

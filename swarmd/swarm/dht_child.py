@@ -86,6 +86,7 @@ RPC_TIMEOUT_S = 3.0
 LOOKUP_TIMEOUT_S = 4.0
 FIRST_JOIN_S = 3.0
 JOIN_TIMEOUT_S = 5.0
+TICK_S = 0.5
 LONELY_RETRY_S = (0.25, 4.0)
 MISSING_RETRY_S = 15.0
 _DICTIONARY_CODE = 0x50
@@ -290,20 +291,31 @@ class DirectoryPeer:
             await asyncio.wait_for(self._tried.wait(), FIRST_JOIN_S)
 
     async def keep_joined(self) -> None:
-        """Dial the known peers that are not neighbours, again and again; never returns."""
-        patience = LONELY_RETRY_S[0]
+        """Dial the known peers that are not neighbours, again and again; never returns.
+
+        Often at first and when no neighbour is left, and less and less often while that fails.
+        """
+        loop = asyncio.get_running_loop()
+        patience, due = LONELY_RETRY_S[0], 0.0
         while True:
-            self._new_peers.clear()
-            missing = [p for p in self._peers if p not in self._table.peer_id_to_uid]
-            async with asyncio.TaskGroup() as group:
-                for peer_id in missing:
-                    group.create_task(self._join_through(peer_id))
-            self._tried.set()
-            lonely = bool(self._peers) and not self._table.peer_id_to_uid
-            patience = min(2 * patience, LONELY_RETRY_S[1]) if lonely else LONELY_RETRY_S[0]
-            pause = (patience if lonely else MISSING_RETRY_S) * random.uniform(0.8, 1.2)
+            if self._new_peers.is_set() or loop.time() >= due:
+                self._new_peers.clear()
+                await self._join_missing()
+                patience = min(2 * patience, LONELY_RETRY_S[1])
+                due = loop.time() + MISSING_RETRY_S * random.uniform(0.8, 1.2)
+            if self._table.peer_id_to_uid:
+                patience = LONELY_RETRY_S[0]
+            else:
+                due = min(due, loop.time() + patience)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._new_peers.wait(), pause)
+                await asyncio.wait_for(self._new_peers.wait(), min(TICK_S, patience))
+
+    async def _join_missing(self) -> None:
+        missing = [peer for peer in self._peers if peer not in self._table.peer_id_to_uid]
+        async with asyncio.TaskGroup() as group:
+            for peer_id in missing:
+                group.create_task(self._join_through(peer_id))
+        self._tried.set()
 
     async def _join_through(self, peer_id: Any) -> None:
         with contextlib.suppress(Exception):  # a dead peer fails in many ways; it is tried again
@@ -411,7 +423,6 @@ async def answer(peer: DirectoryPeer, command: pb.DirectoryCommand) -> pb.Direct
                 reply.stored.stored.extend(await peer.store(command.store.records))
             case "lookup":
                 reply.found.records.extend(await peer.lookup(command.lookup.keys))
-                reply.found.neighbours.extend(await peer.neighbours())
             case "join":
                 peer.join(command.join.peers)
                 reply.joined.SetInParent()
@@ -441,6 +452,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             asyncio.create_task(peer.keep_joined()),
             asyncio.create_task(peer.wait_for_death()),
             asyncio.create_task(_answer_all(peer, first, reader, writer)),
+            asyncio.create_task(_tell_neighbours(peer, writer)),
         }
         await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -468,6 +480,17 @@ async def _answer_all(
     async with asyncio.TaskGroup() as group:
         while command := await _next_command(reader):
             group.create_task(reply(command))
+
+
+async def _tell_neighbours(peer: DirectoryPeer, writer: asyncio.StreamWriter) -> None:
+    told: list[str] = []
+    while True:
+        now = sorted(await peer.neighbours())
+        if now != told:
+            neighbours = pb.DirectoryNeighbours(addresses=now)
+            write_message(writer, pb.DirectoryReply(neighbours=neighbours).SerializeToString())
+            told = now
+        await asyncio.sleep(TICK_S)
 
 
 async def _next_command(reader: asyncio.StreamReader) -> pb.DirectoryCommand | None:

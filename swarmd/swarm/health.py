@@ -17,8 +17,8 @@ class Fault(enum.Enum):
 
     FAILED = 2.0
     """A link broke, or a step was answered with an error."""
-    TIMED_OUT = 2.0 + 1e-9
-    """No answer before the deadline. (Enum members of equal value would be one member.)"""
+    TIMED_OUT = 3.0
+    """No answer before the deadline: costs a stream more time than a link that breaks at once."""
     LAGGED = 0.25
     """It answered, but much later than it announces."""
     DISAGREED = 32.0

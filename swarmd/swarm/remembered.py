@@ -53,7 +53,14 @@ class RememberedPeers:
             return cls(_newest(_addresses(content["grpc"])), _newest(_addresses(content["dht"])))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             log.warning(
                 "remembered peers are unreadable and ignored: path=%s error=%s", path, error
             )

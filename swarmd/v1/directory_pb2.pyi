@@ -153,20 +153,22 @@ class DirectoryJoin(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DirectoryReply(_message.Message):
-    __slots__ = ("id", "started", "stored", "found", "failed", "joined")
+    __slots__ = ("id", "started", "stored", "found", "failed", "joined", "neighbours")
     ID_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     FOUND_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     id: int
     started: DirectoryStarted
     stored: DirectoryStored
     found: DirectoryFound
     failed: DirectoryFailed
     joined: DirectoryJoined
-    def __init__(self, id: _Optional[int] = ..., started: _Optional[_Union[DirectoryStarted, _Mapping]] = ..., stored: _Optional[_Union[DirectoryStored, _Mapping]] = ..., found: _Optional[_Union[DirectoryFound, _Mapping]] = ..., failed: _Optional[_Union[DirectoryFailed, _Mapping]] = ..., joined: _Optional[_Union[DirectoryJoined, _Mapping]] = ...) -> None: ...
+    neighbours: DirectoryNeighbours
+    def __init__(self, id: _Optional[int] = ..., started: _Optional[_Union[DirectoryStarted, _Mapping]] = ..., stored: _Optional[_Union[DirectoryStored, _Mapping]] = ..., found: _Optional[_Union[DirectoryFound, _Mapping]] = ..., failed: _Optional[_Union[DirectoryFailed, _Mapping]] = ..., joined: _Optional[_Union[DirectoryJoined, _Mapping]] = ..., neighbours: _Optional[_Union[DirectoryNeighbours, _Mapping]] = ...) -> None: ...
 
 class DirectoryStarted(_message.Message):
     __slots__ = ("port", "addresses")
@@ -183,16 +185,20 @@ class DirectoryStored(_message.Message):
     def __init__(self, stored: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class DirectoryFound(_message.Message):
-    __slots__ = ("records", "neighbours")
+    __slots__ = ("records",)
     RECORDS_FIELD_NUMBER: _ClassVar[int]
-    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[DirectoryRecord]
-    neighbours: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, records: _Optional[_Iterable[_Union[DirectoryRecord, _Mapping]]] = ..., neighbours: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, records: _Optional[_Iterable[_Union[DirectoryRecord, _Mapping]]] = ...) -> None: ...
 
 class DirectoryJoined(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DirectoryNeighbours(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DirectoryFailed(_message.Message):
     __slots__ = ("message",)

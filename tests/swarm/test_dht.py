@@ -1,0 +1,419 @@
+"""The DHT with real processes on loopback: found, withdrawn, killed, restarted, lied to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+from swarm_peers import peer
+
+from swarmd.core.errors import ConfigError, DirectoryError
+from swarmd.core.peers import Announcement, NodeState
+from swarmd.swarm.dht import DhtConfig, DhtDirectory, backoff_s
+from swarmd.swarm.identity import Identity, dht_key_file
+from swarmd.swarm.pipe import read_message, write_message
+from swarmd.swarm.records import MODELS_KEY, Record, decode, model_key, records_of, sign
+from swarmd.v1 import directory_pb2 as pb
+
+PATIENCE_S = 60.0
+DEAD = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWSePQjKfEyuv8Vf31NAkL9aAfQdoDRJjh3VjeL7J86BcJ"
+RECOVERY_S = 5.0
+
+
+def announce(identity: Identity, **fields: Any) -> Announcement:
+    now = time.time()
+    values = {"peer_id": identity.peer_id, "issued_at": now, "expires_at": now + 30}
+    return peer(1, 0, 8, **{**values, **fields})
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> float:
+    """Ask until it is so, and return the seconds that it took."""
+    began = time.monotonic()
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():  # noqa: ASYNC110 (what is waited for is in another process)
+            await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+async def sees(
+    directory: DhtDirectory, identity: Identity, state: NodeState = NodeState.SERVING
+) -> bool:
+    found = {a.peer_id: a.state for a in await directory.announcements("demo")}
+    return found.get(identity.peer_id) is state
+
+
+def p2pd_of(directory: DhtDirectory) -> psutil.Process:
+    assert directory.child_pid is not None
+    (p2pd,) = psutil.Process(directory.child_pid).children()
+    assert "p2pd" in p2pd.name()
+    return p2pd
+
+
+def is_dead(process: psutil.Process) -> bool:
+    """Whether it has ended, though nobody may have asked for its exit status yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Nodes:
+    """Starts directories, each with a state directory and an identity, and closes them all."""
+
+    def __init__(self, base: Path, stack: AsyncExitStack) -> None:
+        self._base = base
+        self._stack = stack
+
+    async def start(self, name: str, *peers: str, **config: Any) -> tuple[DhtDirectory, Identity]:
+        identity = Identity.load_or_create(self._base / name)
+        settings = DhtConfig(self._base / name, peers=peers, **config)
+        directory = await DhtDirectory.start(settings, identity)
+        self._stack.push_async_callback(directory.close)
+        return directory, identity
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    async with AsyncExitStack() as stack:
+        yield Nodes(tmp_path, stack)
+    after = {process.pid for process in psutil.Process().children(recursive=True)}
+    assert after <= before, "close() left processes behind"
+
+
+async def test_nodes_find_each_other_and_notice_who_leaves(
+    nodes: Nodes, record_property: Callable[[str, object], None]
+) -> None:
+    first, me = await nodes.start("first")
+    await first.publish(announce(me))
+    second, other = await nodes.start("second", *first.addresses())
+    third, _ = await nodes.start("third", *first.addresses())
+    await second.publish(announce(other, span=peer(1, 2, 5).span))
+    # A third node that has published nothing sees both of the others.
+    seen = [await until(lambda i=i: sees(third, i)) for i in (me, other)]  # type: ignore[misc]
+    record_property("visible_after_s", seen)
+    (found,) = [a for a in await third.announcements("demo") if a.peer_id == other.peer_id]
+    assert (found.span.start, found.span.end) == (2, 5)
+    assert [model.name for model in await third.models()] == ["demo"]
+    assert await third.announcements("other") == []
+    assert len(await third.announcements()) == 2
+
+    await second.publish(announce(other, state=NodeState.DRAINING))
+    await until(lambda: sees(first, other, NodeState.DRAINING))
+    await second.withdraw(other.peer_id)
+    gone = await until(lambda: sees(third, other, NodeState.GONE))
+    record_property("gone_after_s", gone)
+    assert not await sees(first, other)
+
+
+@pytest.mark.parametrize("victim", ["child", "p2pd"])
+async def test_a_killed_process_is_replaced_under_the_same_name(
+    nodes: Nodes, victim: str, record_property: Callable[[str, object], None]
+) -> None:
+    # The killed one is the swarm's first: it was given nobody to join through.
+    first, me = await nodes.start("first")
+    second, other = await nodes.start("second", first.addresses()[0])
+    await first.publish(announce(me))
+    await second.publish(announce(other))
+    await until(lambda: sees(first, other))
+    await until(lambda: sees(second, me))
+    address, p2pd = first.addresses()[0], p2pd_of(first)
+    child = psutil.Process(first.child_pid)
+
+    began = time.monotonic()
+    (child if victim == "child" else p2pd).send_signal(signal.SIGKILL)
+    await until(lambda: asyncio.sleep(0, first.restarts == 1))
+    await until(lambda: sees(first, other))
+    await first.publish(announce(me, step_ms=77.0))
+
+    async def second_sees_news() -> bool:
+        found = await second.announcements("demo")
+        return any(a.peer_id == me.peer_id and a.step_ms == 77.0 for a in found)
+
+    await until(second_sees_news)
+    took = time.monotonic() - began
+    record_property("recovered_after_s", took)
+    assert took < RECOVERY_S
+    assert first.addresses()[0] == address
+    assert is_dead(p2pd)
+    assert is_dead(child)
+
+
+async def test_what_was_published_is_stored_again_after_a_restart(nodes: Nodes) -> None:
+    directory, me = await nodes.start("only")
+    await directory.publish(announce(me))
+    assert directory.child_pid is not None
+    os.kill(directory.child_pid, signal.SIGKILL)
+    await until(lambda: asyncio.sleep(0, directory.restarts == 1))
+    # Another node reads it from the new process, not from the first one's memory.
+    reader, _ = await nodes.start("reader", directory.addresses()[0])
+    await until(lambda: sees(reader, me))
+
+
+async def test_publishing_while_the_process_is_down_is_not_lost(nodes: Nodes) -> None:
+    directory, me = await nodes.start("only")
+    reader, _ = await nodes.start("reader", directory.addresses()[0])
+    assert directory.child_pid is not None
+    os.kill(directory.child_pid, signal.SIGKILL)
+    await directory.publish(announce(me))
+    await until(lambda: sees(reader, me))
+    assert directory.restarts == 1
+
+
+async def test_a_restarted_node_keeps_identity_and_port(nodes: Nodes) -> None:
+    before, _ = await nodes.start("node")
+    port = int(before.addresses()[0].split("/")[4])
+    await before.close()
+    after, _ = await nodes.start("node", port=port)
+    assert after.addresses()[0] == before.addresses()[0]
+
+
+async def test_dead_bootstraps_do_not_keep_a_node_out(nodes: Nodes) -> None:
+    first, me = await nodes.start("first")
+    await first.publish(announce(me))
+    second, _ = await nodes.start("second", DEAD, "not an address", first.addresses()[0])
+    await until(lambda: sees(second, me))
+
+
+async def test_a_node_whose_bootstraps_are_all_dead_joins_when_one_returns(nodes: Nodes) -> None:
+    first, me = await nodes.start("first")
+    address = first.addresses()[0]
+    await first.close()
+    second, other = await nodes.start("second", DEAD, address)
+    await second.publish(announce(other))
+    assert await sees(second, other)
+    again, _ = await nodes.start("first", port=int(address.split("/")[4]))
+    await again.publish(announce(me))
+    await until(lambda: sees(second, me))
+    await until(lambda: sees(again, other))
+
+
+async def test_a_node_can_join_later(nodes: Nodes) -> None:
+    first, me = await nodes.start("first")
+    second, other = await nodes.start("second")
+    await first.publish(announce(me))
+    await second.publish(announce(other))
+    assert not await sees(second, me)
+    await second.join(first.addresses())
+    await until(lambda: sees(second, me))
+    await until(lambda: sees(first, other))
+
+
+async def test_a_port_in_use_is_an_error_at_start(nodes: Nodes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(DirectoryError, match="in use"):
+            await nodes.start("node", port=port)
+
+
+async def test_a_node_publishes_only_for_itself(nodes: Nodes) -> None:
+    directory, _ = await nodes.start("node")
+    with pytest.raises(ConfigError, match="cannot sign"):
+        await directory.publish(announce(Identity.generate()))
+
+
+def test_the_directory_works_under_uvloop(tmp_path: Path) -> None:
+    async def life() -> bool:
+        identity = Identity.generate()
+        directory = await DhtDirectory.start(DhtConfig(tmp_path), identity)
+        try:
+            await directory.publish(announce(identity))
+            return await sees(directory, identity)
+        finally:
+            await directory.close()
+
+    assert uvloop.run(life())
+
+
+def test_pauses_between_restarts_grow_to_a_limit() -> None:
+    assert [backoff_s(n) for n in (0, 1, 2, 99)] == [0.1, 0.2, 0.4, 10.0]
+
+
+# One process alone, spoken to as a hostile or dying parent would ----------------------------------
+
+
+class Raw:
+    """A directory process without a `DhtDirectory`: anything can be asked of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+        self.process = process
+        self.socket = ours
+        self._count = 0
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=self.socket)
+
+    async def close(self) -> None:
+        self._writer.close()
+        await asyncio.to_thread(self.process.wait, PATIENCE_S)
+
+    async def ask(self, **body: Any) -> pb.DirectoryReply:
+        self._count += 1
+        command = pb.DirectoryCommand(id=self._count, **body)
+        write_message(self._writer, command.SerializeToString())
+        async with asyncio.timeout(PATIENCE_S):
+            message = await read_message(self._reader)
+        assert message is not None
+        reply = pb.DirectoryReply.FromString(message)
+        assert reply.id == self._count
+        return reply
+
+    async def store(self, *records: Record) -> list[bool]:
+        entries = [
+            pb.DirectoryRecord(key=r.key, subkey=r.subkey, value=r.value, expires_at=r.expires_at)
+            for r in records
+        ]
+        reply = await self.ask(store=pb.DirectoryStore(records=entries))
+        return list(reply.stored.stored)
+
+
+def execute() -> Raw:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        number = theirs.fileno()
+        command = [sys.executable, "-m", "swarmd.swarm.dht_child", str(number)]
+        return Raw(subprocess.Popen(command, pass_fds=[number]), ours)
+
+
+@pytest.fixture
+async def raw(tmp_path: Path) -> AsyncIterator[Raw]:
+    child = execute()
+    await child.open()
+    start = pb.DirectoryStart(host="127.0.0.1", identity_path=str(dht_key_file(tmp_path)))
+    assert (await child.ask(start=start)).HasField("started")
+    yield child
+    await child.close()
+
+
+async def test_only_records_that_prove_themselves_are_kept(raw: Raw) -> None:
+    me, other = Identity.generate(), Identity.generate()
+    own, listed = records_of(sign(announce(me), me))
+    assert await raw.store(own, listed) == [True, True]
+    refused = [
+        replace(own, subkey=bytes.fromhex(other.peer_id)),
+        replace(own, subkey=b""),
+        replace(own, key=model_key("cd" * 32)),
+        replace(own, key=b"anything"),
+        replace(own, key=MODELS_KEY),
+        replace(listed, subkey=bytes(32)),
+        replace(own, expires_at=own.expires_at + 1),
+        replace(own, value=own.value[:-1]),
+        replace(own, value=b"garbage"),
+        replace(own, value=bytes(100_000)),
+    ]
+    for record in refused:
+        assert await raw.store(record) == [False], record
+    found = (await raw.ask(lookup=pb.DirectoryLookup(keys=[own.key, b"anything"]))).found
+    assert [decode(r.value, time.time()).peer_id for r in found.records] == [me.peer_id]
+
+
+async def test_an_older_record_does_not_disturb_a_newer_one(raw: Raw) -> None:
+    me = Identity.generate()
+    now = time.time()
+    (new, _) = records_of(sign(announce(me), me))
+    (old, _) = records_of(sign(announce(me, issued_at=now - 9, expires_at=now + 0.5), me))
+    assert await raw.store(new) == [True]
+    assert await raw.store(old) == [False]
+
+    async def old_one_has_expired() -> bool:
+        return time.time() > old.expires_at
+
+    await until(old_one_has_expired)
+    found = (await raw.ask(lookup=pb.DirectoryLookup(keys=[new.key]))).found
+    assert [r.value for r in found.records] == [new.value]
+
+
+async def test_a_command_that_makes_no_sense_is_answered(raw: Raw) -> None:
+    assert "unknown command" in (await raw.ask()).failed.message
+    assert (await raw.ask(join=pb.DirectoryJoin(peers=["?"]))).HasField("joined")
+
+
+async def test_the_process_and_its_p2pd_end_with_their_parent(raw: Raw) -> None:
+    (p2pd,) = psutil.Process(raw.process.pid).children()
+    await raw.close()
+    assert is_dead(p2pd)
+
+
+async def test_a_signal_to_the_group_does_not_end_it_before_its_parent_does(raw: Raw) -> None:
+    raw.process.send_signal(signal.SIGTERM)
+    raw.process.send_signal(signal.SIGINT)
+    me = Identity.generate()
+    assert await raw.store(records_of(sign(announce(me), me))[0]) == [True]
+
+
+CHECKS = """
+import math, resource, sys, time
+import msgpack
+from swarmd.swarm import dht_child
+from swarmd.swarm.dht_child import *
+
+assert "torch" not in sys.modules
+harden()
+
+def refused(data):
+    try:
+        MSGPackSerializer.loads(data)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return True
+
+def dictionary(*entries, code=0x50):
+    body = msgpack.packb([None, 1e300, list(entries)])
+    return msgpack.packb(msgpack.ExtType(code, body))
+
+nested = b""
+for _ in range(10_000):
+    nested = msgpack.packb(msgpack.ExtType(0x40, nested))
+    if len(nested) > 1_000_000: break
+assert refused(nested)
+assert refused(b"\\x91" * 1_000_000)
+assert refused(bytes(3 << 20))
+assert refused(dictionary(code=0x40))
+assert refused(dictionary([b"k", b"v", math.inf]))
+assert refused(dictionary([b"k", b"v", math.nan]))
+assert refused(dictionary([b"k", [1], 5.0]))
+assert refused(dictionary([[], b"v", 5.0]))
+assert refused(dictionary([b"k", msgpack.ExtType(0x50, b""), 5.0]))
+assert refused(dictionary(5))
+
+# Good entries survive the bad ones beside them, and a peer cannot say how long a key lives.
+soon = time.time() + 20
+held = MSGPackSerializer.loads(dictionary([b"k", b"v", soon], [b"l", b"w", soon + 5]))
+assert {k: v.value for k, v in held.items()} == {b"k": b"v", b"l": b"w"}
+assert held.latest_expiration_time == soon + 5
+protocol = SwarmdDirectory(_initialized_with_create=True)
+class OnlyK:
+    def validate(self, record): return record.value == b"v"
+protocol.record_validator = OnlyK()
+assert protocol._validate_dictionary(b"key", held)
+assert list(held.data) == [b"k"]
+value, near = dht_child._bounded_find(ValueWithExpiration(held, math.inf), dict.fromkeys(range(99)))
+assert value.expiration_time == soon and len(near) == 20
+assert not protocol._validate_dictionary(b"key", MSGPackSerializer.loads(dictionary()))
+
+# Limits on keys and subkeys.
+full = DictionaryDHTValue()
+stored = [full.store(str(n).encode(), b"v", soon) for n in range(MAX_SUBKEYS + 10)]
+assert stored.count(True) == len(full) == MAX_SUBKEYS
+assert full.store(b"0", b"new", soon + 1) and not full.store(b"0", b"old", soon)
+storage = BoundedStorage(3)
+assert [storage.store(n, b"v", soon, subkey=b"s") for n in range(4)] == [True, True, True, False]
+assert storage.store(0, b"w", soon + 1, subkey=b"s")
+"""
+
+
+def test_what_strangers_send_is_bounded() -> None:
+    """In a process of its own, since hivemind may not be loaded into this one."""
+    subprocess.run([sys.executable, "-c", CHECKS], check=True, timeout=PATIENCE_S)
