@@ -35,7 +35,8 @@ from swarmd.pipeline.steps import ChunkPlan
 
 __all__ = ["DRIVER_TABLE", "Driver", "DriverState", "Request"]
 
-MAX_EPOCH = 1 << 31
+MAX_FOREIGN_EPOCH = 1 << 30
+"""What a hop may claim that an epoch is: the wire's limit is far above."""
 
 
 class DriverState(enum.Enum):
@@ -92,11 +93,6 @@ class Driver:
         """The hops that the session has, or is being opened on."""
         return self._search.route
 
-    @property
-    def output_ids(self) -> list[int]:
-        """Ids of the output so far."""
-        return self.feed.ids[len(self.request.prompt_ids) :]
-
     def handle(self, event: ev.DriverEvent, now: float) -> list[ev.DriverAction]:
         """Take an event at `now`, in seconds of a monotonic clock; return what is to be done."""
         kind = type(event.frame) if isinstance(event, ev.Received) else type(event)
@@ -104,9 +100,7 @@ class Driver:
         if handler is None:
             if isinstance(event, ev.Received):
                 return []
-            raise errors.SessionError(
-                f"driver: state {self.state.value} knows no event {kind.__name__}"
-            )
+            raise errors.SessionError(f"driver: no {kind.__name__} when {self.state.value}")
         handler(self, event, now)
         out, self._out = self._out, []
         return out
@@ -125,7 +119,7 @@ class Driver:
             self.request.check()
         except errors.RequestError as error:
             return self._fail(error)
-        reason = self.request.ends_with(self.output_ids)
+        reason = self.request.ends_with(self.feed.ids)
         if reason:
             return self._finish(reason)
         self._patience.search(now)
@@ -223,8 +217,6 @@ class Driver:
     # Opening.
 
     def _open(self, now: float) -> None:
-        if self.epoch + 1 >= MAX_EPOCH:
-            return self._fail(errors.SessionError(f"the session has had {self.epoch} epochs"))
         self.epoch += 1
         self.held = {}
         self.state = DriverState.OPENING
@@ -233,7 +225,6 @@ class Driver:
         fresh, ids = not self._started, tuple(self.feed.ids)
         for hop, order in open_frames(self.request, self.route, self.epoch, fresh, ids):
             self._send(hop, order)
-        return None
 
     def _opened(self, event: ev.Received, now: float) -> None:
         answer = event.frame
@@ -249,17 +240,15 @@ class Driver:
             return self._refused(hop, answer.refusal, answer.message, now)
         limit = self.request.max_positions
         if not 0 <= answer.log_start <= answer.kv_length <= limit:
-            error = errors.ProtocolError(
-                f"{hop.peer_id} claims {answer.kv_length} of {limit} positions"
-            )
-            return self._lose(hop, self.policy.lost_for, error, now)
+            lie = errors.ProtocolError(f"{hop.peer_id} claims {answer.kv_length} positions")
+            return self._lose(hop, self.policy.lost_for, lie, now)
         self.held[hop.peer_id] = answer
         if len(self.held) == len(self.route):
             self._run(now)
         return None
 
     def _overtaken(self, epoch: int, now: float) -> None:
-        if self._agreed or epoch + 1 >= MAX_EPOCH:
+        if self._agreed or epoch > MAX_FOREIGN_EPOCH:
             return self._fail(errors.SessionLost("another coordinator has taken the session over"))
         self.epoch = epoch
         return self._repair(errors.SessionLost(f"the session was at epoch {epoch} already"), now)
@@ -320,7 +309,7 @@ class Driver:
             news = True
             self.feed.ids.append(token.id)
             self._out.append(ev.Emit(token.position, token.id, token.logprob, token.top))
-            reason = self.request.ends_with(self.output_ids)
+            reason = self.request.ends_with(self.feed.ids)
             if reason:
                 self._finish(reason)
                 return

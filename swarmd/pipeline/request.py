@@ -49,13 +49,15 @@ class Request:
         """What hops reserve KV for."""
         return len(self.prompt_ids) + self.max_tokens
 
-    def ends_with(self, output: list[int]) -> str:
-        """Why the output so far is complete: `stop`, `length`, or nothing when it is not."""
-        if output and output[-1] in self.stop_ids:
+    def ends_with(self, ids: list[int]) -> str:
+        """Why prompt and output so far are complete: `stop`, `length`, or nothing if not."""
+        count = len(ids) - len(self.prompt_ids)
+        if count and self._stops(ids[-1]):
             return "stop"
-        if output and not self.ignore_eos and output[-1] in self.model.eos_token_ids:
-            return "stop"
-        return "length" if len(output) >= self.max_tokens else ""
+        return "length" if count >= self.max_tokens else ""
+
+    def _stops(self, token: int) -> bool:
+        return token in self.stop_ids or (not self.ignore_eos and token in self.model.eos_token_ids)
 
     def check(self) -> None:
         """Raise RequestError when the request cannot succeed anywhere."""
