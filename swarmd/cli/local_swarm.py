@@ -30,7 +30,7 @@ class LocalNode:
     def __init__(self, args: Sequence[str], directory: Path, env: Mapping[str, str]) -> None:
         self.directory = directory
         self.log_path = directory / "log"
-        self._args = tuple(args)
+        self.args = tuple(args)
         self._env = dict(env)
         self.address = ""
         self.process = self._start()
@@ -42,7 +42,7 @@ class LocalNode:
         with self.log_path.open("ab") as log:
             self._log_from = log.tell()
             return subprocess.Popen(
-                (*command, *self._args, *state),
+                (*command, *self.args, *state),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -242,7 +242,13 @@ class Node:
         self._exchange.open(host, coordinator, routes)
         self._host, self._coordinator = host, coordinator
         report = StatusReport(
-            self._presence, coordinator, host, executor, self._exchange, self._drain
+            self._presence,
+            coordinator,
+            host,
+            executor,
+            self._exchange,
+            stage.budget,
+            self._drain,
         )
         self._lifecycle.handle(Event.READY)
         await self._presence.announce()

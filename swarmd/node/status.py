@@ -8,6 +8,7 @@ from dataclasses import asdict
 from swarmd.core.errors import UsageError
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import missing_blocks
+from swarmd.engine.kv_cache import KVBudget
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.exchange import Exchange
 from swarmd.node.executor import Executor
@@ -27,6 +28,7 @@ class StatusReport:
         host: StageHost,
         executor: Executor,
         exchange: Exchange,
+        budget: KVBudget,
         start_drain: Callable[[], None],
     ) -> None:
         self._presence = presence
@@ -34,6 +36,7 @@ class StatusReport:
         self._host = host
         self._executor = executor
         self._exchange = exchange
+        self._budget = budget
         self._start_drain = start_drain
 
     def reply(self) -> pb.StatusReply:
@@ -54,6 +57,7 @@ class StatusReport:
         values = {
             f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()
         }
+        values["hop_kv_reserved_bytes"] = float(self._budget.used_bytes)
         values["hop_sessions"] = float(len(self._host.table.sessions))
         values["coordinator_sessions"] = float(len(self._coordinator))
         return values
