@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import socket
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -236,10 +237,18 @@ def _store(path: Path, large: str) -> Stored:
     return Stored(path, len(content), sha256, blob_id, re.fullmatch(large, path.name) is not None)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may hang up whenever it likes; anything else is a fault of this file."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _start(hub: HubServer, host: str) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"hub": hub, "host": host})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
 
@@ -352,7 +361,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, end, status = int(match[1]), min(int(match[2]) + 1, stored.size), 206
             if start >= end:
                 return self._send(416, {"Content-Range": f"bytes */{stored.size}"}, b"")
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{stored.size}"
+            headers.setdefault("Content-Range", f"bytes {start}-{end - 1}/{stored.size}")
             self.request_log.range = (start, end)
         with stored.path.open("rb") as file:
             file.seek(start)

@@ -163,6 +163,17 @@ def test_offline_uses_what_is_here_and_asks_nobody(
         offline.fetch(more)
 
 
+def test_offline_a_missing_tokenizer_is_named_and_not_asked_for(
+    hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (open_exact(REPO).files_dir / "tokenizer.json").unlink()
+    hub.forget_requests()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match=rf"{REPO}/tokenizer\.json: not downloaded"):
+        open_exact(REPO)
+    assert hub.requests == []
+
+
 def test_offline_with_nothing_here_says_so(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubError, match=r"revision 'main' was never opened.*HF_HUB_OFFLINE"):
@@ -226,6 +237,13 @@ def test_content_that_changes_at_one_address_is_refused(hub: HubServer) -> None:
     hub.content_headers = {"ETag": '"other"'}
     with pytest.raises(HubError, match=r"changed on the hub while it was read: its etag is other"):
         checkpoint.fetch(blocks(checkpoint, 1, 2))
+
+
+@pytest.mark.parametrize("got", ["bytes 0-7/99", "bytes 8-15/2045824", "nonsense"])
+def test_another_range_than_asked_for_is_refused(hub: HubServer, got: str) -> None:
+    hub.content_headers = {"Content-Range": got}
+    with pytest.raises(HubError, match=rf"for 'bytes 0-7/\d+', it answered 206 with '{got}'"):
+        open_exact(REPO).tensors()
 
 
 def test_an_encoded_answer_is_refused(hub: HubServer) -> None:
