@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import uvloop
+from hypothesis import settings
+
+# A busy machine is no finding.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_asyncio_loop_factories(config: object, item: object) -> dict[str, Callable[[], Any]]:

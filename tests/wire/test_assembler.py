@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tracemalloc
+from collections.abc import Iterable
 from itertools import chain, zip_longest
 
 import frame_values as values  # type: ignore[import-not-found]
@@ -26,6 +27,15 @@ def pieces(data: bytes, size: int, number: int = 1) -> list[pb.Fragment]:
         pb.Fragment(frame=number, total_bytes=len(data), offset=at, data=data[at : at + size])
         for at in range(0, len(data), size)
     ]
+
+
+def add_all(assembler: Assembler, parts: Iterable[pb.Fragment]) -> None:
+    for part in parts:
+        assembler.add(part)
+
+
+def first_piece(number: int, size: int) -> pb.Fragment:
+    return pb.Fragment(frame=number, total_bytes=1000, offset=0, data=bytes(size))
 
 
 def serialised(n: int, nbytes: int = 1000) -> bytes:
@@ -82,16 +92,13 @@ def test_a_frame_over_the_limit_is_refused_at_its_first_piece() -> None:
 def test_all_unfinished_frames_together_are_bounded() -> None:
     assembler = Assembler(max_frame_bytes=1000, max_total_bytes=1500)
     with pytest.raises(ProtocolError, match="unfinished frames exceed 1500"):
-        for number in range(10):
-            assembler.add(pb.Fragment(frame=number, total_bytes=1000, offset=0, data=bytes(400)))
+        add_all(assembler, (first_piece(number, 400) for number in range(10)))
     assert assembler.held_bytes == 1200
 
 
 def test_frames_that_never_end_are_few() -> None:
-    assembler = Assembler()
     with pytest.raises(ProtocolError, match="more than 16 unfinished"):
-        for number in range(1000):
-            assembler.add(pb.Fragment(frame=number, total_bytes=1000, offset=0, data=b"x"))
+        add_all(Assembler(), (first_piece(number, 1) for number in range(1000)))
 
 
 def test_tiny_pieces_cost_what_they_hold() -> None:
@@ -128,10 +135,8 @@ def field(number: int, body: bytes) -> bytes:
 def test_a_frame_that_would_unfold_into_gigabytes_is_refused_unparsed(bomb: bytes) -> None:
     with pytest.raises(ProtocolError, match="when unfolded"):
         unfold.check(bomb)
-    assembler = Assembler()
     with pytest.raises(ProtocolError, match="when unfolded"):
-        for part in pieces(bomb, MIB):
-            assembler.add(part)
+        add_all(Assembler(), pieces(bomb, MIB))
 
 
 @given(values.frames)

@@ -21,11 +21,14 @@ from swarmd.wire.outbound import Outbound
 MIB = 1 << 20
 
 
-def filled(items: Iterable[SessionFrame]) -> Outbound:
-    outbound = Outbound()
+def fill(outbound: Outbound, items: Iterable[SessionFrame]) -> Outbound:
     for frame in items:
         outbound.put(frame)
     return outbound
+
+
+def filled(items: Iterable[SessionFrame]) -> Outbound:
+    return fill(Outbound(), items)
 
 
 def messages(outbound: Outbound) -> list[pb.Frame]:
@@ -105,7 +108,7 @@ def test_a_prefill_is_not_starved_by_decode_steps() -> None:
 
 def test_one_frame_at_a_time_is_cut_up() -> None:
     """Many sessions that prefill at once must not meet the receiver's bound on unfinished ones."""
-    steps = [values.hidden_step(n, 8 * MIB) for n in range(20)]
+    steps = [values.hidden_step(n, 4 * MIB) for n in range(20)]
     sent = messages(filled(steps))
     assert received(sent) == steps
     numbers = [message.fragment.frame for message in sent]
@@ -127,18 +130,15 @@ def test_a_frame_that_no_peer_would_take_is_refused_at_once() -> None:
 def test_what_waits_is_bounded() -> None:
     outbound = Outbound(max_bytes=MIB)
     with pytest.raises(QueueFull, match="bytes wait for this peer"):
-        for n in range(10_000):
-            outbound.put(values.hidden_step(n, 1000))
+        fill(outbound, (values.hidden_step(n, 1000) for n in range(10_000)))
     assert MIB // 2 < outbound.pending_bytes <= MIB
     assert outbound.next_message() is not None
     outbound.put(values.hidden_step(1, 1000))
 
 
 def test_small_frames_are_counted_too() -> None:
-    outbound = Outbound(max_bytes=MIB)
     with pytest.raises(QueueFull):
-        for n in range(10_000):
-            outbound.put(values.close(n))
+        fill(Outbound(max_bytes=MIB), (values.close(n) for n in range(10_000)))
 
 
 def test_a_frame_that_is_being_cut_still_counts() -> None:
@@ -191,7 +191,7 @@ def test_an_open_with_a_long_prompt_goes_in_fragments() -> None:
 zeros = bytes(600 << 10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.one_of(
