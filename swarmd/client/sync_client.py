@@ -9,6 +9,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -40,12 +41,23 @@ class _LoopThread:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise UsageError("swarmd.Client was called from its own loop; use AsyncClient there")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        finished: Future[asyncio.Task[T]] = Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(coroutine))
+            tasks[0].add_done_callback(finished.set_result)
+
+        self._loop.call_soon_threadsafe(begin)
         try:
-            return future.result()
+            task = finished.result()
         except BaseException:
-            future.cancel()
+            # Until it has really ended, nobody could close what it works on.
+            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            task = finished.result()
+            _ = task.cancelled() or task.exception()  # seen: asyncio need not warn of it
             raise
+        return task.result()
 
     def stop(self) -> None:
         if self._loop.is_closed():

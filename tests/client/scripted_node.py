@@ -94,7 +94,7 @@ class ScriptedNode(InferenceServicer):
         try:
             async for event in (self.script or ScriptedNode.answer)(self, request, context):
                 yield event
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
 

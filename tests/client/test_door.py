@@ -7,22 +7,9 @@ import subprocess
 import sys
 
 from scripted_node import ScriptedNode, serving
+from without_extras import BLOCKER
 
 import swarmd
-
-BLOCKER = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        heavy = ("torch", "hivemind", "transformers", "tokenizers", "safetensors", "numpy",
-                 "jinja2", "huggingface_hub", "uvloop", "httpx", "cryptography", "psutil",
-                 "grpc_health", "grpc_reflection")
-        if name.split(".")[0] in heavy:
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocker())
-"""
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,158 @@
+"""The command as a process: what it imports, how it ends on signals, and what a terminal does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from scripted_node import ScriptedNode, serving, token, whole
+from without_extras import BLOCKER
+
+MAIN = "from swarmd.cli.main import main; main()"
+
+
+def command(*line: str, before: str = "") -> list[str]:
+    return [sys.executable, "-c", f"{before}\n{MAIN}", *line]
+
+
+async def start(*line: str, before: str = "", **options: Any) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    streams = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe} | options
+    return await asyncio.create_subprocess_exec(*command(*line, before=before), **streams)
+
+
+async def result(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, (out or b"").decode(), err.decode()
+
+
+async def two_then_nothing(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+    yield node.started(request)
+    yield token(0)
+    yield token(1)
+    await asyncio.Event().wait()
+
+
+async def endless(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+    yield node.started(request)
+    index = 0
+    while True:
+        yield token(index)
+        index += 1
+
+
+async def test_the_client_verbs_run_where_only_the_base_install_is() -> None:
+    node = ScriptedNode()
+    async with serving(node):
+        for line in (
+            ["generate", "p", "--max-tokens", "2", "--stats"],
+            ["status"],
+            ["drain", node.address],
+            ["version"],
+        ):
+            where = [] if line[0] in ("drain", "version") else ["--node", node.address]
+            code, out, err = await result(await start(*line, *where, before=BLOCKER))
+            assert (code, bool(out)) == (0, True), (line, err)
+            assert "Traceback" not in err
+
+
+async def test_serve_names_what_to_install() -> None:
+    code, out, err = await result(await start("serve", "/tmp", before=BLOCKER))
+    assert (code, out) == (1, "")
+    assert err.startswith("swarmd: serving needs ")
+    assert "pip install 'swarmd[node]'" in err
+
+
+async def test_help_imports_neither_grpc_nor_rich() -> None:
+    probe = (
+        "import atexit, sys\n"
+        "heavy = ('grpc', 'google', 'rich', 'asyncio', 'torch')\n"
+        "atexit.register(lambda: print([n for n in heavy if n in sys.modules], file=sys.stderr))"
+    )
+    code, out, err = await result(await start("--help", before=probe))
+    assert (code, err) == (0, "[]\n")
+    assert "generate" in out
+
+
+async def test_ctrl_c_ends_it_quietly_and_frees_the_session() -> None:
+    node = ScriptedNode(script=two_then_nothing)
+    async with serving(node):
+        process = await start("generate", "p", "--node", node.address)
+        assert process.stdout is not None
+        seen = await asyncio.wait_for(process.stdout.readuntil(b"w1 "), 60)
+        process.send_signal(signal.SIGINT)
+        code, _, err = await result(process)
+        assert (seen, code, err) == (b"w0 w1 ", 130, "")
+        await asyncio.wait_for(node.cancelled.wait(), 20)
+
+
+async def test_a_reader_that_goes_away_ends_it_quietly_and_frees_the_session() -> None:
+    node = ScriptedNode(script=endless)
+    async with serving(node):
+        near, far = os.pipe()
+        process = await start("generate", "p", "--node", node.address, stdout=far)
+        os.close(far)
+        assert await asyncio.to_thread(os.read, near, 1) == b"w"
+        os.close(near)
+        code, _, err = await result(process)
+        assert (code, err) == (141, "")
+        await asyncio.wait_for(node.cancelled.wait(), 20)
+
+
+async def test_a_lost_coordinator_leaves_no_noise_on_stderr() -> None:
+    first, second = ScriptedNode(break_after=2), ScriptedNode()
+    async with serving(first, second):
+        nodes = f"{first.address},{second.address}"
+        process = await start("generate", "p", "--max-tokens", "4", "--node", nodes)
+        assert await result(process) == (0, whole(4)[1] + "\n", "")
+
+
+class Terminal:
+    """The far end of a pseudo-terminal on which a process runs."""
+
+    def __init__(self) -> None:
+        self._far, self.near = pty.openpty()
+        os.set_blocking(self._far, False)
+        self.shown = b""
+
+    async def until(self, text: bytes) -> None:
+        """Wait until the text has been shown, after what was waited for before."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(60):
+            while text not in self.shown:
+                ready = asyncio.Event()
+                loop.add_reader(self._far, ready.set)
+                await ready.wait()
+                loop.remove_reader(self._far)
+                self.shown += os.read(self._far, 65536)
+        self.shown = self.shown.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self._far, text)
+
+    def close(self) -> None:
+        os.close(self._far)
+
+
+async def test_chat_on_a_terminal_survives_an_interrupted_answer() -> None:
+    node = ScriptedNode(script=two_then_nothing)
+    async with serving(node):
+        terminal = Terminal()
+        tty = {"stdin": terminal.near, "stdout": terminal.near, "stderr": terminal.near}
+        process = await start("chat", "--node", node.address, **tty)
+        os.close(terminal.near)
+        await terminal.until(b"> ")
+        terminal.type(b"hello\n")
+        await terminal.until(b"w1 ")
+        process.send_signal(signal.SIGINT)
+        await terminal.until(b"> ")
+        await asyncio.wait_for(node.cancelled.wait(), 20)
+        terminal.type(b"/quit\n")
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        terminal.close()
