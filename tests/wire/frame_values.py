@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
@@ -34,6 +35,11 @@ def session(n: int) -> bytes:
     return n.to_bytes(SESSION_ID_BYTES, "big")
 
 
+def of(n: int, some: Iterable[SessionFrame | None]) -> list[SessionFrame]:
+    """The frames of session `n`."""
+    return [f for f in some if f is not None and getattr(f, "session", None) == session(n)]
+
+
 def close(n: int, epoch: int = 1) -> Close:
     return Close(session(n), epoch)
 
@@ -56,7 +62,7 @@ uint32 = st.integers(0, (1 << 32) - 1)
 uint64 = st.integers(0, (1 << 64) - 1)
 float32 = st.floats(width=32, allow_nan=False)
 peer_ids = st.text("0123456789abcdef", min_size=40, max_size=40)
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=50)
+texts = st.text(st.characters(codec="utf-8"), max_size=50)
 hundredths = st.integers(0, 10000).map(lambda n: n / 100)
 
 samplings = st.builds(

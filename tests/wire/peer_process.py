@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from wire_nodes import A, Node  # type: ignore[import-not-found]
+from wire_nodes import A, Node
 
 from swarmd.core.frames import Close
 

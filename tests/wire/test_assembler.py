@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Iterable
 from itertools import chain, zip_longest
 
-import frame_values as values  # type: ignore[import-not-found]
+import frame_values as values
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
-import frame_values as values  # type: ignore[import-not-found]
+import frame_values as values
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from swarmd.core.errors import ProtocolError, RequestError
 from swarmd.core.frames import DType, Failed, Open, Payload, Refusal, SessionFrame, Step
 from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
 
@@ -39,7 +40,7 @@ def test_steps_share_a_message(steps: list[Step]) -> None:
 
 
 def test_a_memoryview_of_any_format_travels_as_its_bytes() -> None:
-    view = memoryview(bytes(range(16))).cast("f")
+    view: Any = memoryview(bytes(range(16))).cast("f")
     payload = Payload(DType.FLOAT32, (1, 4), view)
     assert payload.nbytes == 16
     step = Step(values.session(1), 1, 0, 0, (1,), hidden=payload)
@@ -118,7 +119,7 @@ def open_frame(change: Callable[[pb.Open], object]) -> pb.Frame:
             epoch=1,
             fresh=True,
             model_digest=values.DIGEST,
-            blocks=values.Span(0, 4),
+            blocks=Span(0, 4),
             next_peer="",
             prev_peer="0" * 40,
             max_positions=10,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-import frame_values as values  # type: ignore[import-not-found]
+import frame_values as values
 import pytest
-from wire_nodes import A, B, C, Node  # type: ignore[import-not-found]
+from wire_nodes import A, B, C, Node
 
 
 @pytest.mark.parametrize("dials", ["we dial", "it dials"])
@@ -41,7 +41,7 @@ async def test_a_handler_that_fails_to_take_a_loss_does_not_end_the_node(
             failed.set()
             raise RuntimeError("a bug")
 
-        a.handler.on_peer_lost = fail
+        a.handler.on_peer_lost = fail  # type: ignore[method-assign]
         a.links.send(B, [values.close(1)])
         async with asyncio.timeout(20):
             await failed.wait()
@@ -53,7 +53,7 @@ async def test_a_view_that_fails_is_a_peer_that_cannot_be_dialled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with Node(A, {}) as a:
-        a.view = None
+        a.view = None  # type: ignore[assignment]
         a.links.send(B, [values.close(1)])
         assert "AttributeError" in await a.handler.loss_of(B)
     assert "dialling failed" in caplog.text

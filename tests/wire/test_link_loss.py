@@ -6,9 +6,9 @@ import asyncio
 import signal
 import time
 
-import frame_values as values  # type: ignore[import-not-found]
+import frame_values as values
 import pytest
-from wire_nodes import (  # type: ignore[import-not-found]
+from wire_nodes import (
     IMPATIENT,
     A,
     B,

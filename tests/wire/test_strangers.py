@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 
-import frame_values as values  # type: ignore[import-not-found]
+import frame_values as values
 import grpc
 import pytest
-from wire_nodes import (  # type: ignore[import-not-found]
+from wire_nodes import (
     IMPATIENT,
     A,
     B,
