@@ -43,8 +43,9 @@ class HopPolicy:
     max_sessions: int = 256
     max_queued_steps: int = 1024
     """Steps of one session that may wait for the executor."""
-    replay_log_bytes: int = 1 << 30
-    """What all replay logs may hold together."""
+    replay_log_bytes: int = 192 << 20
+    """What all replay logs may hold together: less than what may wait for one peer's link, so that
+    a replay of everything cannot overrun it."""
     replay_step: int = 256
     """Positions in one step out of a replay log."""
 

@@ -1,0 +1,459 @@
+"""The rules by which a coordinator opens, feeds and ends a session."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from bench_driver import (
+    REQUEST,
+    ROUTE,
+    SESSION,
+    Bench,
+    emitted,
+    finish,
+    hops,
+    opens,
+    sent,
+    steps,
+)
+
+from swarmd.core.errors import (
+    CoverageError,
+    DeadlineExceeded,
+    KVExhausted,
+    PromptTooLong,
+    RequestError,
+    SessionError,
+    SessionLost,
+)
+from swarmd.core.frames import Close, Keep, Refusal, Resume
+from swarmd.core.span import Span
+from swarmd.pipeline.driver import DRIVER_TABLE, DriverState
+from swarmd.pipeline.events import (
+    NeedRoute,
+    PeerLost,
+    Routed,
+    RouteFound,
+    RouteMissing,
+    RoutesChanged,
+    Send,
+    Start,
+    Stop,
+    Tick,
+)
+from swarmd.pipeline.policy import DriverPolicy
+
+
+def test_a_new_session_asks_for_a_route_and_opens_all_hops_of_it_at_once() -> None:
+    bench = Bench()
+    assert bench.start() == [NeedRoute(1, (Span(0, 8),), frozenset(), ())]
+    orders = opens(bench.found())
+    assert list(orders) == ["a", "b"]
+    first, last = orders["a"], orders["b"]
+    assert (first.prev_peer, first.next_peer, first.blocks) == ("me", "b", Span(0, 4))
+    assert (last.prev_peer, last.next_peer, last.blocks) == ("a", "", Span(4, 8))
+    assert first.fresh
+    assert first.epoch == 1
+    assert (first.max_positions, first.prompt_tokens) == (15, 10)
+    assert (first.sampling, first.token_ids) == (None, ())
+    assert (last.sampling, last.token_ids) == (REQUEST.sampling, REQUEST.prompt_ids)
+
+
+def test_the_prompt_goes_out_in_chunks_when_all_hops_have_agreed() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    assert steps(bench.opened("b")) == []
+    actions = bench.opened("a")
+    assert Routed(ROUTE, 1) in actions
+    assert [(s.position, s.chunks, s.wants) for s in steps(actions)] == [
+        (0, (4,), ()),
+        (4, (4,), ()),
+        (8, (2,), (9,)),
+    ]
+    assert [s.token_ids for s in steps(actions)] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    assert sent(actions, "b", Keep) == [Keep((SESSION,))]
+
+
+def test_each_token_is_emitted_and_sent_back_until_there_are_enough() -> None:
+    bench = Bench()
+    bench.run()
+    for position in range(10, 14):
+        actions = bench.token(position, logprob=-0.5, top=((7, -0.1),))
+        assert emitted(actions) == [position + 500]
+        (step,) = steps(actions)
+        assert (step.position, step.chunks, step.token_ids) == (position, (1,), (position + 500,))
+        assert step.wants == (position,)
+    last = bench.token(14)
+    assert emitted(last) == [514]
+    assert steps(last) == []
+    assert finish(last).reason == "length"
+    assert sent(last, "a", Close) == sent(last, "b", Close) == [Close(SESSION, 1)]
+    assert bench.driver.next_deadline() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({"stop_ids": frozenset({510})}, True),
+        ({"ignore_eos": False, "model": "eos"}, True),
+        ({"ignore_eos": True, "model": "eos"}, False),
+        ({"ignore_eos": True, "model": "eos", "stop_ids": frozenset({510})}, True),
+    ],
+)
+def test_a_stop_id_ends_the_output_and_is_emitted(changes: dict[str, Any], ends: bool) -> None:
+    if changes.get("model") == "eos":
+        changes = {**changes, "model": replace(REQUEST.model, eos_token_ids=(510,))}
+    bench = Bench(**changes)
+    bench.run()
+    actions = bench.token(10)
+    assert emitted(actions) == [510]
+    assert (finish(actions) is not None) is ends
+    if ends:
+        assert finish(actions).reason == "stop"
+
+
+def test_logprobs_pass_through() -> None:
+    bench = Bench()
+    bench.run()
+    emit = bench.token(10, logprob=-0.5, top=((7, -0.1),))[0]
+    assert (emit.position, emit.logprob, emit.top) == (10, -0.5, ((7, -0.1),))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epoch": 9}, {"round": 1}, {"position": 9}, {"position": 11}, {"peer_id": "a"}, {"id": 1000}],
+)
+def test_a_token_that_is_not_the_next_one_is_ignored(changes: dict[str, Any]) -> None:
+    bench = Bench()
+    bench.run()
+    assert bench.token(**{"position": 10, **changes}) == []
+    assert emitted(bench.token(10)) == [510]
+    assert bench.token(10) == []
+
+
+def test_no_more_steps_are_under_way_than_the_window_allows() -> None:
+    bench = Bench(DriverPolicy(window=4), prompt_ids=tuple(range(40)), chunk_size=1)
+    first = steps(bench.run())
+    assert [s.position for s in first] == [0, 1, 2, 3]
+    assert [s.wants for s in first] == [(), (1,), (), (3,)]
+    more = bench.token(2)
+    assert [s.position for s in steps(more)] == [4, 5]
+    assert emitted(more) == []
+    assert steps(bench.token(2)) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt_ids": ()},
+        {"prompt_ids": (1000,)},
+        {"prompt_ids": (-1,)},
+        {"max_tokens": 0},
+        {"chunk_size": 0},
+        {"known_ids": (1000,), "epoch": 1},
+    ],
+)
+def test_a_request_that_cannot_succeed_fails_before_anybody_is_asked(
+    changes: dict[str, Any],
+) -> None:
+    (end,) = Bench(**changes).start()
+    assert end.reason == "error"
+    assert isinstance(end.error, RequestError)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_the_numbers() -> None:
+    (end,) = Bench(max_tokens=503).start()
+    assert isinstance(end.error, PromptTooLong)
+    assert "10 prompt tokens + max_tokens 503 exceed the model's length of 512" in str(end.error)
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "stop"])
+def test_a_stop_closes_the_session_everywhere(reason: str) -> None:
+    bench = Bench()
+    bench.run()
+    actions = bench.handle(Stop(reason))
+    assert finish(actions).reason == reason
+    assert sent(actions, "a", Close) == sent(actions, "b", Close) == [Close(SESSION, 1)]
+    assert bench.handle(Stop()) == []
+
+
+def test_a_stop_can_carry_an_error() -> None:
+    bench = Bench()
+    bench.run()
+    late = DeadlineExceeded("too late")
+    assert finish(bench.handle(Stop("error", late))).error is late
+
+
+def test_hops_are_told_that_the_session_lives() -> None:
+    bench = Bench()
+    bench.run()
+    actions = bench.wait(10.0)
+    assert sent(actions, "a", Keep) == sent(actions, "b", Keep) == [Keep((SESSION,))] * 4
+
+
+# Coverage and room.
+
+
+def test_a_new_session_without_coverage_fails_at_once_with_the_missing_blocks() -> None:
+    bench = Bench()
+    bench.start()
+    bench.missing((2, 4), (6, 8))
+    end = finish(bench.missing((2, 4), (6, 8)))
+    assert isinstance(end.error, CoverageError)
+    assert end.error.missing == ((2, 4), (6, 8))
+    assert "2:4, 6:8" in str(end.error)
+
+
+def test_a_peer_that_cannot_be_reached_is_replaced_and_the_others_are_let_go() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.opened("a")
+    actions = bench.lose("b")
+    assert sent(actions, "a", Close) == [Close(SESSION, 1)]
+    assert (bench.need.spans, bench.need.exclude) == ((Span(0, 8),), frozenset({"b"}))
+    again = opens(bench.found(hops("c 0:4", "d 4:8")))
+    assert list(again) == ["c", "d"]
+    assert (again["c"].epoch, again["c"].fresh) == (2, True)
+
+
+def test_a_new_session_whose_only_peer_is_dead_fails_soon_with_its_blocks() -> None:
+    bench = Bench()
+    bench.start()
+    while bench.driver.state is not DriverState.DONE and bench.now < 110:
+        if bench.driver.state is DriverState.ROUTING:
+            if "b" in bench.need.exclude:
+                bench.missing((4, 8))
+            else:
+                bench.found()
+        elif bench.driver.state is DriverState.OPENING:
+            bench.now += 0.05
+            bench.lose("b")
+        else:
+            bench.wait(0.05)
+    end = finish(bench.done)
+    assert isinstance(end.error, CoverageError)
+    assert end.error.missing == ((4, 8),)
+    assert bench.now < 102.0
+
+
+def test_a_hop_that_does_not_answer_is_replaced() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.opened("a")
+    bench.wait(1.5)
+    assert bench.need.exclude == {"b"}
+
+
+def test_a_tick_that_comes_far_too_late_gives_answers_that_are_unread_a_chance() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.now += 60
+    bench.handle(Tick())
+    assert bench.driver.state is DriverState.OPENING
+    bench.opened("a")
+    assert steps(bench.opened("b"))
+
+
+def test_without_room_a_session_waits_holding_nothing_and_tries_again() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.opened("a")
+    actions = bench.refuse("b", Refusal.KV_EXHAUSTED)
+    assert sent(actions, "a", Close) == [Close(SESSION, 1)]
+    assert bench.need.exclude == {"b"}
+    bench.missing((4, 8))
+    bench.missing((4, 8))
+    assert bench.driver.state is DriverState.WAITING
+    bench.wait(0.2)
+    assert bench.need.exclude == frozenset()
+    bench.found()
+    bench.opened("a")
+    assert steps(bench.opened("b"))
+
+
+def wait_for_room(bench: Bench, seconds: float) -> None:
+    until = bench.now + seconds
+    while bench.driver.state is not DriverState.DONE and bench.now < until:
+        if bench.driver.state is DriverState.ROUTING:
+            bench.missing((4, 8)) if bench.need.exclude else bench.found()
+        elif bench.driver.state is DriverState.OPENING:
+            bench.now += 0.01
+            bench.refuse("b", Refusal.KV_EXHAUSTED)
+        else:
+            bench.wait(0.1)
+
+
+def test_a_session_that_never_gets_room_fails_with_that() -> None:
+    bench = Bench()
+    bench.start()
+    wait_for_room(bench, 60)
+    end = finish(bench.done)
+    assert isinstance(end.error, KVExhausted)
+    assert 130 <= bench.now < 135
+
+
+def test_no_room_anywhere_is_waited_out_as_well() -> None:
+    bench = Bench()
+    bench.start()
+    full = KVExhausted("all full")
+    bench.missing(error=full)
+    bench.missing(error=full)
+    assert bench.driver.state is DriverState.WAITING
+    bench.wait(0.3)
+    assert steps(bench.found() and bench.opened("a") + bench.opened("b"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error"),
+    [(Refusal.WRONG_SECRET, SessionLost), (Refusal.BAD_REQUEST, RequestError)],
+)
+def test_a_refusal_that_all_would_give_is_final(refusal: Refusal, error: type) -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    assert isinstance(finish(bench.refuse("b", refusal)).error, error)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [Refusal.WRONG_MODEL, Refusal.WRONG_BLOCKS, Refusal.DRAINING, Refusal.TOO_LONG],
+)
+def test_a_refusal_that_lasts_turns_to_other_peers(refusal: Refusal) -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.refuse("b", refusal)
+    assert bench.need.exclude == {"b"}
+    bench.found(hops("a 0:4", "d 4:8"))
+    bench.now += 20
+    bench.lose("d")
+    bench.wait(0.2)
+    assert bench.need.exclude == {"b", "d"}
+
+
+def test_a_hop_that_claims_to_hold_more_than_there_can_be_is_replaced() -> None:
+    for claim in ({"kv_length": 16}, {"kv_length": 3, "log_start": 4}):
+        bench = Bench()
+        bench.start()
+        bench.found()
+        bench.opened("b", **claim)
+        assert bench.need.exclude == {"b"}
+
+
+def test_an_answer_of_a_stranger_or_of_another_epoch_is_ignored() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.opened("a")
+    assert bench.opened("stranger") == []
+    assert bench.refuse("b", Refusal.DRAINING, epoch=7) == []
+    assert bench.driver.state is DriverState.OPENING
+
+
+def test_an_answer_to_an_earlier_question_is_ignored() -> None:
+    bench = Bench()
+    bench.start()
+    assert bench.handle(RouteFound(0, ROUTE)) == []
+    assert bench.handle(RouteMissing(0, ((0, 8),))) == []
+    assert bench.driver.state is DriverState.ROUTING
+
+
+def test_a_route_with_a_hole_is_not_driven() -> None:
+    bench = Bench()
+    bench.start()
+    end = finish(bench.found(hops("a 0:4", "b 5:8")))
+    assert isinstance(end.error, CoverageError)
+    assert end.error.missing == ((4, 5),)
+
+
+# Resuming what another coordinator began.
+
+
+def test_a_resumed_session_adopts_what_the_hops_of_its_route_hold() -> None:
+    bench = Bench(known_ids=(510, 511), epoch=3, route=ROUTE)
+    orders = opens(bench.start())
+    assert (orders["a"].epoch, orders["a"].fresh, orders["a"].prev_peer) == (4, False, "me")
+    assert orders["b"].token_ids == (*range(10), 510, 511)
+    bench.opened("a", 13)
+    actions = bench.opened("b", 12)
+    assert sent(actions, "a", Resume) == [Resume(SESSION, 4, 12)]
+    assert [(s.round, s.position, s.wants) for s in steps(actions)] == [(1, 11, (11,))]
+    assert emitted(bench.token(12)) == [512]
+
+
+def test_a_resumed_session_without_a_usable_route_asks_for_one() -> None:
+    bench = Bench(known_ids=(510,), epoch=3, route=hops("a 0:4", "b 5:8"))
+    bench.start()
+    assert bench.need.spans == (Span(0, 8),)
+    assert not opens(bench.found())["a"].fresh
+
+
+def test_an_epoch_that_is_too_low_is_raised_above_that_of_the_hop() -> None:
+    bench = Bench(known_ids=(510,), epoch=3, route=ROUTE)
+    bench.start()
+    bench.opened("a", 11)
+    orders = opens(bench.refuse("b", Refusal.STALE_EPOCH, epoch=9))
+    assert {order.epoch for order in orders.values()} == {10}
+
+
+def test_a_coordinator_that_has_been_replaced_gives_up() -> None:
+    bench = Bench()
+    bench.run()
+    bench.token(10)
+    bench.fail("a", Refusal.UNKNOWN_SESSION)
+    end = finish(bench.refuse("a", Refusal.STALE_EPOCH, epoch=2))
+    assert isinstance(end.error, SessionLost)
+
+
+@pytest.mark.parametrize("known", [(1, 2, 3, 4, 5), (1, 7)])
+def test_a_resumed_session_that_is_complete_ends_at_once(known: tuple[int, ...]) -> None:
+    bench = Bench(known_ids=known, epoch=3, stop_ids=frozenset({7}))
+    (end,) = bench.start()
+    assert end.reason == ("stop" if known[-1] == 7 else "length")
+
+
+# The table of states.
+
+
+EVENTS = [
+    Start(),
+    Stop(),
+    Tick(),
+    PeerLost("stranger"),
+    RoutesChanged(),
+    RouteFound(0, ()),
+    RouteMissing(0, ()),
+]
+
+
+@pytest.mark.parametrize("state", DriverState)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_that_is_not_in_the_table_is_an_error(state: DriverState, event: Any) -> None:
+    bench = Bench()
+    bench.run()
+    bench.driver.state = state
+    if type(event) in DRIVER_TABLE[state]:
+        bench.handle(event)
+    else:
+        with pytest.raises(SessionError, match=f"{type(event).__name__} when {state.value}"):
+            bench.handle(event)
+
+
+@pytest.mark.parametrize("state", DriverState)
+def test_no_frame_of_a_stranger_is_an_error_in_any_state(state: DriverState) -> None:
+    bench = Bench()
+    bench.run()
+    bench.driver.state = state
+    bench.opened("stranger")
+    bench.token(10, "stranger")
+    bench.gap("stranger", 0)
+    bench.fail("stranger", Refusal.BAD_STEP)
+    assert bench.driver.state is state
+    assert not [a for a in bench.done if isinstance(a, Send) and a.peer_id == "stranger"]
