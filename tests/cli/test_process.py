@@ -144,7 +144,11 @@ async def test_chat_on_a_terminal_survives_an_interrupted_answer() -> None:
     node = ScriptedNode(script=two_then_nothing)
     async with serving(node):
         terminal = Terminal()
-        tty = {"stdin": terminal.near, "stdout": terminal.near, "stderr": terminal.near}
+        tty: dict[str, Any] = {
+            "stdin": terminal.near,
+            "stdout": terminal.near,
+            "stderr": terminal.near,
+        }
         process = await start("chat", "--node", node.address, **tty)
         os.close(terminal.near)
         await terminal.until(b"> ")
