@@ -26,7 +26,7 @@ from swarmd.core.peers import Announcement
 from swarmd.core.route import Route
 from swarmd.node import requests
 from swarmd.node.coordinator import Coordinator, Run
-from swarmd.node.output import OutputText
+from swarmd.node.output import OutputText, Piece
 from swarmd.node.presence import Presence
 from swarmd.node.prompts import Prompts
 from swarmd.node.requests import Generation
@@ -144,9 +144,14 @@ class _Stream:
         resume = generation.resume
         index = len(resume.output_ids) if resume else 0
         # What a resumed client lacks of the text of ids that it has goes out with the next token.
-        owed = text.catch_up(resume.output_ids, resume.text_chars).text if resume else ""
-        begun = False
+        lack = text.catch_up(resume.output_ids, resume.text_chars) if resume else Piece()
+        owed, begun = lack.text, False
         with self._parts.coordinator.run(generation) as run:
+            if lack.stop is not None:
+                # It had stopped already; only the news of it was lost.
+                yield self._started(run, ev.Routed((), run.driver.epoch))
+                yield _finished(generation, run, index, "stop", lack.stop, owed)
+                return
             async for output in run:
                 if isinstance(output, ev.Routed):
                     yield self._routed(run, output) if begun else self._started(run, output)
@@ -161,6 +166,8 @@ class _Stream:
                 elif output.error is not None:
                     raise output.error
                 else:
+                    if not begun:
+                        yield self._started(run, ev.Routed((), run.driver.epoch))
                     last = text.finish()
                     reason = "stop" if last.stop is not None else output.reason
                     rest = owed + last.text

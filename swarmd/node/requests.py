@@ -61,12 +61,9 @@ def parse(
     resume = _resumption(request.resume) if request.HasField("resume") else None
     ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids())
     _check_ids(ids, model, "prompt")
-    done = len(resume.output_ids) if resume else 0
     if resume:
         _check_ids(resume.output_ids or (0,), model, "output")
     max_tokens = _max_tokens(request.max_tokens, len(ids), model)
-    if resume and done >= max_tokens:
-        raise RequestError(f"nothing is left to do: {done} of {max_tokens} tokens are there")
     return Generation(
         session=resume.session if resume else secrets.token_bytes(SESSION_ID_BYTES),
         secret=resume.secret if resume else secrets.token_bytes(SECRET_BYTES),

@@ -6,6 +6,7 @@ again that a test has killed.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,11 @@ def model_dir() -> Path:
 @pytest.fixture(scope="session")
 def swarm(model_dir: Path) -> Iterator[LocalSwarm]:
     """Six nodes in fp32, started once."""
-    with LocalSwarm(str(model_dir), SPANS, flags=("--dtype", "float32", *FLAGS)) as nodes:
+    logs = os.environ.get("TEST_SWARM_DIR")
+    flags = ("--dtype", "float32", *FLAGS)
+    with LocalSwarm(
+        str(model_dir), SPANS, flags=flags, directory=Path(logs) if logs else None
+    ) as nodes:
         nodes.wait_ready(READY_S)
         wait_for_replicas(nodes)
         yield nodes
