@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ STOP_TIMEOUT_S = 3.0
 TOMBSTONE_S = 30.0
 STABLE_S = 10.0
 MAX_NEIGHBOURS = 64
+MAX_PEERS = 64
 # The process reads what strangers send: it gets no tokens or passwords from our environment.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
 
@@ -139,7 +141,7 @@ class DhtDirectory:
         new = [address for address in addresses if address not in self._peers]
         if not new:
             return
-        self._peers.update(dict.fromkeys(new))
+        self._peers = dict.fromkeys([*self._peers, *new][-MAX_PEERS:])
         if self._child is not None:
             with contextlib.suppress(DirectoryError):  # a new process is given all of them
                 await self._ask(pb.DirectoryCommand(join=pb.DirectoryJoin(peers=new)))
@@ -173,16 +175,17 @@ class DhtDirectory:
                     announce_host=self._config.announce_host,
                     identity_path=str(dht_key_file(self._config.state_dir)),
                     peers=[*self._peers, *self._neighbours],
+                    socket_dir=child.socket_dir.name,
                 )
             )
             started = (await child.ask(command, START_TIMEOUT_S)).started
-            self._port, self._addresses = started.port, list(started.addresses)
-            for announcement in self._published.values():
-                await self._store(child, announcement)
         except BaseException:
             await child.stop()
             raise
+        self._port, self._addresses = started.port, list(started.addresses)
         self._child = child
+        for announcement in list(self._published.values()):
+            await self._store_if_up(announcement)
         self._ready.set()
         return child
 
@@ -285,6 +288,7 @@ class _Child:
         met: Callable[[Iterable[str]], None],
     ) -> None:
         self.process = process
+        self.socket_dir = tempfile.TemporaryDirectory(prefix="swarmd-")
         self._met = met
         self._writer = writer
         self._ids = itertools.count(1)
@@ -338,6 +342,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             await asyncio.to_thread(self.process.wait)
+        self.socket_dir.cleanup()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:

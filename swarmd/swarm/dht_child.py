@@ -14,13 +14,15 @@ import importlib.util
 import ipaddress
 import itertools
 import math
+import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import time
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -81,11 +83,13 @@ MAX_VALUE_BYTES = 2 << 20
 MAX_CALL_KEYS = 256
 MAX_NEAREST = 20
 MAX_PEERS = 64
+MAX_ADDRESSES = 8
 MAX_NEIGHBOURS = 32
 RPC_TIMEOUT_S = 3.0
 LOOKUP_TIMEOUT_S = 4.0
 FIRST_JOIN_S = 3.0
-JOIN_TIMEOUT_S = 5.0
+JOIN_TIMEOUT_S = 8.0
+PROBE_TIMEOUT_S = 2.0
 TICK_S = 0.5
 LONELY_RETRY_S = (0.25, 4.0)
 MISSING_RETRY_S = 15.0
@@ -244,7 +248,7 @@ class DirectoryPeer:
     def __init__(self, p2p: Any, node: Any, peers: Iterable[str]) -> None:
         self._p2p = p2p
         self._node = node
-        self._peers: dict[Any, Any] = {}
+        self._peers: dict[Any, list[Any]] = {}
         self._new_peers = asyncio.Event()
         self._tried = asyncio.Event()
         self.join(peers)
@@ -252,6 +256,7 @@ class DirectoryPeer:
     @classmethod
     async def create(cls, start: pb.DirectoryStart) -> DirectoryPeer:
         """Start p2pd and join the DHT alone; `keep_joined` finds the others."""
+        P2P._UNIX_SOCKET_PREFIX = f"/unix{start.socket_dir}/"
         port = start.port or _free_port(start.host)
         _check_port(start.host, port)
         p2p = await P2P.create(
@@ -274,10 +279,8 @@ class DirectoryPeer:
                 address = Multiaddr(text)
                 peer_id = PeerID.from_base58(address["p2p"])
                 if peer_id != self._p2p.peer_id:
-                    self._peers.pop(peer_id, None)
-                    self._peers[peer_id] = address.decapsulate(
-                        Multiaddr(f"/p2p/{peer_id.to_base58()}")
-                    )
+                    known = self._peers.pop(peer_id, [])
+                    self._peers[peer_id] = [*known, address][-MAX_ADDRESSES:]
         while len(self._peers) > MAX_PEERS:
             del self._peers[next(iter(self._peers))]
         self._new_peers.set()
@@ -290,37 +293,48 @@ class DirectoryPeer:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), FIRST_JOIN_S)
 
-    async def keep_joined(self) -> None:
-        """Dial the known peers that are not neighbours, again and again; never returns.
+    async def keep_joined(self, met: Callable[[list[str]], None]) -> None:
+        """Dial the known peers that are not there, again and again; ends only if p2pd does.
 
-        Often at first and when no neighbour is left, and less and less often while that fails.
+        Often at first and when nobody is left, and less often while that fails. `met` is told the
+        addresses of connected peers whenever they change.
         """
         loop = asyncio.get_running_loop()
         patience, due = LONELY_RETRY_S[0], 0.0
+        told: list[str] | None = None
         while True:
-            if self._new_peers.is_set() or loop.time() >= due:
-                self._new_peers.clear()
-                await self._join_missing()
-                patience = min(2 * patience, LONELY_RETRY_S[1])
-                due = loop.time() + MISSING_RETRY_S * random.uniform(0.8, 1.2)
-            if self._table.peer_id_to_uid:
+            connected = {peer.peer_id: peer.addrs for peer in await self._p2p.list_peers()}
+            # The table keeps the dead until a call to them fails, p2pd those who never answer.
+            here = connected.keys() & self._node.protocol.routing_table.peer_id_to_uid.keys()
+            if here:
                 patience = LONELY_RETRY_S[0]
             else:
                 due = min(due, loop.time() + patience)
+            if self._new_peers.is_set() or loop.time() >= due:
+                self._new_peers.clear()
+                await self._join_through(self._peers.keys() - here)
+                patience = min(2 * patience, LONELY_RETRY_S[1])
+                due = loop.time() + MISSING_RETRY_S * random.uniform(0.8, 1.2)
+                continue
+            if told != (addresses := _addresses(connected)):
+                met(told := addresses)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._new_peers.wait(), min(TICK_S, patience))
 
-    async def _join_missing(self) -> None:
-        missing = [peer for peer in self._peers if peer not in self._table.peer_id_to_uid]
+    async def _join_through(self, peers: Iterable[Any]) -> None:
         async with asyncio.TaskGroup() as group:
-            for peer_id in missing:
-                group.create_task(self._join_through(peer_id))
+            for peer_id in peers:
+                group.create_task(self._dial(peer_id))
         self._tried.set()
 
-    async def _join_through(self, peer_id: Any) -> None:
+    async def _dial(self, peer_id: Any) -> None:
         with contextlib.suppress(Exception):  # a dead peer fails in many ways; it is tried again
             async with asyncio.timeout(JOIN_TIMEOUT_S):
-                await self._p2p._client.connect(peer_id, [self._peers[peer_id]])
+                reachable = [a for a in self._peers[peer_id] if await _is_listening(a)]
+                suffix = Multiaddr(f"/p2p/{peer_id.to_base58()}")
+                await self._p2p._client.connect(
+                    peer_id, [address.decapsulate(suffix) for address in reachable]
+                )
                 if await self._node.protocol.call_ping(peer_id) is not None:
                     await self._node.find_nearest_nodes([self._node.node_id])
                     self._tried.set()
@@ -347,24 +361,12 @@ class DirectoryPeer:
             for subkey, entry in held.value.items()
         )
 
-    async def neighbours(self) -> list[str]:
-        """Return multiaddresses of connected peers: libp2p dials from the port it listens on."""
-        return [
-            f"{address}/p2p/{peer.peer_id.to_base58()}"
-            for peer in itertools.islice(await self._p2p.list_peers(), MAX_NEIGHBOURS)
-            for address in peer.addrs[:1]
-        ]
-
     async def wait_for_death(self) -> None:
         """Return when p2pd has ended: hivemind itself goes on as if it had not."""
         await self._p2p._child.wait()
 
     async def close(self) -> None:
         await self._p2p.shutdown()
-
-    @property
-    def _table(self) -> Any:
-        return self._node.protocol.routing_table
 
 
 async def _join_dht(p2p: Any) -> Any:
@@ -384,6 +386,31 @@ async def _join_dht(p2p: Any) -> Any:
         cache_on_store=False,
         cache_refresh_before_expiry=0,
     )
+
+
+def _addresses(connected: dict[Any, Any]) -> list[str]:
+    """Return one multiaddress per peer: libp2p dials from the port that it listens on."""
+    return sorted(
+        f"{address}/p2p/{peer_id.to_base58()}"
+        for peer_id, addresses in itertools.islice(connected.items(), MAX_NEIGHBOURS)
+        for address in addresses[:1]
+    )
+
+
+async def _is_listening(address: Any) -> bool:
+    """Return whether anybody accepts TCP connections there.
+
+    p2pd refuses to dial an address for longer and longer after each failure, up to minutes: it must
+    not be asked to dial one that is dead.
+    """
+    kind = next(kind for kind in ("ip4", "ip6", "dns", "dns4", "dns6") if kind in address)
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(address[kind], int(address["tcp"]))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 def _multiaddr(host: str, port: int) -> str:
@@ -447,12 +474,16 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         write_message(writer, pb.DirectoryReply(id=first.id, failed=failed).SerializeToString())
         await writer.drain()
         return
+
+    def met(addresses: list[str]) -> None:
+        neighbours = pb.DirectoryNeighbours(addresses=addresses)
+        write_message(writer, pb.DirectoryReply(neighbours=neighbours).SerializeToString())
+
     try:
         work = {
-            asyncio.create_task(peer.keep_joined()),
+            asyncio.create_task(peer.keep_joined(met)),
             asyncio.create_task(peer.wait_for_death()),
             asyncio.create_task(_answer_all(peer, first, reader, writer)),
-            asyncio.create_task(_tell_neighbours(peer, writer)),
         }
         await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -460,6 +491,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
         await peer.close()
+        shutil.rmtree(first.start.socket_dir, ignore_errors=True)
 
 
 async def _answer_all(
@@ -482,17 +514,6 @@ async def _answer_all(
             group.create_task(reply(command))
 
 
-async def _tell_neighbours(peer: DirectoryPeer, writer: asyncio.StreamWriter) -> None:
-    told: list[str] = []
-    while True:
-        now = sorted(await peer.neighbours())
-        if now != told:
-            neighbours = pb.DirectoryNeighbours(addresses=now)
-            write_message(writer, pb.DirectoryReply(neighbours=neighbours).SerializeToString())
-            told = now
-        await asyncio.sleep(TICK_S)
-
-
 async def _next_command(reader: asyncio.StreamReader) -> pb.DirectoryCommand | None:
     message = await read_message(reader)
     return None if message is None else pb.DirectoryCommand.FromString(message)
@@ -512,5 +533,6 @@ async def _main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)
     harden()
     asyncio.run(_main(int(sys.argv[1])))

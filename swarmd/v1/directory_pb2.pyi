@@ -109,18 +109,20 @@ class DirectoryCommand(_message.Message):
     def __init__(self, id: _Optional[int] = ..., start: _Optional[_Union[DirectoryStart, _Mapping]] = ..., store: _Optional[_Union[DirectoryStore, _Mapping]] = ..., lookup: _Optional[_Union[DirectoryLookup, _Mapping]] = ..., join: _Optional[_Union[DirectoryJoin, _Mapping]] = ...) -> None: ...
 
 class DirectoryStart(_message.Message):
-    __slots__ = ("host", "port", "announce_host", "identity_path", "peers")
+    __slots__ = ("host", "port", "announce_host", "identity_path", "peers", "socket_dir")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCE_HOST_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_PATH_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_DIR_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     announce_host: str
     identity_path: str
     peers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., announce_host: _Optional[str] = ..., identity_path: _Optional[str] = ..., peers: _Optional[_Iterable[str]] = ...) -> None: ...
+    socket_dir: str
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., announce_host: _Optional[str] = ..., identity_path: _Optional[str] = ..., peers: _Optional[_Iterable[str]] = ..., socket_dir: _Optional[str] = ...) -> None: ...
 
 class DirectoryStore(_message.Message):
     __slots__ = ("records",)
