@@ -20,11 +20,13 @@ from fetching import (
     header_size,
     open_exact,
 )
-from hub_server import HubServer
+from hub_server import CHUNK_BYTES, HubServer
 
 from swarmd.core.errors import HubError, WeightsError
+from swarmd.engine.byte_ranges import total
 from swarmd.engine.checkpoint import open_checkpoint
 from swarmd.engine.hub import open_repo
+from swarmd.engine.partial_file import PartialFile
 from swarmd.engine.range_download import FetchPolicy
 
 
@@ -161,9 +163,27 @@ def test_what_had_arrived_before_giving_up_is_not_fetched_again(
     assert_same(again, names, [model_dir / WEIGHTS])
 
 
+def test_what_arrives_is_recorded_as_it_comes(hub: HubServer, home: Path, model_dir: Path) -> None:
+    checkpoint = open_repo(REPO, fetch=FetchPolicy(connections=1, record_bytes=100_000))
+    names = list(checkpoint.tensors())
+    size = (model_dir / WEIGHTS).stat().st_size
+    journal = next(home.rglob("*.ranges"))
+    blob = PartialFile(journal.with_suffix(""), size)
+    header = total(blob.held())
+    unrecorded: list[int] = []
+
+    def compare(done: int, total_bytes: int, what: str) -> None:
+        unrecorded.append(done + header - total(blob.held()))
+
+    checkpoint.fetch(names, compare)
+    assert len(unrecorded) > size / 100_000
+    assert max(unrecorded) < 100_000 + CHUNK_BYTES * 2
+
+
 KILLED = """
 import sys
 from swarmd.engine.hub import open_repo
+from swarmd.engine.partial_file import PartialFile
 from swarmd.engine.range_download import FetchPolicy
 checkpoint = open_repo(sys.argv[1], fetch=FetchPolicy(connections=1, record_bytes=50_000))
 print("opened", flush=True)
