@@ -13,6 +13,7 @@ import typer
 
 import swarmd
 from swarmd.cli import console
+from swarmd.cli.bench import bench
 from swarmd.cli.chat import chat
 from swarmd.cli.demo import demo
 from swarmd.cli.drain import drain
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (serve, generate, chat, status, drain, demo, version):
+for verb in (serve, generate, chat, status, drain, demo, bench, version):
     app.command(verb.__name__)(verb)
 
 # Typer keeps its own copy of click or uses the installed one, by version; its bases are the same.

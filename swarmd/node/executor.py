@@ -42,6 +42,8 @@ class ComputeStats:
     """Positions computed."""
     busy_s: float = 0.0
     """Time in `Stage.forward`."""
+    forward_cpu_s: float = 0.0
+    """CPU time of the compute thread in `Stage.forward`."""
     step_ms: float = 0.0
     """Moving average of a microbatch of decodes, in milliseconds."""
     alive_at: float = 0.0
@@ -169,8 +171,9 @@ class Executor:
     def _forward(self, submits: Sequence[ev.Submit]) -> list[Result]:
         blocks = submits[0].blocks
         batch = self._batch(submits, blocks)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.thread_time()
         output = self._stage.forward(batch)
+        self.stats.forward_cpu_s += time.thread_time() - cpu_began
         self._count(submits, time.perf_counter() - began)
         if blocks.end == self._stage.info.num_blocks:
             return self._draw(submits, output)
