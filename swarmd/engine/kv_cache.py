@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from swarmd.engine.module_state import Saved
+
 STEP = 64
 """Positions by which storage grows at least."""
 
@@ -99,30 +101,40 @@ class RaggedCache:
 class OneSessionCache:
     """A session's state on the path of one session per forward: transformers' own cache."""
 
-    __slots__ = ("length", "state", "stretch")
+    __slots__ = ("left_on_modules", "length", "state", "stretch")
 
     def __init__(self) -> None:
         self.length = 0
         self.state: Any = None
         self.stretch: tuple[int, int] | None = None
         """The blocks [entry, exit) that `state` belongs to."""
+        self.left_on_modules: Saved = []
+        """See `swarmd.engine.module_state`."""
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in _tensors_in(self.state))
+        left = [value for _, _, value in self.left_on_modules]
+        return sum(tensor.nbytes for tensor in _tensors_in([self.state, left]))
 
     def truncate(self, length: int) -> int:
         """See `SequenceCache`. Recurrent states and full sliding windows start again from 0."""
         removed = self.length - max(0, min(self.length, length))
-        if removed and self.state is not None:
-            try:
-                self.state.crop(-removed)
-            except (RuntimeError, ValueError, AttributeError):
-                removed = self.length
+        if removed and not self._crop(removed):
+            removed = self.length
         if removed == self.length:
-            self.state, self.stretch = None, None
+            self.state, self.stretch, self.left_on_modules = None, None, []
         self.length -= removed
         return self.length
+
+    def _crop(self, removed: int) -> bool:
+        """Forget the last positions, if the state allows it."""
+        if self.left_on_modules:
+            return False
+        try:
+            self.state.crop(-removed)
+        except (RuntimeError, ValueError, AttributeError):
+            return False
+        return True
 
 
 def _tensors_in(value: object) -> Iterator[torch.Tensor]:

@@ -31,6 +31,7 @@ from swarmd.engine import families
 class Layout:
     """Parts of a causal language model, by module path and attribute name."""
 
+    family: str
     trunk: str
     """Path of the module that owns the blocks, such as `model`."""
     blocks: str
@@ -100,7 +101,8 @@ def find_layout(config: PreTrainedConfig) -> Layout:
         if name != blocks and next(child.parameters(), None) is not None
     }
     before = _runs_before_blocks(model, owner, getattr(owner, blocks)[0], weighty)
-    return Layout(trunk, blocks, num_blocks, frozenset(before), frozenset(weighty - before))
+    after = frozenset(weighty - before)
+    return Layout(config.model_type, trunk, blocks, num_blocks, frozenset(before), after)
 
 
 def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> tuple[str, str]:

@@ -63,10 +63,20 @@ def load_stage(
 
 
 def examine(stage: Stage) -> None:
-    """Let the probe find out what the stage can do, and set it accordingly."""
+    """Let the probe find out what the stage can do, and set it accordingly.
+
+    Raises ModelError for a model that cannot keep sessions apart at all.
+    """
     reason = probe.why_not_ragged(stage)
     if reason:
         stage.run_one_by_one(reason)
+        if not probe.can_continue_in_chunks(stage):
+            stage.run_one_by_one(reason, chunks=False)
+    if not probe.sessions_stay_apart(stage):
+        raise ModelError(
+            f"this {stage.layout.family} model mixes sessions up: it keeps state where "
+            "neither the cache nor its modules show it, so it cannot be served"
+        )
     stage.replay_exact = probe.is_replay_exact(stage)
     size = probe.measure_kv(stage)
     stage.kv_bytes_per_token, stage.kv_bytes_fixed = size.per_token, size.fixed

@@ -220,6 +220,34 @@ def _odd_pair(mask: MaskFunction, window: int) -> tuple[int, int] | None:
     return None
 
 
+def can_continue_in_chunks(stage: Stage) -> bool:
+    """Whether a sequence in two chunks gives what it gives in one.
+
+    Not so where the family forgets its recurrent state, or scales positions by the chunk's own.
+    """
+    rows = random_rows(stage, 9, seed=7)
+    view = stage.view(stage.span.start, stage.span.end)
+    far = far_position(stage.model.config)
+    with torch.inference_mode():
+        whole = _run(view, rows, [0, 1, 2, 3, *range(far + 4, far + 9)])
+    cache = stage.new_cache()
+    got = [_advance(stage, cache, rows[:4], 0), _advance(stage, cache, rows[4:], far + 4)]
+    return _difference(torch.cat(got).float()[3:], whole[3:]) <= TOLERANCE[stage.dtype]
+
+
+def sessions_stay_apart(stage: Stage) -> bool:
+    """Whether a session goes on as if alone when another one ran in between."""
+    rows = random_rows(stage, 8, seed=8)
+    outputs = []
+    for disturbed in (False, True):
+        cache, other = stage.new_cache(), stage.new_cache()
+        _advance(stage, cache, rows[:4], 0)
+        if disturbed:
+            _advance(stage, other, rows[3:], 0)
+        outputs.append(_advance(stage, cache, rows[4:6], 4).float())
+    return _difference(outputs[1], outputs[0]) <= TOLERANCE[stage.dtype]
+
+
 @dataclass(frozen=True, slots=True)
 class KVSize:
     """What a session's KV takes over the whole span."""

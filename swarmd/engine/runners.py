@@ -6,6 +6,7 @@ path, with transformers' own cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from swarmd.core.errors import ModelError
 from swarmd.engine import attention
 from swarmd.engine.kv_cache import OneSessionCache, RaggedCache, SequenceCache
+from swarmd.engine.module_state import Saved
 from swarmd.engine.view import View
 
 
@@ -108,9 +110,16 @@ def _row_segments(segments: tuple[Segment, ...]) -> list[attention.RowSegment]:
 
 
 class SingleRunner:
-    """One segment per forward, with the cache that the model makes for itself."""
+    """One segment per forward, with transformers' own cache.
+
+    Some families forget their state when a chunk of several rows continues a sequence, in
+    transformers itself; for those (`chunks` False) such a chunk runs row by row.
+    """
 
     ragged = False
+
+    def __init__(self, *, chunks: bool = True) -> None:
+        self._chunks = chunks
 
     def new_cache(self) -> SequenceCache:
         return OneSessionCache()
@@ -119,13 +128,21 @@ class SingleRunner:
         self, view: View, rows: torch.Tensor, segments: tuple[Segment, ...], keep: tuple[int, ...]
     ) -> torch.Tensor:
         outputs, start = [], 0
-        for segment in segments:
+        for segment in self._pieces(segments):
             assert isinstance(segment.cache, OneSessionCache)
             end = start + segment.length
             kept = tuple(row - start for row in keep if start <= row < end)
             outputs.append(_run_alone(view, rows[start:end], segment.cache, segment, kept))
             start = end
         return torch.cat(outputs)
+
+    def _pieces(self, segments: tuple[Segment, ...]) -> Iterator[Segment]:
+        for segment in segments:
+            if self._chunks or segment.position == 0:
+                yield segment
+            else:
+                for position in range(segment.position, segment.end):
+                    yield Segment(segment.cache, position, 1)
 
 
 def _run_alone(
@@ -139,7 +156,8 @@ def _run_alone(
     if cache.state is None:
         output = _start_alone(view, rows, segment, keep, cache)
     else:
-        output = _continue_alone(view, rows, segment, keep, cache.state)
+        output = _forward_alone(view, rows, segment, keep, cache.state, cache.left_on_modules)
+    cache.left_on_modules = view.left_on_modules
     cache.stretch = (view.entry, view.exit)
     if not view.makes_logits:
         return output
@@ -158,20 +176,26 @@ def _start_alone(
     if made.layers and not any(isinstance(layer, CacheLayerMixin) for layer in made.layers):
         made.layers.append(DynamicLayer())
     try:
-        output = _continue_alone(view, rows, segment, keep, made)
+        output = _forward_alone(view, rows, segment, keep, made, [])
         cache.state = made
     except ValueError:
-        output = _continue_alone(view, rows, segment, keep, None)
+        output = _forward_alone(view, rows, segment, keep, None, [])
         cache.state = view.made_cache
     return output
 
 
-def _continue_alone(
-    view: View, rows: torch.Tensor, segment: Segment, keep: tuple[int, ...], cache: Any
+def _forward_alone(
+    view: View,
+    rows: torch.Tensor,
+    segment: Segment,
+    keep: tuple[int, ...],
+    cache: Any,
+    left_on_modules: Saved,
 ) -> torch.Tensor:
     positions = torch.arange(segment.position, segment.end, device=rows.device)[None]
     return view.run(
         rows[None],
+        left_on_modules,
         use_cache=True,
         position_ids=positions,
         logits_to_keep=torch.tensor(keep, dtype=torch.long, device=rows.device),

@@ -80,6 +80,8 @@ class Stage:
         self.budget = KVBudget(0)
         self.ragged_reason = ""
         """Why sessions do not share forwards, or empty."""
+        self.chunked_prefill = True
+        """Whether a prompt may come in chunks; if not, one that does is computed row by row."""
         self._runner: Runner = RaggedRunner(span.start, len(span))
         self._views: dict[tuple[int, int, bool], View] = {}
 
@@ -88,10 +90,14 @@ class Stage:
         """Whether several sessions can share a forward."""
         return self._runner.ragged
 
-    def run_one_by_one(self, reason: str) -> None:
-        """Give every session a forward of its own from now on. Caches made before are void."""
-        self._runner = SingleRunner()
+    def run_one_by_one(self, reason: str, *, chunks: bool = True) -> None:
+        """Give every session a forward of its own from now on. Caches made before are void.
+
+        Without `chunks`, several rows that continue a session run one at a time.
+        """
+        self._runner = SingleRunner(chunks=chunks)
         self.ragged_reason = reason
+        self.chunked_prefill = chunks
 
     def new_cache(self) -> SequenceCache:
         """Return an empty cache for one session."""

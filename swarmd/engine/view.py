@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from swarmd.core.span import Span
 from swarmd.engine.layout import Layout, slice_config
+from swarmd.engine.module_state import ModuleState, Saved
 from swarmd.engine.weights import Bypass, renumber
 
 
@@ -57,6 +58,9 @@ class View:
         self.cache_argument = next(
             (name for name in _CACHE_ARGUMENTS if name in self.accepts), _CACHE_ARGUMENTS[0]
         )
+        self._module_state = ModuleState(self.model) if attention is None else None
+        self.left_on_modules: Saved = []
+        """What the last run left outside its cache: give it back to `run` to go on from there."""
         self.made_cache: Any = None
         """The cache that the last run returned."""
 
@@ -74,14 +78,22 @@ class View:
     def _leave(self, _: nn.Module, __: Any, output: Any) -> None:
         self._left = output[0] if isinstance(output, tuple) else output
 
-    def run(self, rows: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Run ids (batch, n) or hidden (batch, n, hidden_size); return logits or hidden states."""
+    def run(self, rows: torch.Tensor, going_on: Saved | None = None, **kwargs: Any) -> torch.Tensor:
+        """Run ids (batch, n) or hidden (batch, n, hidden_size); return logits or hidden states.
+
+        Of the keyword arguments, those go to the model that it knows.
+        """
         known = {k: v for k, v in kwargs.items() if k in self.accepts}
-        if rows.is_floating_point():
-            self._entered = rows
-            output = self.runs(inputs_embeds=rows, **known)
+        known["inputs_embeds" if rows.is_floating_point() else "input_ids"] = rows
+        self._entered = rows
+        if self._module_state is None:
+            output = self.runs(**known)
         else:
-            output = self.runs(input_ids=rows, **known)
+            self._module_state.put(going_on or [])
+            try:
+                output = self.runs(**known)
+            finally:
+                self.left_on_modules = self._module_state.take()
         self._entered = None
         self.made_cache = getattr(output, self.cache_argument, None)
         if self.makes_logits:
@@ -111,6 +123,7 @@ def _shallow_copy(
     """Copy a tree of modules but not its tensors; `old_config` becomes `new_config` everywhere."""
     fresh = module.__class__.__new__(module.__class__)
     fresh.__dict__.update(module.__dict__)
+    fresh.__dict__["_buffers"] = dict(module._buffers)
     for name, value in module.__dict__.items():
         if value is old_config:
             fresh.__dict__[name] = new_config

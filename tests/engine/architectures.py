@@ -7,7 +7,6 @@ test on ids that repeat would prove nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +16,21 @@ BLOCKS = 4
 VOCAB = 160
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """One family with the config keys that make it tiny."""
 
     family: str
     keys: dict[str, Any] = field(default_factory=dict)
-    ragged: bool = True
     name: str = ""
-    spread: float = 1.0
-    seed: int = 0
+    """If there are several of one family."""
     common: bool = True
+    """Whether the family goes by the usual names of config keys."""
+    spread: float = 1.0
+    """How wide weights are drawn; this, the embedding's share of it and the seed are chosen such
+    that the reference ids vary."""
+    embedding: float = 1.0
+    seed: int = 0
 
     def __str__(self) -> str:
         return self.name or self.family
@@ -40,15 +43,8 @@ class Architecture:
         model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(
             config, dtype=torch.float32
         )
-        _draw(model, self.spread)
+        _draw(model, self.spread, self.embedding)
         return model.eval()
-
-    def save(self, directory: Path) -> Path:
-        """Write the checkpoint as its authors would have: in the family's own tensor names."""
-        where = directory / str(self)
-        if not where.exists():
-            self.build().save_pretrained(where)
-        return where
 
 
 _COMMON: dict[str, Any] = {
@@ -94,55 +90,72 @@ _MLA: dict[str, Any] = {
 }
 
 
-def _draw(model: PreTrainedModel, spread: float) -> None:
+def _draw(model: PreTrainedModel, spread: float, embedding_scale: float) -> None:
     """Replace every weight by a random one: matrices keep the size of what flows through them."""
+    embedding = model.get_input_embeddings().weight
     with torch.no_grad():
+        embedding.normal_(0.0, embedding_scale * embedding.shape[-1] ** -0.5)
         for name, weight in model.named_parameters():
+            if weight is embedding:
+                continue
             if weight.dim() >= 2:
                 weight.normal_(0.0, spread * weight.shape[-1] ** -0.5)
             elif not any(part in name for part in ("A_log", "dt_bias", ".D")):
                 weight.add_(torch.randn_like(weight) * 0.1)
 
 
-ARCHITECTURES = [
-    Architecture("llama"),
-    Architecture("llama", {"tie_word_embeddings": True}, name="llama_tied"),
-    Architecture("mistral", {"sliding_window": 16}),
+RAGGED = [
+    Architecture("llama", spread=1.5),
+    Architecture("llama", {"tie_word_embeddings": True}, name="llama_tied", spread=1.5),
+    Architecture("mistral", {"sliding_window": 16}, seed=1),
     Architecture(
-        "qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+        spread=1.5,
     ),
-    Architecture("qwen3"),
-    Architecture("gemma"),
-    Architecture("gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 12}),
-    Architecture("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 12}),
+    Architecture("qwen3", spread=2.0, seed=2),
+    Architecture("gemma", spread=2.0),
     Architecture(
-        "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
+        "gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 12}, spread=2.0, embedding=0.2
     ),
-    Architecture("gpt2", _GPT2_LIKE, common=False),
-    Architecture("opt", {"ffn_dim": 64, "word_embed_proj_dim": 48}),
     Architecture(
-        "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+        "gemma3_text",
+        {"sliding_window": 16, "query_pre_attn_scalar": 12, "tie_word_embeddings": False},
+        spread=2.0,
+        seed=3,
     ),
-    Architecture("qwen3_moe", _MOE),
-    Architecture("olmoe", _MOE),
-    Architecture("deepseek_v2", {**_MLA, "n_shared_experts": 1}),
-    Architecture("deepseek_v3", {**_MLA, "n_shared_experts": 1}),
-    Architecture("phi"),
-    Architecture("phi3", {"sliding_window": None}),
-    Architecture("cohere"),
-    Architecture("cohere2", {"sliding_window": 16}),
+    Architecture(
+        "gpt_oss",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+        spread=1.5,
+    ),
+    Architecture("gpt2", _GPT2_LIKE, common=False, spread=4.0, seed=2),
+    Architecture("opt", {"ffn_dim": 64, "word_embed_proj_dim": 48}, spread=3.0, seed=1),
+    Architecture(
+        "mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+        spread=1.5,
+    ),
+    Architecture("qwen3_moe", _MOE, spread=1.5, seed=1),
+    Architecture("olmoe", _MOE, spread=2.0),
+    Architecture("deepseek_v2", {**_MLA, "n_shared_experts": 1}, spread=1.5),
+    Architecture("deepseek_v3", {**_MLA, "n_shared_experts": 1}, seed=2),
+    Architecture("phi", spread=3.0),
+    Architecture("phi3", {"sliding_window": None}, spread=1.5),
+    Architecture("cohere", spread=1.5, seed=1),
+    Architecture("cohere2", {"sliding_window": 16}, spread=1.5),
     Architecture(
         "granite", {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}
     ),
     Architecture("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    Architecture("olmo"),
-    Architecture("olmo2"),
-    Architecture("olmo3", {"sliding_window": 16}),
-    Architecture("starcoder2", {"sliding_window": 16}),
-    Architecture("smollm3"),
-    Architecture("glm"),
-    Architecture("glm4"),
-    Architecture("gpt_neox"),
+    Architecture("olmo", seed=1),
+    Architecture("olmo2", seed=4),
+    Architecture("olmo3", {"sliding_window": 16}, seed=3),
+    Architecture("starcoder2", {"sliding_window": 16}, spread=4.0),
+    Architecture("smollm3", spread=1.5),
+    Architecture("glm", spread=1.5, seed=1),
+    Architecture("glm4", spread=1.5, seed=2),
+    Architecture("gpt_neox", spread=2.0),
     Architecture(
         "stablelm",
         {
@@ -152,14 +165,16 @@ ARCHITECTURES = [
                 "partial_rotary_factor": 0.5,
             }
         },
+        spread=1.5,
+        seed=1,
     ),
     Architecture("nemotron"),
-    Architecture("exaone4", {"sliding_window": 16, "sliding_window_pattern": 4}),
-    Architecture("ernie4_5"),
-    Architecture("hunyuan_v1_dense"),
-    Architecture("seed_oss"),
-    Architecture("arcee"),
-    Architecture("helium"),
+    Architecture("exaone4", {"sliding_window": 16, "sliding_window_pattern": 4}, seed=3),
+    Architecture("ernie4_5", spread=2.0),
+    Architecture("hunyuan_v1_dense", spread=2.0, seed=2),
+    Architecture("seed_oss", spread=1.5),
+    Architecture("arcee", spread=1.5, seed=1),
+    Architecture("helium", spread=1.5),
     Architecture(
         "dots1",
         {
@@ -170,11 +185,22 @@ ARCHITECTURES = [
             "topk_group": 1,
             "first_k_dense_replace": 1,
         },
+        spread=1.5,
+        seed=3,
     ),
-    Architecture("llama4_text", {**_MOE, "num_local_experts": 4, "intermediate_size_mlp": 64}),
     Architecture("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    Architecture("persimmon"),
-    Architecture("gpt_bigcode", _GPT2_LIKE, common=False),
+    Architecture("persimmon", spread=3.0, embedding=0.1),
+    Architecture("gpt_bigcode", _GPT2_LIKE, common=False, spread=3.0),
+]
+"""Families whose sessions share forwards."""
+
+ONE_BY_ONE = [
+    Architecture(
+        "llama4_text",
+        {**_MOE, "num_local_experts": 4, "intermediate_size_mlp": 64},
+        spread=1.5,
+        seed=1,
+    ),
     Architecture(
         "gpt_neo",
         {
@@ -183,8 +209,10 @@ ARCHITECTURES = [
             "num_heads": 4,
             "window_size": 16,
         },
+        spread=1.5,
+        seed=2,
     ),
-    Architecture("minimax", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Architecture("minimax", {"num_local_experts": 4, "num_experts_per_tok": 2}, seed=1),
     Architecture(
         "phi3",
         {
@@ -192,12 +220,13 @@ ARCHITECTURES = [
             "rope_parameters": {
                 "rope_type": "longrope",
                 "rope_theta": 10000.0,
-                "short_factor": [1.0] * 6,
-                "long_factor": [2.0] * 6,
+                "short_factor": [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+                "long_factor": [2.0, 2.0, 2.0, 2.0, 2.0, 2.0],
                 "original_max_position_embeddings": 50,
             },
         },
         name="phi3_longrope",
+        spread=1.5,
     ),
     Architecture(
         "bloom",
@@ -207,8 +236,10 @@ ARCHITECTURES = [
             "hidden_size": 48,
             "vocab_size": VOCAB,
             "eos_token_id": None,
+            "tie_word_embeddings": False,
         },
         common=False,
+        seed=6,
     ),
     Architecture(
         "falcon",
@@ -220,13 +251,23 @@ ARCHITECTURES = [
             "eos_token_id": None,
         },
         common=False,
+        spread=2.0,
     ),
-    Architecture("gptj", _GPT2_LIKE | {"rotary_dim": 8}, common=False),
-    Architecture("codegen", _GPT2_LIKE | {"rotary_dim": 8}, common=False),
+    Architecture("gptj", {**_GPT2_LIKE, "rotary_dim": 8}, common=False, spread=3.0, seed=1),
+    Architecture("codegen", {**_GPT2_LIKE, "rotary_dim": 8}, common=False, spread=2.0, seed=1),
     Architecture(
         "mpt",
-        {"n_layers": BLOCKS, "n_heads": 4, "d_model": 48, "vocab_size": VOCAB, "max_seq_len": 256},
+        {
+            "n_layers": BLOCKS,
+            "n_heads": 4,
+            "d_model": 48,
+            "vocab_size": VOCAB,
+            "max_seq_len": 256,
+            "tie_word_embeddings": False,
+        },
         common=False,
+        spread=2.0,
+        seed=2,
     ),
     Architecture(
         "qwen3_next",
@@ -237,11 +278,17 @@ ARCHITECTURES = [
             "linear_key_head_dim": 8,
             "linear_value_head_dim": 8,
             "shared_expert_intermediate_size": 32,
-            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "layer_types": [
+                "linear_attention",
+                "full_attention",
+                "linear_attention",
+                "full_attention",
+            ],
         },
+        spread=0.6,
     ),
-    Architecture("lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
-    Architecture("mamba", {"state_size": 8}),
+    Architecture("lfm2", {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+    Architecture("mamba", {"state_size": 8}, seed=1),
     Architecture("mamba2", {"state_size": 8, "num_heads": 4, "head_dim": 24, "n_groups": 2}),
     Architecture(
         "falcon_h1",
@@ -256,6 +303,8 @@ ARCHITECTURES = [
     Architecture(
         "recurrent_gemma",
         {"lru_width": 48, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
+        spread=3.0,
+        seed=3,
     ),
     Architecture(
         "jamba",
@@ -268,3 +317,7 @@ ARCHITECTURES = [
         },
     ),
 ]
+"""Families that run one session per forward: attention of their own, recurrent blocks, masks or
+positions that depend on the whole row."""
+
+ARCHITECTURES = RAGGED + ONE_BY_ONE
