@@ -10,6 +10,7 @@ import frame_values as values
 import pytest
 from wire_nodes import (
     IMPATIENT,
+    SHORT_DIAL,
     A,
     B,
     C,
@@ -93,6 +94,7 @@ async def test_a_peer_that_only_says_hello_is_lost_after_the_timeout() -> None:
         assert "silent for" in await a.handler.loss_of(B)
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_time_in_which_this_process_did_not_run_is_no_silence_of_the_peers() -> None:
     async with Node(A, {}, IMPATIENT) as a, process(B, a.address) as (_, _):
         await a.handler.until(lambda: a.handler.rtts)
@@ -119,7 +121,7 @@ async def test_a_peer_that_reads_nothing_is_given_up_when_too_much_waits() -> No
 async def test_a_peer_that_cannot_be_dialled_is_lost() -> None:
     with silent_port() as silent:
         view = {B: free_port(), C: silent, D: "unix:/run/x"}
-        async with Node(A, view, IMPATIENT) as a:
+        async with Node(A, view, SHORT_DIAL) as a:
             unknown = "e" * 40
             for peer in (B, C, D, unknown):
                 a.links.send(peer, [values.close(1)])
@@ -153,10 +155,11 @@ async def test_too_much_for_a_link_that_is_not_open_yet_is_a_loss() -> None:
 
 async def test_a_dial_that_fails_loses_nothing_if_the_peer_has_dialled_meanwhile() -> None:
     with silent_port() as silent:
-        async with Node(A, {B: silent}, IMPATIENT) as a:
+        async with Node(A, {B: silent}, SHORT_DIAL) as a:
             a.links.send(B, [values.close(1)])
-            async with process(B, a.address) as (_, _):
-                await a.handler.frames_from(B, 1)
+            async with Node(B, {A: a.address}) as b:
+                b.links.send(A, [values.close(2)])
+                assert await b.handler.frames_from(A, 1) == [values.close(1)]
                 await asyncio.wait(a.tasks)  # the dial has failed by now
                 assert a.links.connected() == [B]
                 assert a.handler.lost == []

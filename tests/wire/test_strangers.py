@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 
@@ -9,7 +10,7 @@ import frame_values as values
 import grpc
 import pytest
 from wire_nodes import (
-    IMPATIENT,
+    SHORT_DIAL,
     A,
     B,
     C,
@@ -66,11 +67,23 @@ async def test_who_does_not_introduce_itself_is_refused(
 
 
 async def test_who_says_nothing_is_refused_after_a_while() -> None:
-    async with Node(A, {}, IMPATIENT) as a, stranger(a) as somebody:
+    async with Node(A, {}, SHORT_DIAL) as a, stranger(a) as somebody:
         code, details = await somebody.refusal()
         assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert "no hello within 0.6 s" in details
+        assert "no hello within 0.5 s" in details
         assert a.handler.lost == []
+
+
+@pytest.mark.parametrize("first", [b"\xff\xff\xff", hello(A), hello(B), b""])
+async def test_who_leaves_at_any_moment_leaves_no_trace(first: pb.Frame | bytes) -> None:
+    async with Node(A, {}) as a:
+        for patience in range(12):
+            async with stranger(a, first) as somebody:
+                for _ in range(patience):
+                    await asyncio.sleep(0)
+                somebody.call.cancel()
+        async with stranger(a, hello(C), CLOSE):
+            await a.handler.frames_from(C, 1)
 
 
 @pytest.mark.parametrize(

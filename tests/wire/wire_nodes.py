@@ -25,7 +25,10 @@ A, B, C, D = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 
 SETTINGS = LinkSettings(heartbeat=0.1, timeout=5.0, handshake=5.0)
 """Patient, so that a busy machine loses nobody."""
-IMPATIENT = LinkSettings(heartbeat=0.1, timeout=0.6, handshake=0.6)
+IMPATIENT = LinkSettings(heartbeat=0.1, timeout=1.0, handshake=5.0)
+"""For peers that fall silent."""
+SHORT_DIAL = LinkSettings(heartbeat=0.1, timeout=5.0, handshake=0.5)
+"""For peers that do not even begin to speak."""
 
 
 class Recorder:
