@@ -10,22 +10,16 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import socket
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from google.protobuf.message import DecodeError
 
 from swarmd.core.clock import Clock, SystemClock
 from swarmd.core.errors import DirectoryError, ProtocolError
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.swarm import dht_process
+from swarmd.swarm.dht_process import DirectoryProcess, ProcessEndedError
 from swarmd.swarm.identity import Identity, dht_key_file
-from swarmd.swarm.pipe import read_message, write_message
 from swarmd.swarm.records import (
     MODELS_KEY,
     SHARDS,
@@ -37,16 +31,11 @@ from swarmd.swarm.records import (
 from swarmd.v1 import directory_pb2 as pb
 
 START_TIMEOUT_S = 30.0
-REPLY_TIMEOUT_S = 10.0
-"""More than the directory process allows itself: one that is silent for longer hangs."""
-STOP_TIMEOUT_S = 3.0
 TOMBSTONE_S = 30.0
 STABLE_S = 10.0
+RETRY_S = 0.05
 MAX_NEIGHBOURS = 64
 MAX_PEERS = 64
-# The process reads what strangers send: it gets no tokens or passwords from our environment.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
-
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +71,7 @@ class DhtDirectory:
         self._peers = dict.fromkeys(config.peers)
         self._neighbours: dict[str, None] = {}
         self._published: dict[str, Announcement] = {}
-        self._child: _Child | None = None
+        self._child: DirectoryProcess | None = None
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -164,9 +153,9 @@ class DhtDirectory:
             await self._child.stop()
         self._supervisor = self._child = None
 
-    async def _launch(self) -> _Child:
+    async def _launch(self) -> DirectoryProcess:
         """Start a process, tell it what the last one knew, and return it; raises DirectoryError."""
-        child = await _Child.spawn(self._meet)
+        child = await DirectoryProcess.spawn(self._meet)
         try:
             command = pb.DirectoryCommand(
                 start=pb.DirectoryStart(
@@ -189,7 +178,7 @@ class DhtDirectory:
         self._ready.set()
         return child
 
-    async def _supervise(self, child: _Child) -> None:
+    async def _supervise(self, child: DirectoryProcess) -> None:
         """Replace the process whenever it ends; the pauses grow while new ones die at once."""
         failures = 0
         while True:
@@ -204,7 +193,7 @@ class DhtDirectory:
             child = await self._relaunch(failures)
             self.restarts += 1
 
-    async def _relaunch(self, failures: int) -> _Child:
+    async def _relaunch(self, failures: int) -> DirectoryProcess:
         for attempt in itertools.count(failures):
             await asyncio.sleep(backoff_s(attempt))
             try:
@@ -222,7 +211,7 @@ class DhtDirectory:
         except DirectoryError as error:
             log.warning("announcement not stored yet: error=%s", error)
 
-    async def _store(self, child: _Child, announcement: Announcement) -> None:
+    async def _store(self, child: DirectoryProcess, announcement: Announcement) -> None:
         if announcement.expires_at <= self._clock.wall():
             return
         records = [
@@ -245,14 +234,18 @@ class DhtDirectory:
         return found
 
     async def _ask(self, command: pb.DirectoryCommand) -> pb.DirectoryReply:
-        """Ask the process, waiting for a new one if need be; raises DirectoryError."""
+        """Ask the process, or the next one if it ends meanwhile; raises DirectoryError."""
         try:
-            await asyncio.wait_for(self._ready.wait(), REPLY_TIMEOUT_S)
+            async with asyncio.timeout(2 * dht_process.REPLY_TIMEOUT_S):
+                while True:
+                    await self._ready.wait()
+                    child = self._child
+                    if child is not None and not child.has_ended:
+                        with contextlib.suppress(ProcessEndedError):
+                            return await child.ask(command)
+                    await asyncio.sleep(RETRY_S)
         except TimeoutError:
             raise DirectoryError("the directory process is down and being started again") from None
-        if self._child is None:
-            raise DirectoryError("the directory process has just ended")
-        return await self._child.ask(command)
 
     def _meet(self, addresses: Iterable[str]) -> None:
         """Remember who is there now, for the next process; an empty list would help nobody."""
@@ -262,100 +255,3 @@ class DhtDirectory:
 
 def _names(model: ModelInfo) -> tuple[str, str]:
     return model.name, model.digest
-
-
-def _execute(descriptor: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "swarmd.swarm.dht_child", str(descriptor)],
-        pass_fds=[descriptor],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        # Away from the terminal's group: Ctrl-C must not end it before the node's tombstone.
-        start_new_session=True,
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        | {"HIVEMIND_LOGLEVEL": "ERROR", "GOLOG_LOG_LEVEL": "error"},
-    )
-
-
-class _Child:
-    """One directory process and the questions that it has not answered yet."""
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        met: Callable[[Iterable[str]], None],
-    ) -> None:
-        self.process = process
-        self.socket_dir = tempfile.TemporaryDirectory(prefix="swarmd-")
-        self._met = met
-        self._writer = writer
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[pb.DirectoryReply]] = {}
-        self._reading = asyncio.create_task(self._read(reader), name="directory replies")
-
-    @classmethod
-    async def spawn(cls, met: Callable[[Iterable[str]], None]) -> _Child:
-        """Execute a fresh interpreter: nothing of this process, its threads or its weights.
-
-        `met` is told the directory addresses of connected peers whenever they change.
-        """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = _execute(theirs.fileno())
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        return cls(process, reader, writer, met)
-
-    async def ask(
-        self, command: pb.DirectoryCommand, timeout: float = REPLY_TIMEOUT_S
-    ) -> pb.DirectoryReply:
-        """Return the reply; raises DirectoryError, and kills a process that stays silent."""
-        if self._reading.done():
-            raise DirectoryError("the directory process has ended")
-        command.id = next(self._ids)
-        waiting = self._waiting[command.id] = asyncio.get_running_loop().create_future()
-        try:
-            write_message(self._writer, command.SerializeToString())
-            reply: pb.DirectoryReply = await asyncio.wait_for(waiting, timeout)
-        except TimeoutError:
-            self.process.kill()
-            raise DirectoryError(f"the directory process was silent for {timeout:g} s") from None
-        finally:
-            del self._waiting[command.id]
-        if reply.HasField("failed"):
-            raise DirectoryError(f"the directory process failed: {reply.failed.message}")
-        return reply
-
-    async def ended(self) -> None:
-        """Return when the process has closed its end of the socket."""
-        await asyncio.wait([self._reading])
-
-    async def stop(self) -> None:
-        """Close the socket, which ends the process and its p2pd; kill it if it does not listen."""
-        self._reading.cancel()
-        self._writer.close()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        try:
-            await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            await asyncio.to_thread(self.process.wait)
-        self.socket_dir.cleanup()
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while message := await read_message(reader):
-                reply = pb.DirectoryReply.FromString(message)
-                if reply.HasField("neighbours"):
-                    self._met(reply.neighbours.addresses)
-                waiting = self._waiting.get(reply.id)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(reply)
-        except (ValueError, DecodeError) as error:
-            log.warning("directory process sent garbage: error=%s", error)
-        finally:
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(DirectoryError("the directory process has ended"))

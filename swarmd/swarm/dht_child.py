@@ -9,61 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import ipaddress
 import itertools
 import math
 import os
 import random
-import shutil
-import signal
-import socket
 import sys
 import time
-import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 
 from swarmd.core.errors import ProtocolError
-from swarmd.swarm.pipe import read_message, write_message
+from swarmd.swarm.bare_import import import_bare
+from swarmd.swarm.dht_commands import run
+from swarmd.swarm.ports import check_port, free_port, is_listening
 from swarmd.swarm.records import MAX_RECORD_BYTES, belongs, decode
 from swarmd.v1 import directory_pb2 as pb
 
-
-def _import_without_torch() -> None:
-    """Lay out hivemind's packages bare, so that its DHT loads without what surrounds it.
-
-    `import hivemind` brings torch and its optimisers: 2 s and 240 MiB more, for nothing that the
-    DHT uses. A hivemind that is laid out differently is imported as it is.
-    """
-    wanted = {
-        "logging": ("get_logger",),
-        "serializer": ("MSGPackSerializer", "SerializerBase"),
-        "timed_storage": ("DHTExpiration", "TimedStorage", "ValueWithExpiration", "get_dht_time"),
-    }
-    spec = importlib.util.find_spec("hivemind")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("hivemind is not installed: pip install 'swarmd[node]'")
-    root = spec.submodule_search_locations[0]
-    for name in ("hivemind", "hivemind.dht", "hivemind.utils"):
-        package = types.ModuleType(name)
-        package.__path__ = [root + name.removeprefix("hivemind").replace(".", "/")]
-        sys.modules[name] = package
-    try:
-        for module, names in wanted.items():
-            source = importlib.import_module(f"hivemind.utils.{module}")
-            for name in names:
-                setattr(sys.modules["hivemind.utils"], name, getattr(source, name))
-        importlib.import_module("hivemind.dht.node")
-    except (ImportError, AttributeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "hivemind"]:
-            del sys.modules[name]
-
-
-_import_without_torch()
+import_bare()
 
 import hivemind.dht.node as hivemind_node  # noqa: E402
 from hivemind.dht.crypto import DHTRecord  # noqa: E402
@@ -89,7 +54,6 @@ RPC_TIMEOUT_S = 3.0
 LOOKUP_TIMEOUT_S = 4.0
 FIRST_JOIN_S = 3.0
 JOIN_TIMEOUT_S = 8.0
-PROBE_TIMEOUT_S = 2.0
 TICK_S = 0.5
 LONELY_RETRY_S = (0.25, 4.0)
 MISSING_RETRY_S = 15.0
@@ -245,7 +209,8 @@ def harden() -> None:
 class DirectoryPeer:
     """One running peer of the DHT: p2pd, hivemind's node, and the task that keeps it joined."""
 
-    def __init__(self, p2p: Any, node: Any, peers: Iterable[str]) -> None:
+    def __init__(self, p2p: Any, node: Any, port: int, peers: Iterable[str]) -> None:
+        self.port = port
         self._p2p = p2p
         self._node = node
         self._peers: dict[Any, list[Any]] = {}
@@ -257,8 +222,8 @@ class DirectoryPeer:
     async def create(cls, start: pb.DirectoryStart) -> DirectoryPeer:
         """Start p2pd and join the DHT alone; `keep_joined` finds the others."""
         P2P._UNIX_SOCKET_PREFIX = f"/unix{start.socket_dir}/"
-        port = start.port or _free_port(start.host)
-        _check_port(start.host, port)
+        port = start.port or free_port(start.host)
+        check_port(start.host, port)
         p2p = await P2P.create(
             host_maddrs=[_multiaddr(start.host, port)],
             announce_maddrs=[_multiaddr(start.announce_host, port)]
@@ -270,7 +235,7 @@ class DirectoryPeer:
             nat_port_map=False,
             use_relay=False,
         )
-        return cls(p2p, await _join_dht(p2p), start.peers)
+        return cls(p2p, await _join_dht(p2p), port, start.peers)
 
     def join(self, peers: Iterable[str]) -> None:
         """Add multiaddresses to join through; what is not one is skipped."""
@@ -286,6 +251,7 @@ class DirectoryPeer:
         self._new_peers.set()
 
     async def addresses(self) -> list[str]:
+        """Return multiaddresses under which others reach this peer."""
         return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
 
     async def wait_until_tried(self) -> None:
@@ -398,19 +364,13 @@ def _addresses(connected: dict[Any, Any]) -> list[str]:
 
 
 async def _is_listening(address: Any) -> bool:
-    """Return whether anybody accepts TCP connections there.
+    """Return whether anybody is there, without p2pd.
 
     p2pd refuses to dial an address for longer and longer after each failure, up to minutes: it must
     not be asked to dial one that is dead.
     """
     kind = next(kind for kind in ("ip4", "ip6", "dns", "dns4", "dns6") if kind in address)
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(address[kind], int(address["tcp"]))
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
+    return await is_listening(address[kind], int(address["tcp"]))
 
 
 def _multiaddr(host: str, port: int) -> str:
@@ -421,118 +381,7 @@ def _multiaddr(host: str, port: int) -> str:
     return f"/{kind}/{host}/tcp/{port}"
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raise OSError if somebody listens there: p2pd would share the port and halve the calls."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
-        probe.listen(1)
-
-
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-# The socket ---------------------------------------------------------------------------------------
-
-
-async def answer(peer: DirectoryPeer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
-    """Carry out one command; what goes wrong is in the reply."""
-    reply = pb.DirectoryReply(id=command.id)
-    try:
-        match command.WhichOneof("body"):
-            case "store":
-                reply.stored.stored.extend(await peer.store(command.store.records))
-            case "lookup":
-                reply.found.records.extend(await peer.lookup(command.lookup.keys))
-            case "join":
-                peer.join(command.join.peers)
-                reply.joined.SetInParent()
-            case other:
-                raise ValueError(f"unknown command {other}")
-    except TimeoutError:
-        reply.failed.message = f"no answer from the DHT within {LOOKUP_TIMEOUT_S:g} s"
-    except Exception as error:  # the parent decides what a failure means
-        reply.failed.message = f"{type(error).__name__}: {error}"
-    return reply
-
-
-async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Start as told by the first command, then answer until the socket closes or p2pd dies."""
-    first = await _next_command(reader)
-    if first is None or first.WhichOneof("body") != "start":
-        return
-    try:
-        peer = await DirectoryPeer.create(first.start)
-    except Exception as error:
-        failed = pb.DirectoryFailed(message=f"{type(error).__name__}: {error}")
-        write_message(writer, pb.DirectoryReply(id=first.id, failed=failed).SerializeToString())
-        await writer.drain()
-        return
-
-    def met(addresses: list[str]) -> None:
-        neighbours = pb.DirectoryNeighbours(addresses=addresses)
-        write_message(writer, pb.DirectoryReply(neighbours=neighbours).SerializeToString())
-
-    try:
-        work = {
-            asyncio.create_task(peer.keep_joined(met)),
-            asyncio.create_task(peer.wait_for_death()),
-            asyncio.create_task(_answer_all(peer, first, reader, writer)),
-        }
-        await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
-        await peer.close()
-        shutil.rmtree(first.start.socket_dir, ignore_errors=True)
-
-
-async def _answer_all(
-    peer: DirectoryPeer,
-    first: pb.DirectoryCommand,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-) -> None:
-    await peer.wait_until_tried()
-    addresses = await peer.addresses()
-    port = int(Multiaddr(addresses[0])["tcp"])
-    started = pb.DirectoryStarted(port=port, addresses=addresses)
-    write_message(writer, pb.DirectoryReply(id=first.id, started=started).SerializeToString())
-
-    async def reply(command: pb.DirectoryCommand) -> None:
-        write_message(writer, (await answer(peer, command)).SerializeToString())
-
-    async with asyncio.TaskGroup() as group:
-        while command := await _next_command(reader):
-            group.create_task(reply(command))
-
-
-async def _next_command(reader: asyncio.StreamReader) -> pb.DirectoryCommand | None:
-    message = await read_message(reader)
-    return None if message is None else pb.DirectoryCommand.FromString(message)
-
-
-async def _main(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A terminal or service manager signals the whole group; the parent still has to take its
-        # announcement back through this process, and closes the socket when it is done.
-        loop.add_signal_handler(number, lambda: None)
-    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
-    try:
-        await serve(reader, writer)
-    finally:
-        writer.close()
-
-
 if __name__ == "__main__":
     os.umask(0o077)
     harden()
-    asyncio.run(_main(int(sys.argv[1])))
+    asyncio.run(run(DirectoryPeer.create, int(sys.argv[1])))

@@ -22,6 +22,7 @@ from swarm_peers import peer
 
 from swarmd.core.errors import ConfigError, DirectoryError
 from swarmd.core.peers import Announcement, NodeState
+from swarmd.swarm import dht_process
 from swarmd.swarm.dht import DhtConfig, DhtDirectory, backoff_s
 from swarmd.swarm.identity import Identity, dht_key_file
 from swarmd.swarm.pipe import read_message, write_message
@@ -163,6 +164,21 @@ async def test_what_was_published_is_stored_again_after_a_restart(nodes: Nodes) 
     # Another node reads it from the new process, not from the first one's memory.
     reader, _ = await nodes.start("reader", directory.addresses()[0])
     await until(lambda: sees(reader, me))
+
+
+async def test_a_process_that_hangs_is_replaced(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, me = await nodes.start("only")
+    await directory.publish(announce(me))
+    assert directory.child_pid is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(dht_process, "REPLY_TIMEOUT_S", 0.2)
+        os.kill(directory.child_pid, signal.SIGSTOP)
+        with pytest.raises(DirectoryError, match=r"silent for 0\.2 s"):
+            await directory.announcements()
+    await until(lambda: sees(directory, me))
+    assert directory.restarts == 1
 
 
 async def test_publishing_while_the_process_is_down_is_not_lost(nodes: Nodes) -> None:
@@ -361,6 +377,29 @@ async def test_a_signal_to_the_group_does_not_end_it_before_its_parent_does(raw:
     assert await raw.store(records_of(sign(announce(me), me))[0]) == [True]
 
 
+WITHOUT_HIVEMIND = """
+import sys
+import swarmd.swarm.dht
+assert not {"hivemind", "torch", "msgpack"} & set(sys.modules)
+"""
+
+LAID_OUT_DIFFERENTLY = """
+import importlib, sys
+whole = importlib.import_module
+
+def refuse(name, *rest):
+    if not name.startswith("hivemind"):
+        return whole(name, *rest)
+    importlib.import_module = whole
+    raise ImportError(name)
+
+importlib.import_module = refuse
+from swarmd.swarm.bare_import import import_bare
+import_bare()
+assert importlib.import_module is whole
+assert not [name for name in sys.modules if name.startswith("hivemind")]
+"""
+
 CHECKS = """
 import math, resource, sys, time
 import msgpack
@@ -424,3 +463,8 @@ assert storage.store(0, b"w", soon + 1, subkey=b"s")
 def test_what_strangers_send_is_bounded() -> None:
     """In a process of its own, since hivemind may not be loaded into this one."""
     subprocess.run([sys.executable, "-c", CHECKS], check=True, timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("program", [WITHOUT_HIVEMIND, LAID_OUT_DIFFERENTLY])
+def test_only_the_child_imports_hivemind_and_it_as_little_as_it_can(program: str) -> None:
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S)

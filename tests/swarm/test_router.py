@@ -12,19 +12,11 @@ from swarm_peers import NOW, peer, peer_id
 
 from swarmd.core.errors import CoverageError, KVExhausted, PromptTooLong, UnknownModel
 from swarmd.core.peers import Announcement, NodeState
-from swarmd.core.route import Route, check_route
+from swarmd.core.route import Hop, Route, check_route
 from swarmd.core.span import Span
-from swarmd.swarm import router
 from swarmd.swarm.health import Fault, Health
-from swarmd.swarm.router import (
-    Offer,
-    Path,
-    RouteRequest,
-    cheapest_route,
-    choose_route,
-    cover,
-    path_cost,
-)
+from swarmd.swarm.paths import Offer, Path, cheapest_path, cheapest_route, path_cost
+from swarmd.swarm.router import RouteRequest, choose_route, cover
 from swarmd.swarm.view import View
 
 ANY = RouteRequest()
@@ -40,7 +32,7 @@ def route_over(
     return choose_route(view, "demo", health or Health(), request, peer_id(origin))
 
 
-def text(route: Sequence[router.Hop]) -> str:
+def text(route: Sequence[Hop]) -> str:
     """Read a route as `1@0:4 2@4:8`."""
     return " ".join(f"{int(hop.peer_id, 16)}@{hop.blocks}" for hop in route)
 
@@ -230,7 +222,7 @@ def test_the_search_finds_the_cheapest_of_all_routes(offers: list[Offer]) -> Non
 @given(offers_of(limited=False))
 def test_without_time_to_branch_there_is_still_a_route(offers: list[Offer]) -> None:
     best = cheapest_route(offers, Span(0, 6))
-    quick = router.cheapest_path(offers, Span(0, 6), repeat=False)
+    quick = cheapest_path(offers, Span(0, 6), repeat=False)
     assert (quick is None) == (best is None)
     if quick is not None and best is not None:
         assert len({offer.peer.peer_id for offer, _ in quick}) == len(quick)
