@@ -79,6 +79,8 @@ class HubServer:
         """Replace headers of `resolve` answers: a file that changed under its name."""
         self.content_headers: dict[str, str] = {}
         """Added to the answers of the content network."""
+        self.padding = b""
+        """Sent after the bytes that were asked for."""
         self.honours_ranges = True
         self.infos: dict[str, str] = {}
         """Bodies that replace the description of a repository."""
@@ -365,7 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.request_log.range = (start, end)
         with stored.path.open("rb") as file:
             file.seek(start)
-            return self._send(status, {"Accept-Ranges": "bytes"} | headers, file.read(end - start))
+            body = file.read(end - start) + self.hub.padding
+            return self._send(status, {"Accept-Ranges": "bytes"} | headers, body)
 
     def _error(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         self._send(status, {"X-Error-Code": code} | (headers or {}), code.encode())

@@ -246,6 +246,15 @@ def test_another_range_than_asked_for_is_refused(hub: HubServer, got: str) -> No
         open_exact(REPO).tensors()
 
 
+def test_more_bytes_than_asked_for_are_refused(hub: HubServer) -> None:
+    checkpoint = open_exact(REPO)
+    names = blocks(checkpoint, 0, 1)
+    wanted = checkpoint.missing_bytes(names)
+    hub.padding = b"x" * 100_000
+    with pytest.raises(HubError, match=f"sends more than {wanted} bytes of {WEIGHTS}"):
+        checkpoint.fetch(names)
+
+
 def test_an_encoded_answer_is_refused(hub: HubServer) -> None:
     hub.content_headers = {"Content-Encoding": "gzip"}
     with pytest.raises(HubError, match="encoded as gzip: refused"):
