@@ -49,12 +49,20 @@ def encode(frame: SessionFrame) -> pb.Frame:
 
 def encode_steps(steps: Iterable[Step]) -> pb.Frame:
     """Return one message that carries what a microbatch has for one neighbour."""
-    return pb.Frame(steps=pb.Steps(steps=[_step_to_pb(step) for step in steps]))
+    message = pb.Frame()
+    message.steps.SetInParent()
+    for step in steps:
+        _add_step(message.steps.steps, step)
+    return message
 
 
 def encode_tokens(tokens: Iterable[Token]) -> pb.Frame:
     """Return one message that carries the tokens of a microbatch for one coordinator."""
-    return pb.Frame(tokens=pb.Tokens(tokens=[_token_to_pb(token) for token in tokens]))
+    message = pb.Frame()
+    message.tokens.SetInParent()
+    for token in tokens:
+        _add_token(message.tokens.tokens, token)
+    return message
 
 
 def decode(message: pb.Frame) -> Sequence[SessionFrame]:
@@ -173,36 +181,38 @@ def _refusal_to_pb(refusal: Refusal | None) -> Any:
     return 0 if refusal is None else int(refusal)
 
 
-def _step_to_pb(step: Step) -> pb.Step:
-    hidden = None
-    if step.hidden is not None:
-        hidden = pb.Tensor(
-            dtype=int(step.hidden.dtype),  # type: ignore[arg-type]
-            shape=step.hidden.shape,
-            data=bytes(step.hidden.data),  # no copy if it is bytes already
-        )
-    return pb.Step(
+# Filled in place: a message that is handed to another's constructor is copied through its bytes,
+# once per level.
+
+
+def _add_step(to: Any, step: Step) -> None:
+    message = to.add(
         session=step.session,
         epoch=step.epoch,
         round=step.round,
         position=step.position,
         chunks=step.chunks,
         token_ids=step.token_ids,
-        hidden=hidden,
         wants=step.wants,
     )
+    if step.hidden is not None:
+        hidden = message.hidden
+        hidden.dtype = int(step.hidden.dtype)
+        hidden.shape.extend(step.hidden.shape)
+        hidden.data = bytes(step.hidden.data)  # no copy if it is bytes already
 
 
-def _token_to_pb(token: Token) -> pb.Token:
-    return pb.Token(
+def _add_token(to: Any, token: Token) -> None:
+    message = to.add(
         session=token.session,
         epoch=token.epoch,
         round=token.round,
         position=token.position,
         id=token.id,
         logprob=token.logprob,
-        top=[pb.TopToken(id=i, logprob=p) for i, p in token.top],
     )
+    for likely, logprob in token.top:
+        message.top.add(id=likely, logprob=logprob)
 
 
 _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {

@@ -160,14 +160,13 @@ class _Cut:
     def next_fragment(self) -> pb.Frame:
         offset = self._offset
         self._offset += limits.FRAGMENT_BYTES
-        return pb.Frame(
-            fragment=pb.Fragment(
-                frame=self._number,
-                total_bytes=len(self._data),
-                offset=offset,
-                data=self._data[offset : self._offset],
-            )
-        )
+        message = pb.Frame()
+        fragment = message.fragment
+        fragment.frame = self._number
+        fragment.total_bytes = len(self._data)
+        fragment.offset = offset
+        fragment.data = self._data[offset : self._offset]
+        return message
 
 
 def _keeps(frame: Keep) -> Iterator[Keep]:
