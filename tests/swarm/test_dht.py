@@ -460,6 +460,80 @@ assert storage.store(0, b"w", soon + 1, subkey=b"s")
 """
 
 
+# A peer of the DHT that keeps no rules, speaking to the one whose address it is given.
+STRANGER = """
+import asyncio, sys, tempfile, time
+import msgpack
+from swarmd.swarm import dht_child
+from swarmd.swarm.dht_child import *
+from swarmd.swarm.identity import dht_key_file
+from pathlib import Path
+
+hivemind_node.DHTProtocol = SwarmdDirectory
+KEY = sys.argv[2].encode()
+
+async def main():
+    folder = tempfile.mkdtemp()
+    start = pb.DirectoryStart(
+        host="127.0.0.1", identity_path=str(dht_key_file(Path(folder))), socket_dir=folder
+    )
+    peer = await DirectoryPeer.create(start)
+    address = Multiaddr(sys.argv[1])
+    victim = PeerID.from_base58(address["p2p"])
+    place = address.decapsulate(Multiaddr("/p2p/" + address["p2p"]))
+    await peer._p2p._client.connect(victim, [place])
+    protocol = peer._node.protocol
+    assert await protocol.call_ping(victim) is not None
+    key, soon = DHTID.generate(source=KEY), time.time() + 20
+
+    async def send(tag, value, **more):
+        request = dht_pb2.StoreRequest(
+            keys=[key.to_bytes()], subkeys=[tag], values=[value], expiration_time=[soon],
+            in_cache=[more.get("in_cache", False)], peer=protocol.node_info,
+        )
+        try:
+            return list((await protocol.get_stub(victim).rpc_store(request, timeout=20)).store_ok)
+        except Exception as error:
+            return repr(error)
+
+    garbage = msgpack.packb(b"garbage")
+    forged = DictionaryDHTValue()
+    for n in range(50):
+        forged.store(bytes([n]) * 20, garbage, soon)
+    nested = b""
+    for _ in range(3000):
+        nested = msgpack.packb(msgpack.ExtType(0x40, nested))
+    for tag, value, more in [
+        (msgpack.packb(None), garbage, {}),
+        (msgpack.packb(bytes(20)), garbage, {}),
+        (msgpack.packb(bytes(20)), garbage, {"in_cache": True}),
+        (b"", MSGPackSerializer.dumps(forged), {}),
+        (b"", nested, {}),
+        (b"", bytes([0x91]) * 1_000_000, {}),
+        (nested, garbage, {}),
+    ]:
+        answer = await send(tag, value, **more)
+        assert answer == [False] or "Error" in str(answer), answer
+    await peer.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_stranger_in_the_dht_can_neither_forge_nor_crash(nodes: Nodes) -> None:
+    victim, me = await nodes.start("victim")
+    await victim.publish(announce(me))
+    pid = victim.child_pid
+    key = model_key("ab" * 32).decode()
+    command = [sys.executable, "-c", STRANGER, victim.addresses()[0], key]
+    await asyncio.to_thread(subprocess.run, command, check=True, timeout=PATIENCE_S)
+    reader, _ = await nodes.start("reader", victim.addresses()[0])
+    await until(lambda: sees(reader, me))
+    assert [a.peer_id for a in await reader.announcements()] == [me.peer_id]
+    assert victim.child_pid == pid
+    assert victim.restarts == 0
+
+
 def test_what_strangers_send_is_bounded() -> None:
     """In a process of its own, since hivemind may not be loaded into this one."""
     subprocess.run([sys.executable, "-c", CHECKS], check=True, timeout=PATIENCE_S)
