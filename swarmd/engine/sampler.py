@@ -5,13 +5,14 @@ When a token is wanted, and what happens to it, is `swarmd.pipeline`'s business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from swarmd.core.errors import RequestError
+from swarmd.core.errors import RequestError, SessionError
 from swarmd.core.sampling import SamplingParams
 
 
@@ -50,14 +51,18 @@ class Sampler:
     ) -> Sampled:
         """Draw the token for `position` from logits (vocab_size,) float32, which stay as they are.
 
-        `ids_so_far` are prompt and output, `prompt_tokens` of them prompt.
+        `ids_so_far` are prompt and output, `prompt_tokens` of them prompt. Raises SessionError when
+        the model gave no finite logits.
         """
-        changed = self._apply(logits, ids_so_far, prompt_tokens)
+        draw = Draw(self, ids_so_far, prompt_tokens, position)
+        return sample_rows(logits[None], [draw])[0]
+
+    def choose(self, logits: torch.Tensor, draw: Draw) -> int:
+        """Return the token id drawn from logits (vocab_size,)."""
+        changed = self._apply(logits, draw.ids_so_far, draw.prompt_tokens)
         if self.params.temperature == 0:
-            chosen = int(changed.argmax())
-        else:
-            chosen = self._draw(changed, position)
-        return report(logits, chosen, self.params.top_logprobs)
+            return int(changed.argmax())
+        return self._invert(changed, draw.position)
 
     def _apply(
         self, logits: torch.Tensor, ids_so_far: Sequence[int], prompt_tokens: int
@@ -72,22 +77,50 @@ class Sampler:
             logits = penalise(logits, self._counts.all, self._counts.output, self.params)
         return logits
 
-    def _draw(self, logits: torch.Tensor, position: int) -> int:
+    def _invert(self, logits: torch.Tensor, position: int) -> int:
         """Draw by inverting the distribution function over token ids, in double precision."""
         kept = restrict(logits / self.params.temperature, self.params)
         cumulative = torch.softmax(kept.double(), dim=-1).cumsum(-1)
         target = uniform(self.params.seed, position) * float(cumulative[-1])
-        chosen = torch.searchsorted(
-            cumulative, torch.tensor(target, dtype=torch.float64, device=logits.device), right=True
-        )
+        chosen = int((cumulative <= target).sum())
         # Rounding may leave the target at the very end, past the last token that can be drawn.
-        return min(int(chosen), int(torch.nonzero(kept > -torch.inf)[-1]))
+        return min(chosen, int(torch.nonzero(kept > -torch.inf)[-1]))
 
 
-def report(logits: torch.Tensor, chosen: int, top: int) -> Sampled:
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One token wanted: whose, for which position, after which ids.
+
+    The first `prompt_tokens` of `ids_so_far` are prompt; it may be empty where parameters do not
+    need ids.
+    """
+
+    sampler: Sampler
+    ids_so_far: Sequence[int]
+    prompt_tokens: int
+    position: int
+
+
+def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+    """Draw one token per row of logits (n, vocab_size) float32, greedy rows all at once.
+
+    Raises SessionError when a row is not finite: weights or activations are damaged.
+    """
+    norms = torch.logsumexp(logits, dim=-1)
+    likeliest = logits.argmax(dim=-1).tolist()
+    results = []
+    for row, (draw, norm) in enumerate(zip(draws, norms.tolist(), strict=True)):
+        if not math.isfinite(norm):
+            raise SessionError(f"the model gave no finite logits for position {draw.position}")
+        plain = draw.sampler.is_plain_greedy
+        chosen = likeliest[row] if plain else draw.sampler.choose(logits[row], draw)
+        results.append(_report(logits[row], norm, chosen, draw.sampler.params.top_logprobs))
+    return results
+
+
+def _report(logits: torch.Tensor, norm: float, chosen: int, top: int) -> Sampled:
     """Return a drawn token with its log-probability and those of the `top` likeliest tokens."""
-    norm = torch.logsumexp(logits, dim=-1)
-    logprob = float(logits[chosen] - norm)
+    logprob = float(logits[chosen]) - norm
     if not top:
         return Sampled(chosen, logprob)
     values, tokens = (logits - norm).topk(min(top, logits.shape[-1]))
@@ -116,7 +149,7 @@ def penalise(
 def restrict(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Set to -inf what min-p, top-k and top-p leave out, in this order, as vLLM does."""
     if params.min_p > 0:
-        floor = logits.max() + float(np.log(params.min_p))
+        floor = logits.max() + math.log(params.min_p)
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if 0 < params.top_k < logits.shape[-1]:
         smallest = logits.topk(params.top_k).values[-1]
