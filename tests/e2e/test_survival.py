@@ -47,17 +47,21 @@ def test_a_killed_hop_is_replaced_and_the_text_stays_the_same(
     assert {hop.pid for hop in done.route} <= {n.pid for n in whole_swarm.nodes if n.alive}
 
 
-def other_coordinator(nodes: LocalSwarm, client: Client) -> LocalNode:
-    """Return the holder of the first blocks that a session would not be routed over."""
-    route = {hop.pid for hop in client.complete(PROMPT, max_tokens=2).route}
-    return next(node for node in nodes.nodes[:2] if node.pid not in route)
+def other_coordinator(nodes: LocalSwarm) -> LocalNode:
+    """Return a node whose sessions do not run over itself: one that holds the middle blocks."""
+    for node in nodes.nodes[2:4]:
+        with Client(node.address, timeout=60.0) as direct:
+            done = direct.complete(PROMPT, max_tokens=2, allow_redirect=False)
+        if node.pid not in {hop.pid for hop in done.route}:
+            return node
+    raise AssertionError("both holders of the middle blocks put themselves on the route")
 
 
 def test_a_killed_coordinator_is_replaced_by_another_node(
     client: Client, whole_swarm: LocalSwarm
 ) -> None:
     undisturbed = client.complete(PROMPT, max_tokens=TOKENS, ignore_eos=True)
-    apart = other_coordinator(whole_swarm, client)
+    apart = other_coordinator(whole_swarm)
     rest = [a for a in whole_swarm.addresses if a != apart.address]
     with Client([apart.address, *rest], timeout=60.0) as direct:
         done = run_and_kill(
@@ -89,10 +93,11 @@ def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: Lo
 def test_activations_never_pass_through_a_coordinator_that_is_no_hop(
     client: Client, whole_swarm: LocalSwarm
 ) -> None:
-    apart = other_coordinator(whole_swarm, client)
+    apart = other_coordinator(whole_swarm)
     with Client(apart.address, timeout=60.0) as direct:
         before = direct.status().counters
-        done = run_and_kill(whole_swarm, direct, lambda route, _: route[1], allow_redirect=False)
+        # The last hop: a lost middle one would be replaced by this very node.
+        done = run_and_kill(whole_swarm, direct, lambda route, _: route[2], allow_redirect=False)
         after = direct.status().counters
     assert apart.pid not in {hop.pid for hop in done.route}, "it is a hop after all"
     assert done.repairs >= 1
