@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from e2e_swarm import wait_for_replicas
 
 from swarmd.cli.local_swarm import LocalNode, LocalSwarm
 from swarmd.client import Client
@@ -47,26 +48,27 @@ def test_a_killed_hop_is_replaced_and_the_text_stays_the_same(
     assert {hop.pid for hop in done.route} <= {n.pid for n in whole_swarm.nodes if n.alive}
 
 
-def other_coordinator(nodes: LocalSwarm) -> LocalNode:
-    """Return a node whose sessions do not run over itself: one that holds the middle blocks."""
-    for node in nodes.nodes[2:4]:
-        with Client(node.address, timeout=60.0) as direct:
-            done = direct.complete(PROMPT, max_tokens=2, allow_redirect=False)
-        if node.pid not in {hop.pid for hop in done.route}:
-            return node
-    raise AssertionError("both holders of the middle blocks put themselves on the route")
+@pytest.fixture
+def bystander(whole_swarm: LocalSwarm) -> Iterator[LocalNode]:
+    """One more node, without room for anybody's KV: it can coordinate, but never be a hop."""
+    node = whole_swarm.add("3:6", "--kv-memory", "1KiB")
+    whole_swarm.wait_ready()
+    wait_for_replicas(whole_swarm)
+    yield node
+    node.kill()
+    whole_swarm.nodes.remove(node)
 
 
 def test_a_killed_coordinator_is_replaced_by_another_node(
-    client: Client, whole_swarm: LocalSwarm
+    client: Client, whole_swarm: LocalSwarm, bystander: LocalNode
 ) -> None:
     undisturbed = client.complete(PROMPT, max_tokens=TOKENS, ignore_eos=True)
-    apart = other_coordinator(whole_swarm)
-    rest = [a for a in whole_swarm.addresses if a != apart.address]
-    with Client([apart.address, *rest], timeout=60.0) as direct:
+    rest = [a for a in whole_swarm.addresses if a != bystander.address]
+    with Client([bystander.address, *rest], timeout=60.0) as direct:
         done = run_and_kill(
-            whole_swarm, direct, lambda route, coordinator: apart.pid, allow_redirect=False
+            whole_swarm, direct, lambda route, coordinator: coordinator, allow_redirect=False
         )
+    assert not bystander.alive
     assert done.resumes == 1
     assert done.token_ids == undisturbed.token_ids
     # What survives is adopted: nobody but the coordinator's own part was computed again.
@@ -91,15 +93,14 @@ def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: Lo
 
 
 def test_activations_never_pass_through_a_coordinator_that_is_no_hop(
-    client: Client, whole_swarm: LocalSwarm
+    whole_swarm: LocalSwarm, bystander: LocalNode
 ) -> None:
-    apart = other_coordinator(whole_swarm)
-    with Client(apart.address, timeout=60.0) as direct:
+    with Client(bystander.address, timeout=60.0) as direct:
         before = direct.status().counters
-        # The last hop: a lost middle one would be replaced by this very node.
-        done = run_and_kill(whole_swarm, direct, lambda route, _: route[2], allow_redirect=False)
+        done = run_and_kill(whole_swarm, direct, lambda route, _: route[1], allow_redirect=False)
         after = direct.status().counters
-    assert apart.pid not in {hop.pid for hop in done.route}, "it is a hop after all"
+    assert done.coordinator.pid == bystander.pid
+    assert bystander.pid not in {hop.pid for hop in done.route}
     assert done.repairs >= 1
     for name in ("link_activation_bytes_sent", "link_activation_bytes_received"):
         assert after[name] == before[name]
