@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from swarmd.core.errors import ModelError
+from swarmd.core.errors import ModelError, SessionError
 from swarmd.core.frames import DType
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
@@ -82,26 +82,26 @@ class Stage:
         """Why sessions do not share forwards, or empty."""
         self.chunked_prefill = True
         """Whether a prompt may come in chunks; if not, one that does is computed row by row."""
-        self._runner: Runner = RaggedRunner(span.start, len(span))
+        self.runner: Runner = RaggedRunner(span.start, len(span))
         self._views: dict[tuple[int, int, bool], View] = {}
 
     @property
     def ragged(self) -> bool:
         """Whether several sessions can share a forward."""
-        return self._runner.ragged
+        return self.runner.ragged
 
     def run_one_by_one(self, reason: str, *, chunks: bool = True) -> None:
         """Give every session a forward of its own from now on. Caches made before are void.
 
         Without `chunks`, several rows that continue a session run one at a time.
         """
-        self._runner = SingleRunner(chunks=chunks)
+        self.runner = SingleRunner(chunks=chunks)
         self.ragged_reason = reason
         self.chunked_prefill = chunks
 
     def new_cache(self) -> SequenceCache:
         """Return an empty cache for one session."""
-        return self._runner.new_cache()
+        return self.runner.new_cache()
 
     def kv_bytes(self, positions: int, entry: int, exit: int) -> int:
         """Bytes of KV that a session needs for so many positions of blocks `[entry, exit)`."""
@@ -113,13 +113,14 @@ class Stage:
 
         Returns hidden states (total, hidden_size) in the stage's dtype, or, when the batch exits at
         the model's end, logits (len(logits_at), vocab_size) in float32. Raises ModelError when
-        the blocks asked for are not in the span or the rows do not fit the segments. After any
-        error no cache has advanced.
+        the blocks asked for are not in the span, SessionError when rows or positions do not fit the
+        sessions. After any error no cache has advanced.
         """
         view = self.view(batch.entry, batch.exit)
+        self._check_positions(batch)
         rows = self._rows(batch)
         with torch.inference_mode():
-            output = self._runner.run(view, rows, batch.segments, batch.logits_at)
+            output = self.runner.run(view, rows, batch.segments, batch.logits_at)
         for segment in batch.segments:
             segment.cache.length = segment.end
         return output.float() if view.makes_logits else output
@@ -149,12 +150,36 @@ class Stage:
             self._views[entry, exit, plain] = found
         return found
 
+    def _check_positions(self, batch: Batch) -> None:
+        """Every segment must begin where its session ends, or it would read what nobody wrote."""
+        ends: dict[int, int] = {}
+        for segment in batch.segments:
+            held = ends.get(id(segment.cache), segment.cache.length)
+            if segment.position != held or segment.length < 1:
+                raise SessionError(
+                    f"a step of {segment.length} at position {segment.position} came to a session "
+                    f"that holds {held} positions"
+                )
+            if segment.end > self.info.max_model_len:
+                raise SessionError(
+                    f"position {segment.end - 1} is beyond the {self.info.max_model_len} that this "
+                    "model is served for"
+                )
+            ends[id(segment.cache)] = segment.end
+
     def _rows(self, batch: Batch) -> torch.Tensor:
-        """Return the batch's input on the device. Raises ModelError if it does not fit."""
+        """Return the batch's input on the device. Raises SessionError if it does not fit."""
         rows = batch.token_ids if batch.entry == 0 else batch.hidden
         wanted = (batch.total,) if batch.entry == 0 else (batch.total, self.hidden_size)
         if rows is None or tuple(rows.shape) != wanted:
             got = None if rows is None else tuple(rows.shape)
-            raise ModelError(f"a batch for block {batch.entry} needs rows {wanted}, not {got}")
-        dtype = torch.long if batch.entry == 0 else self.dtype
-        return rows.to(self.device, dtype)
+            raise SessionError(f"a batch for block {batch.entry} needs rows {wanted}, not {got}")
+        if batch.entry > 0:
+            return rows.to(self.device, self.dtype)
+        least, most = torch.aminmax(rows)
+        if least < 0 or most >= self.info.vocab_size:
+            raise SessionError(
+                f"token ids {int(least)} to {int(most)} came; the model has 0 to "
+                f"{self.info.vocab_size - 1}"
+            )
+        return rows.to(self.device, torch.long)
