@@ -148,8 +148,16 @@ def test_addresses(text: str, split: tuple[str, int]) -> None:
 def test_listening_to_others_needs_insecure_and_warns(listen: str) -> None:
     with pytest.raises(ConfigError, match="--insecure"):
         load_config({"model": "m", "listen": listen}, ENV)
-    config = load_config({"model": "m", "listen": listen, "insecure": True}, ENV)
-    assert listen in config.warnings()[0]
+    flags = {"model": "m", "listen": listen, "insecure": True, "announce": "box.lan:7420"}
+    assert listen in load_config(flags, ENV).warnings()[0]
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7420", "[::]:7420"])
+def test_an_address_that_nobody_can_dial_is_not_announced(listen: str) -> None:
+    flags = {"model": "m", "listen": listen, "insecure": True}
+    with pytest.raises(ConfigError, match="--announce"):
+        load_config(flags, ENV)
+    assert load_config(flags | {"announce": "box.lan:7420"}, ENV).listen == listen
 
 
 def test_an_exposed_directory_is_exposed_too() -> None:

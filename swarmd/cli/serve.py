@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import MISSING, Field
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ from swarmd.core import options
 from swarmd.core.config import KEYS, env_name, flag_name, load_config
 from swarmd.core.errors import SwarmdError
 
+log = logging.getLogger("swarmd.serve")
+
 
 @console.verb
 def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> int | None:
@@ -30,9 +33,12 @@ def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> in
 
     A flag wins over its environment variable, which wins over the file given with --config.
     """
+    from swarmd.node.preflight import cleared
+
     settings = load_config(flags, os.environ, config)
     log_to_stderr(settings.log_level, os.environ)
-    daemon = _daemon()
+    for warning in settings.warnings():
+        log.warning(warning)
     progress = LoadProgress()
 
     def say(line: str) -> None:
@@ -41,11 +47,8 @@ def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> in
         else:
             print(line, flush=True)
 
-    try:
-        code: int = daemon.run(settings, say=say, progress=progress)
-    finally:
-        progress.close()
-    return code
+    with cleared(settings), closing(progress):
+        return int(_daemon().run(settings, say=say, progress=progress))
 
 
 def _daemon() -> ModuleType:

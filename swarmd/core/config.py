@@ -253,6 +253,11 @@ def load_config(
             "is encrypted or authenticated; listen on 127.0.0.1, or add --insecure if the network "
             "is trusted"
         )
+    if config.announce is None and options.is_any(options.split_address(config.listen)[0]):
+        raise ConfigError(
+            f"--listen {config.listen} means every address of this machine, and nobody can dial "
+            "that: say with --announce HOST:PORT where others reach this node"
+        )
     return config
 
 

@@ -192,6 +192,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_any(host: str) -> bool:
+    """Whether the host stands for all of a machine: it can be listened on, but not dialled."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def address(default_port: int, any_port: bool = False) -> Parser:
     """`HOST:PORT`, or a host alone for the default port; port 0 only where any free one will do."""
 

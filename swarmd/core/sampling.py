@@ -1,6 +1,6 @@
 """What a request wants sampled: one frozen value, handed unchanged from the client to the last hop.
 
-The arithmetic is `swarmd.engine.sampler`'s; stop strings are the coordinator's (`swarmd.text.stop`).
+The arithmetic is `swarmd.engine.sampler`'s, stop strings the coordinator's (`swarmd.text.stop`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from swarmd.core.errors import CoverageError, QueueFull, RequestError
+from swarmd.core.errors import CoverageError, QueueFull, RequestError, SwarmdError
 from swarmd.core.frames import SessionFrame
 from swarmd.core.peers import ModelInfo
 from swarmd.core.route import Route
@@ -36,7 +36,11 @@ class RouteFinder(Protocol):
     def find(
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
     ) -> Route:
-        """Return hops that cover exactly the spans. Raises CoverageError or CapacityError."""
+        """Return hops that cover exactly the spans.
+
+        Raises CoverageError for blocks that nobody holds, another SwarmdError where the peers are
+        there and something else is lacking, such as room for the KV.
+        """
         ...
 
 
@@ -193,6 +197,9 @@ class Coordinator:
             hops = self._routes.find(need.spans, need.exclude, need.keep, run.positions)
         except CoverageError as error:
             self._handle(run, ev.RouteMissing(need.ask, error.missing))
+        except SwarmdError as error:
+            missing = tuple((span.start, span.end) for span in need.spans)
+            self._handle(run, ev.RouteMissing(need.ask, missing, error))
         else:
             self._handle(run, ev.RouteFound(need.ask, hops))
 

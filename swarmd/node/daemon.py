@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -110,13 +111,14 @@ class Node:
                     task.cancel()
         except* SwarmdError as errors:
             raise _first(errors) from None
+        finally:
+            self._lifecycle.handle(Event.STOP)
         return 0
 
     async def _live(self) -> None:
         self._owned: set[asyncio.Task[Any]] = set()
-        opening = asyncio.create_task(
-            asyncio.to_thread(loading.open_model, self._config, self._progress)
-        )
+        # In the group: a model that cannot be opened ends the start at once.
+        opening = self._spawn(asyncio.to_thread(loading.open_model, self._config, self._report))
         await self._join_swarm()
         try:
             opened = await self._unless_stopped(opening)
@@ -124,8 +126,8 @@ class Node:
                 return
             span = await self._choose_span(opened)
             stage = await self._unless_stopped(
-                asyncio.create_task(
-                    asyncio.to_thread(loading.load, self._config, opened, span, self._progress)
+                self._spawn(
+                    asyncio.to_thread(loading.load, self._config, opened, span, self._report)
                 )
             )
             if stage is not None:
@@ -327,7 +329,21 @@ class Node:
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._drain)
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        """The first one drains, the second one leaves; after that nothing is waited for."""
+        if self._lifecycle.state is State.STOPPED:
+            log.warning("ended by a signal while leaving")
+            os._exit(1)
+        self._drain()
+
+    def _report(self, done: int, total: int, what: str) -> None:
+        """Pass progress on; called on the loading thread, which a stop ends here."""
+        if self._lifecycle.state is State.STOPPED:
+            raise SwarmdError("the node stopped while it was loading")
+        if self._progress is not None:
+            self._progress(done, total, what)
 
     def _drain(self) -> None:
         """Begin to leave; the second time, leave at once."""
@@ -377,7 +393,7 @@ class Node:
     def _on_view_changed(self) -> None:
         self._exchange.on_view_changed()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._tasks.create_task(work)
         self._owned.add(task)
         task.add_done_callback(self._owned.discard)

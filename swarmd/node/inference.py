@@ -106,8 +106,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return None if target.peer_id == own.peer_id else _redirect_to(target.address)
         others = view.serving(view.find(request.model).digest)
         if not others or not request.allow_redirect:
-            raise UnknownModel(f"this node serves {own.model.name!r}, not {request.model!r}")
+            raise self._not_served(own.model.name, request.model)
         return _redirect_to(min(others, key=lambda peer: (peer.span.start, peer.sessions)).address)
+
+    def _not_served(self, own: str, asked: str) -> UnknownModel:
+        """The error of a request for a model of other nodes. Raises UnknownModel if none has it."""
+        model = self._presence.view.find(asked)
+        others = self._presence.view.serving(model.digest)
+        where = f": ask {others[0].address}" if others else ", and nobody else does now"
+        return UnknownModel(f"this node serves {own!r}, not {asked!r}{where}")
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         """The swarm as this node sees it."""
@@ -116,9 +123,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         return self.parts.report.reply()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeReply:
-        """Text or a chat to ids, or ids to text."""
+        """Text or a chat to ids, or ids to text, by this node's own model."""
         try:
-            return await self._loaded().prompts.tokenize(request)
+            parts = self._loaded()
+            own = parts.announcement().model
+            if request.model not in ("", own.name, own.digest):
+                raise self._not_served(own.name, request.model)
+            return await parts.prompts.tokenize(request)
         except SwarmdError as error:
             return await abort(context, error)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from scripted_node import ScriptedNode, serving, token, whole
@@ -62,8 +63,9 @@ async def test_the_client_verbs_run_where_only_the_base_install_is() -> None:
             assert "Traceback" not in err
 
 
-async def test_serve_names_what_to_install() -> None:
-    code, out, err = await result(await start("serve", "/tmp", before=BLOCKER))
+async def test_serve_names_what_to_install(tmp_path: Path) -> None:
+    anywhere = ("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path))
+    code, out, err = await result(await start("serve", "/tmp", *anywhere, before=BLOCKER))
     assert (code, out) == (1, "")
     assert err.startswith("swarmd: serving needs ")
     assert "pip install 'swarmd[node]'" in err

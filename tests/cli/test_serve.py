@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from swarmd.cli.progress import LoadProgress
 from swarmd.cli.serve import log_to_stderr
 from swarmd.core.config import KEYS, NodeConfig, flag_name, load_config
 from swarmd.core.errors import ModelError
+from swarmd.node import preflight
 
 
 @dataclass
@@ -45,6 +47,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
     stand_in: Any = Daemon()
     monkeypatch.setitem(sys.modules, "swarmd.node.daemon", stand_in)
     monkeypatch.setattr(swarmd.node, "daemon", stand_in, raising=False)
+    monkeypatch.setattr(preflight, "cleared", lambda config: nullcontext())
     for name in ("SWARMD_MODEL", "SWARMD_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return stand_in  # type: ignore[no-any-return]
@@ -114,6 +117,17 @@ def test_a_node_that_cannot_start_says_why(
     daemon.error = ModelError("'m' cannot be split")
     assert run(["serve", "m"]) == 2
     assert capsys.readouterr().err.endswith("swarmd: 'm' cannot be split\n")
+
+
+def test_what_is_dangerous_is_said_before_the_start(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "m", "--listen", "10.0.0.1:1", "--insecure"]) == 0
+    assert "WARNING swarmd.serve --insecure: anybody who can reach 10.0.0.1:1" in (
+        capsys.readouterr().err
+    )
+    assert run(["serve", "m", "--listen", "127.0.0.1:1"]) == 0
+    assert capsys.readouterr().err.count("WARNING") == 0
 
 
 # -- progress and logs -----------------------------------------------------------------------------
