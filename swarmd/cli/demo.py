@@ -28,7 +28,13 @@ SPANS = ("0:3", "3:6", "3:6", "6:8")
 PROMPT = "def binary_search(items, target):"
 MAX_TOKENS = 120
 KILL_AFTER = 40
-SAMPLING: GenerateArguments = {"temperature": 0.6, "top_p": 0.95, "seed": 8}
+REQUEST: GenerateArguments = {
+    "max_tokens": MAX_TOKENS,
+    "ignore_eos": True,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "seed": 8,
+}
 """Greedy, so small a model soon repeats itself. Draws follow from the seed, also in a repair."""
 READY_TIMEOUT_S = 120.0
 FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "256MiB", "--log-level", "warning")
@@ -131,7 +137,7 @@ def _show(nodes: LocalSwarm, prompt: str, out: TextIO) -> Outcome:
     with Client(nodes.addresses, timeout=60.0) as client:
         if out is sys.stdout:
             status.show(client.status(), as_json=False)
-        undisturbed = client.complete(prompt, max_tokens=MAX_TOKENS, ignore_eos=True, **SAMPLING)
+        undisturbed = client.complete(prompt, **REQUEST)
         return _disturb(nodes, client, prompt, undisturbed, out)
 
 
@@ -139,7 +145,7 @@ def _disturb(
     nodes: LocalSwarm, client: Client, prompt: str, undisturbed: Completion, out: TextIO
 ) -> Outcome:
     """Stream the same completion once more and kill the middle hop while tokens flow."""
-    tokens = client.generate(prompt, max_tokens=MAX_TOKENS, ignore_eos=True, **SAMPLING)
+    tokens = client.generate(prompt, **REQUEST)
     say = functools.partial(print, end="", file=out, flush=True)
     say(prompt)
     killed = before = 0
