@@ -67,6 +67,13 @@ class row_context:
         _slot.context = None
 
 
+def current() -> RowContext:
+    """Return the batch in flight on this thread."""
+    if _slot.context is None:
+        raise RuntimeError("ragged attention was called outside a batch")
+    return _slot.context
+
+
 def ragged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -85,9 +92,7 @@ def ragged_attention(
     `query` is (1, heads, rows, d), `key` (1, kv_heads, rows, d), `value` (1, kv_heads, rows, dv);
     the result is (1, rows, heads, dv). Rows of no segment (padding) come back as zeros.
     """
-    context = _slot.context
-    if context is None:
-        raise RuntimeError("ragged attention was called outside a batch")
+    context = current()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     context.calls.append(layer)
     rule = _Rule(scaling, sliding_window or 0, softcap or 0.0, s_aux)

@@ -147,7 +147,7 @@ def _tensors_in(value: object) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors_in(item)
-    elif hasattr(value, "layers") or hasattr(value, "is_initialized"):
+    elif type(value).__module__.startswith("transformers."):
         yield from _tensors_in(vars(value))
 
 

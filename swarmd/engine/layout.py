@@ -62,9 +62,19 @@ def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
     families.refuse_unsplittable(model_type)
     try:
         plain = PreTrainedConfig._decode_special_floats(config_dict)
-        return CONFIG_MAPPING[model_type].from_dict(plain)
+        config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(plain)
     except Exception as error:
         raise ModelError(f"config.json of this {model_type} model is not valid: {error}") from error
+    if config.get_text_config(decoder=True) is not config:
+        raise ModelError(
+            f"models of family {model_type!r} read more than text; only text models can be served"
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ModelError(
+            f"the last {config.num_kv_shared_layers} blocks of this {model_type} model use the "
+            "keys and values of earlier ones, so they cannot be served by different nodes"
+        )
+    return config
 
 
 def model_class(config: PreTrainedConfig) -> type[nn.Module]:
@@ -95,6 +105,11 @@ def find_layout(config: PreTrainedConfig) -> Layout:
     num_blocks = int(config.num_hidden_layers)
     trunk, blocks = _find_blocks(model, num_blocks, config.model_type)
     owner = model.get_submodule(trunk) if trunk else model
+    if "inputs_embeds" not in inspect.signature(owner.forward).parameters:
+        raise ModelError(
+            f"models of family {config.model_type!r} cannot be entered between blocks: their "
+            f"{type(owner).__name__} takes no hidden states from outside"
+        )
     weighty = {
         name
         for name, child in owner.named_children()
@@ -143,6 +158,7 @@ def _run_to_first_block(model: nn.Module) -> None:
     compute with the masks on the way, empty ones.
     """
     AttentionMaskInterface.register("swarmd_empty_masks", _empty_mask)
+    _make_positions_plain(model)
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     problem: Exception | None = None
     for masks, padding in (
@@ -157,6 +173,16 @@ def _run_to_first_block(model: nn.Module) -> None:
         except Exception as error:
             problem = error
     raise ModelError(f"the way to this model's first block is not clear: {problem}") from problem
+
+
+def _make_positions_plain(model: nn.Module) -> None:
+    """Scaled positions look at values too; which way they are scaled does not matter here."""
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):
+            module.rope_type = dict.fromkeys(kind, "default")  # type: ignore[assignment]
+        elif isinstance(kind, str):
+            module.rope_type = "default"  # type: ignore[assignment]
 
 
 def set_attention(model: nn.Module, name: str) -> None:

@@ -65,8 +65,10 @@ def load_stage(
 def examine(stage: Stage) -> None:
     """Let the probe find out what the stage can do, and set it accordingly.
 
-    Raises ModelError for a model that cannot keep sessions apart at all.
+    Raises ModelError for a model whose blocks cannot run apart, or that mixes sessions up.
     """
+    if problem := probe.why_not_apart(stage):
+        raise ModelError(f"this {stage.layout.family} model cannot be split into blocks: {problem}")
     reason = probe.why_not_ragged(stage)
     if reason:
         stage.run_one_by_one(reason)
@@ -136,7 +138,7 @@ def model_info(
         if not 1 <= max_model_len <= length:
             raise ModelError(f"max_model_len {max_model_len}: the model was made for {length}")
         length = max_model_len
-    eos = config.eos_token_id
+    eos = getattr(config, "eos_token_id", None)
     return ModelInfo(
         name=name or source.name,
         digest=source.digest,

@@ -27,15 +27,36 @@ LEAK_SHARE = 0.25
 def why_not_ragged(stage: Stage) -> str:
     """Return why sessions cannot share a forward on this stage, or "" if they can.
 
-    Two sequences are packed into common rows, in pieces, the second at positions beyond the
-    model's original context where its positions are scaled. Each must give what it gives alone on
-    transformers' own path, much nearer than if it saw the other one.
+    Two sequences are packed into common rows, in pieces, the second at the last positions that are
+    served: where positions are scaled by the longest in a row, it shows there. Each must give what
+    it gives alone on transformers' own path, much nearer than if it saw the other one.
     """
     with torch.inference_mode():
         try:
             return _Trial(stage).verdict()
         except Exception as error:
             return f"packing two sequences failed: {type(error).__name__}: {error}"
+
+
+def why_not_apart(stage: Stage) -> str:
+    """Return why the span cannot run without the blocks before it, or "" if it can.
+
+    Whatever the model makes of the embeddings on the way to its blocks must not reach them: they
+    are on another node. So with the same hidden states, other embeddings must change nothing.
+    """
+    view = stage.view(stage.span.start, stage.span.end, plain=True)
+    rows = random_rows(stage, 5, seed=9)
+    with torch.inference_mode():
+        try:
+            wanted = _run(view, rows, range(5))
+        except Exception as error:
+            return f"blocks {stage.span} do not run alone: {type(error).__name__}: {error}"
+        if stage.is_first:
+            return ""
+        other = view.run(rows[None], use_cache=False, inputs_embeds=rows[None].flip(1) * 3)
+    if torch.equal(other[0].float(), wanted):
+        return ""
+    return f"blocks {stage.span} depend on the embeddings, not only on the block before them"
 
 
 class _Trial:
@@ -49,7 +70,7 @@ class _Trial:
         self._packed = stage.view(entry, exit)
         self._first = random_rows(stage, 7, seed=1)
         self._second = random_rows(stage, 6, seed=2)
-        self._far = far_position(stage.model.config)
+        self._far = max(0, stage.info.max_model_len - len(self._second))
 
     def verdict(self) -> str:
         first, second = self._pack()
@@ -89,12 +110,10 @@ class _Trial:
         far = range(self._far, self._far + len(self._second))
         alone_first = _run(self._plain, self._first, range(len(self._first)))
         alone_second = _run(self._plain, self._second, far)
-        together = torch.cat([self._first, self._second])
-        leaked = _run(self._plain, together, [*range(len(self._first)), *far])[len(first) :]
-        limit = min(self._tolerance, LEAK_SHARE * _difference(leaked, alone_second))
+        limit = min(self._tolerance, LEAK_SHARE * self._leak())
         for got, wanted, allowed in (
             (first, alone_first, self._tolerance),
-            (second, alone_second, max(limit, 1e-5)),
+            (second, alone_second, limit),
         ):
             error = _difference(got, wanted)
             if not error <= allowed:
@@ -103,6 +122,13 @@ class _Trial:
                     f"(up to {allowed:.1e} would do): its positions or attention depend on the row"
                 )
         return ""
+
+    def _leak(self) -> float:
+        """How much the second sequence would change if it saw the first."""
+        begin, together = len(self._first), torch.cat([self._first, self._second])
+        seen = _run(self._plain, together, range(len(together)))[begin:]
+        unseen = _run(self._plain, self._second, range(begin, len(together)))
+        return _difference(seen, unseen)
 
 
 def _run(view: View, rows: torch.Tensor, positions: Any) -> torch.Tensor:
@@ -128,24 +154,6 @@ def random_rows(stage: Stage, count: int, seed: int) -> torch.Tensor:
         return ids.to(stage.device)
     rows = torch.randn(count, stage.hidden_size, generator=generator)
     return rows.to(stage.device, stage.dtype)
-
-
-def far_position(config: Any) -> int:
-    """Return a position beyond the original context if positions are scaled, else 0."""
-    for rope in _rope_dicts(getattr(config, "rope_parameters", None)):
-        if rope.get("rope_type", "default") != "default":
-            original = rope.get("original_max_position_embeddings")
-            return int(original or getattr(config, "max_position_embeddings", 0) or 0) + 8
-    return 0
-
-
-def _rope_dicts(value: object) -> list[dict[str, Any]]:
-    """Rope parameters come as one dict, or as one per kind of block."""
-    if not isinstance(value, dict):
-        return []
-    if "rope_type" in value:
-        return [value]
-    return [inner for inner in value.values() if isinstance(inner, dict)]
 
 
 _PROBE = "swarmd_probe"
@@ -223,20 +231,13 @@ def _odd_pair(mask: MaskFunction, window: int) -> tuple[int, int] | None:
 def can_continue_in_chunks(stage: Stage) -> bool:
     """Whether a sequence in two chunks gives what it gives in one.
 
-    Not so where the family forgets its recurrent state, or scales positions by the chunk's own.
+    Not so where a family forgets its recurrent state when several rows continue a sequence.
     """
     rows = random_rows(stage, 9, seed=7)
-    view = stage.view(stage.span.start, stage.span.end)
-    far = far_position(stage.model.config)
-    with torch.inference_mode():
-        whole = _run(view, rows, [0, 1, 2, 3, *range(far + 4, far + 9)])
+    whole = _advance(stage, stage.new_cache(), rows, 0).float()
     cache = stage.new_cache()
-    segments = Segment(cache, 0, 4), Segment(cache, far + 4, 5)
-    got = []
-    with torch.inference_mode():
-        for segment, piece in zip(segments, (rows[:4], rows[4:]), strict=True):
-            got.append(stage.runner.run(view, piece, (segment,), tuple(range(len(piece)))))
-    return _difference(torch.cat(got).float()[3:], whole[3:]) <= TOLERANCE[stage.dtype]
+    got = torch.cat([_advance(stage, cache, rows[:4], 0), _advance(stage, cache, rows[4:], 4)])
+    return _difference(got.float()[3:], whole[3:]) <= TOLERANCE[stage.dtype]
 
 
 def sessions_stay_apart(stage: Stage) -> bool:

@@ -34,6 +34,10 @@ class Segment:
         return self.position + self.length
 
 
+MIN_ROWS = 2
+"""Rows that a linear sees at least."""
+
+
 class Runner(Protocol):
     """Runs rows through a view, each segment against its own session."""
 
@@ -77,7 +81,7 @@ class RaggedRunner:
 def run_row(
     view: View, rows: torch.Tensor, positions: list[int], keep: tuple[int, ...]
 ) -> torch.Tensor:
-    """Run one row of rows at the given positions, never fewer than two at a time.
+    """Run one row of rows at the given positions, never fewer than `MIN_ROWS` at a time.
 
     A linear over a single row computes other bits than over two or more, and a replay must compute
     the bits of the first time, whatever shared a row with it then. The second row is a copy and
@@ -85,10 +89,10 @@ def run_row(
     on all rows, such as the choice of experts.
     """
     total = len(positions)
-    if total == 1:
-        rows = rows.expand(2, *rows.shape[1:])
-        positions = positions * 2
-    kept = keep * 2 if len(keep) == 1 else keep
+    if total < MIN_ROWS:
+        rows = rows.expand(MIN_ROWS, *rows.shape[1:])
+        positions = positions * MIN_ROWS
+    kept = keep * MIN_ROWS if len(keep) == 1 else keep
     output = view.run(
         rows[None],
         position_ids=torch.tensor([positions], device=rows.device),

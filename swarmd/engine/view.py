@@ -84,8 +84,12 @@ class View:
         Of the keyword arguments, those go to the model that it knows.
         """
         known = {k: v for k, v in kwargs.items() if k in self.accepts}
-        known["inputs_embeds" if rows.is_floating_point() else "input_ids"] = rows
-        self._entered = rows
+        if rows.is_floating_point():
+            # Not the rows themselves: some families scale what they are given in place.
+            self._entered = rows
+            known.setdefault("inputs_embeds", torch.zeros_like(rows))
+        else:
+            known["input_ids"] = rows
         if self._module_state is None:
             output = self.runs(**known)
         else:

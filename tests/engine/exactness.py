@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
 from swarmd.engine.load import load_stage
 from swarmd.engine.stage import Batch, Segment, SequenceCache, Stage
@@ -78,7 +80,8 @@ class Session:
     def next_chunk(self, chunks: tuple[int, ...]) -> int:
         """Rows of the next step: a chunk of the prompt, then one."""
         ends = [sum(chunks[: n + 1]) for n in range(len(chunks))]
-        return next((end - self.position for end in ends if end > self.position), 1)
+        rest = len(self.ids) - self.position
+        return next((min(end - self.position, rest) for end in ends if end > self.position), 1)
 
 
 def step(stages: list[Stage], work: list[tuple[Session, int]]) -> None:
@@ -108,7 +111,9 @@ def run_one(stages: list[Stage], prompt: list[int], chunks: tuple[int, ...] = ()
     return session
 
 
-def run_together(stages: list[Stage], prompts: list[list[int]]) -> list[Session]:
+def run_together(
+    stages: list[Stage], prompts: list[list[int]], chunks: tuple[int, ...] = CHUNKS
+) -> list[Session]:
     """Greedy generation by sessions that come one after the other and share every microbatch.
 
     A microbatch has all decodes and one chunk of one prompt, as the batcher would choose.
@@ -117,7 +122,7 @@ def run_together(stages: list[Stage], prompts: list[list[int]]) -> list[Session]
     while any(len(session.logits) < NEW for session in sessions):
         ready = [s for s in sessions if len(s.logits) < NEW]
         decodes = [(s, 1) for s in ready if s.logits]
-        prefills = [(s, s.next_chunk(CHUNKS)) for s in ready if not s.logits]
+        prefills = [(s, s.next_chunk(chunks)) for s in ready if not s.logits]
         step(stages, decodes + prefills[:1])
     return sessions
 
@@ -127,6 +132,11 @@ def assert_as_generated(session: Session, wanted: list[int], logits: torch.Tenso
     assert session.ids == wanted
     error = (torch.stack(session.logits) - logits).abs().max().item()
     assert error <= LOGIT_TOLERANCE, f"logits differ by {error:.1e}"
+
+
+def with_length(info: ModelInfo, max_model_len: int) -> ModelInfo:
+    """Return the same model, served for more positions."""
+    return dataclasses.replace(info, max_model_len=max_model_len)
 
 
 assert BLOCKS == 4, "CUTS are for four blocks"
