@@ -5,6 +5,7 @@ Stages are `swarmd.toys`; what a test expects of a run is the test's business.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import random
 from collections import deque
@@ -128,7 +129,7 @@ class SimNode:
         self.drivers: dict[bytes, SimRun] = {}
         self._queue: deque[HopAction] = deque()
         self._broken: set[bytes] = set()
-        """Sessions a step of which has failed: nothing is computed for them until they are freed."""
+        """Sessions with a step that failed: nothing is computed for them until they are freed."""
 
     def when_awake(self, act: Callable[[], None]) -> None:
         """Do something now, or when the node is no longer frozen, unless it is dead."""
@@ -201,6 +202,8 @@ class Client:
     ids: list[int] = field(default_factory=list)
     epoch: int = 0
     route: Route = ()
+    run: SimRun | None = None
+    """Who works for it; one that it has turned away from may not know that yet."""
     finished: Finished | None = None
     finished_at: float = 0.0
     repairs: int = 0
@@ -238,18 +241,24 @@ class SimRun:
 
     def _carry_out(self, action: DriverAction) -> None:
         swarm = self.node.swarm
+        if isinstance(action, Finished):
+            del self.node.drivers[self.client.request.session]
         if isinstance(action, Send):
             swarm.links.send(self.node.peer_id, action.peer_id, action.frame)
         elif isinstance(action, NeedRoute):
             answer = swarm.find_route(action)
             swarm.at(swarm.now, lambda: self.handle(answer))
-        elif isinstance(action, Routed):
+        elif self.client.run is self:
+            self._tell(action)
+
+    def _tell(self, action: DriverAction) -> None:
+        if isinstance(action, Routed):
             self.client.route, self.client.epoch = action.route, action.epoch
         elif isinstance(action, Emit):
             self._deliver(action)
         elif isinstance(action, Finished):
-            del self.node.drivers[self.client.request.session]
-            self.client.finished, self.client.finished_at = action, swarm.now
+            self.client.finished = action
+            self.client.finished_at = self.node.swarm.now
 
     def _deliver(self, action: Emit) -> None:
         client, now = self.client, self.node.swarm.now
@@ -347,7 +356,7 @@ class Swarm:
             route=client.route,
         )
         driver = Driver(request, self.driver_policy, jitter=self.random.random())
-        run = SimRun(self.nodes[coordinator], client, driver)
+        run = client.run = SimRun(self.nodes[coordinator], client, driver)
         run.handle(Start())
         return run
 
@@ -376,12 +385,11 @@ class Swarm:
 
     def stop(self, client: Client, reason: str = "cancelled") -> bool:
         """Let the client's coordinator know that it left; return whether it has one."""
-        for node in self.nodes.values():
-            run = node.drivers.get(client.request.session)
-            if run is not None:
-                node.when_awake(lambda run=run: run.handle(Stop(reason)))
-                return True
-        return False
+        run = client.run
+        if run is None or not run.node.alive or run.done:
+            return False
+        run.node.when_awake(functools.partial(run.handle, Stop(reason)))
+        return True
 
     def drain(self, peer_id: str) -> None:
         """Let a node refuse new sessions."""
@@ -391,7 +399,7 @@ class Swarm:
         """Let everybody see a new node."""
         for node in self.nodes.values():
             for run in list(node.drivers.values()):
-                node.when_awake(lambda run=run: run.handle(RoutesChanged()))
+                node.when_awake(functools.partial(run.handle, RoutesChanged()))
 
     # Routes: at random among what the view shows, which lags behind.
 
@@ -404,7 +412,7 @@ class Swarm:
         ]
         hops: list[Hop] = []
         for span in need.spans:
-            found = self._cover(span, seen, {hop.peer_id for hop in hops})
+            found = self._cover(span, seen)
             if found is None:
                 return RouteMissing(need.ask, self._missing(span, seen))
             hops += found
@@ -413,21 +421,16 @@ class Swarm:
     def _gone(self, node: SimNode) -> bool:
         return node.died_at + self.view_lag < self.now or node.table.draining
 
-    def _cover(self, span: Span, seen: list[SimNode], used: set[str]) -> list[Hop] | None:
+    def _cover(self, span: Span, seen: list[SimNode]) -> list[Hop] | None:
         hops: list[Hop] = []
         block = span.start
         while block < span.end:
-            able = [
-                node
-                for node in seen
-                if node.span and block in node.span and node.peer_id not in used
-            ]
+            able = [node for node in seen if node.span and block in node.span]
             if not able:
                 return None
             node = self.random.choice(able)
             assert node.span is not None
             end = min(span.end, node.span.end)
-            used.add(node.peer_id)
             hops.append(Hop(node.peer_id, Span(block, end)))
             block = end
         return hops

@@ -35,6 +35,8 @@ from swarmd.pipeline.steps import ChunkPlan
 
 __all__ = ["DRIVER_TABLE", "Driver", "DriverState", "Request"]
 
+TAKEOVER = 1000
+"""Epochs that a new coordinator skips, so that its predecessor, should it live, stays behind."""
 MAX_FOREIGN_EPOCH = 1 << 30
 """What a hop may claim that an epoch is: the wire's limit is far above."""
 
@@ -122,6 +124,8 @@ class Driver:
         reason = self.request.ends_with(self.feed.ids)
         if reason:
             return self._finish(reason)
+        if self.request.resumed:
+            self.epoch += TAKEOVER - 1
         self._patience.search(now)
         self._search.take_over(self.request.route)
         return self._seek(now)
@@ -204,7 +208,8 @@ class Driver:
         return self._agreed or self.request.resumed
 
     def _gives_up(self, now: float) -> bool:
-        return self._patience.is_out(self._has_run, self.error, now)
+        known = self._agreed or not isinstance(self.error, errors.SessionLost)
+        return self._patience.is_out(self._has_run and known, self.error, now)
 
     def _wait(self, until: float) -> None:
         self.state = DriverState.WAITING
@@ -389,10 +394,13 @@ class Driver:
             self._send(hop, Keep((self.request.session,)))
 
     def _overdue(self, late: float, now: float) -> None:
+        stood_still = late > self.policy.late
+        if stood_still:
+            self._patience.prolong(late)
         if self.state is DriverState.WAITING:
             afresh = self._search.reach is Reach.OTHERS
             return self._seek(now) if afresh else self._need_route(now)
-        if late > self.policy.late:
+        if stood_still:
             self._due = now + self.policy.open_timeout
             return None
         return self._unanswered(now) if self.state is DriverState.OPENING else self._stalled(now)

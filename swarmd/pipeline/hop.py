@@ -132,7 +132,7 @@ class HopTable:
             return session
         self.counters.opened += 1
         log = ReplayLog(self.budget)
-        session = HopSession(order.session, order.secret, order.blocks, log)
+        session = HopSession(order.session, order.secret, order.blocks, log, self._ticket)
         self.sessions[order.session] = session
         return session
 
@@ -319,8 +319,9 @@ class HopTable:
 
     def _compute_failed(self, event: ComputeFailed, now: float) -> list[HopAction]:
         session = self.sessions.get(event.session)
-        if session is None or event.ticket not in session.pending:
+        if session is None or event.ticket <= session.born:
             return []
+        # Even where a rewind has made the step void: the KV below it may be damaged.
         return self._broken(session, event.message)
 
     def _broken(self, session: HopSession, message: str) -> list[HopAction]:

@@ -55,6 +55,8 @@ class HopSession:
     secret: bytes
     blocks: Span
     log: ReplayLog
+    born: int = 0
+    """Tickets up to this one were given out before."""
     coordinator: str = ""
     prev_peer: str = ""
     next_peer: str = ""

@@ -75,6 +75,11 @@ class Patience:
         """Begin to look for peers, if that has not begun yet."""
         self._since = now if self._since is None else self._since
 
+    def prolong(self, seconds: float) -> None:
+        """Do not count the time in which this node stood still."""
+        if self._since is not None:
+            self._since += seconds
+
     def found(self) -> None:
         """All hops have agreed."""
         self._since = None

@@ -19,10 +19,18 @@ from swarmd.core.errors import (
 )
 from swarmd.core.frames import Refusal
 
-FINAL = frozenset({Refusal.WRONG_SECRET, Refusal.BAD_REQUEST, Refusal.STALE_EPOCH})
+FINAL = frozenset({Refusal.BAD_REQUEST, Refusal.STALE_EPOCH})
 """No hop would say anything else."""
 
-LASTING = frozenset({Refusal.WRONG_MODEL, Refusal.WRONG_BLOCKS, Refusal.TOO_LONG, Refusal.DRAINING})
+LASTING = frozenset(
+    {
+        Refusal.WRONG_MODEL,
+        Refusal.WRONG_BLOCKS,
+        Refusal.WRONG_SECRET,
+        Refusal.TOO_LONG,
+        Refusal.DRAINING,
+    }
+)
 """This hop will not say anything else for some time."""
 
 _ERRORS: dict[Refusal, type[SwarmdError]] = {

@@ -44,6 +44,7 @@ from swarmd.pipeline.events import (
     Tick,
 )
 from swarmd.pipeline.policy import DriverPolicy
+from swarmd.pipeline.refusals import LASTING
 
 
 def test_a_new_session_asks_for_a_route_and_opens_all_hops_of_it_at_once() -> None:
@@ -310,20 +311,31 @@ def test_no_room_anywhere_is_waited_out_as_well() -> None:
     assert steps(bench.found() and bench.opened("a") + bench.opened("b"))
 
 
-@pytest.mark.parametrize(
-    ("refusal", "error"),
-    [(Refusal.WRONG_SECRET, SessionLost), (Refusal.BAD_REQUEST, RequestError)],
-)
-def test_a_refusal_that_all_would_give_is_final(refusal: Refusal, error: type) -> None:
+def test_a_refusal_that_all_would_give_is_final() -> None:
     bench = Bench()
     bench.start()
     bench.found()
-    assert isinstance(finish(bench.refuse("b", refusal)).error, error)
+    assert isinstance(finish(bench.refuse("b", Refusal.BAD_REQUEST)).error, RequestError)
+
+
+def test_with_the_wrong_secret_nobody_resumes_a_session() -> None:
+    bench = Bench(known_ids=(510,), epoch=3, route=ROUTE)
+    bench.start()
+    while bench.driver.state is not DriverState.DONE and bench.now < 130:
+        if bench.driver.state is DriverState.ROUTING:
+            bench.missing((4, 8)) if bench.need.exclude else bench.found(ROUTE[1:])
+        elif bench.driver.state is DriverState.OPENING:
+            bench.now += 0.01
+            bench.refuse("b", Refusal.WRONG_SECRET)
+        else:
+            bench.wait(0.1)
+    assert isinstance(finish(bench.done).error, SessionLost)
+    assert bench.now < 103
 
 
 @pytest.mark.parametrize(
     "refusal",
-    [Refusal.WRONG_MODEL, Refusal.WRONG_BLOCKS, Refusal.DRAINING, Refusal.TOO_LONG],
+    [r for r in Refusal if r in LASTING],
 )
 def test_a_refusal_that_lasts_turns_to_other_peers(refusal: Refusal) -> None:
     bench = Bench()
@@ -379,11 +391,11 @@ def test_a_route_with_a_hole_is_not_driven() -> None:
 def test_a_resumed_session_adopts_what_the_hops_of_its_route_hold() -> None:
     bench = Bench(known_ids=(510, 511), epoch=3, route=ROUTE)
     orders = opens(bench.start())
-    assert (orders["a"].epoch, orders["a"].fresh, orders["a"].prev_peer) == (4, False, "me")
+    assert (orders["a"].epoch, orders["a"].fresh, orders["a"].prev_peer) == (1003, False, "me")
     assert orders["b"].token_ids == (*range(10), 510, 511)
     bench.opened("a", 13)
     actions = bench.opened("b", 12)
-    assert sent(actions, "a", Resume) == [Resume(SESSION, 4, 12)]
+    assert sent(actions, "a", Resume) == [Resume(SESSION, 1003, 12)]
     assert [(s.round, s.position, s.wants) for s in steps(actions)] == [(1, 11, (11,))]
     assert emitted(bench.token(12)) == [512]
 
@@ -399,8 +411,8 @@ def test_an_epoch_that_is_too_low_is_raised_above_that_of_the_hop() -> None:
     bench = Bench(known_ids=(510,), epoch=3, route=ROUTE)
     bench.start()
     bench.opened("a", 11)
-    orders = opens(bench.refuse("b", Refusal.STALE_EPOCH, epoch=9))
-    assert {order.epoch for order in orders.values()} == {10}
+    orders = opens(bench.refuse("b", Refusal.STALE_EPOCH, epoch=4009))
+    assert {order.epoch for order in orders.values()} == {4010}
 
 
 def test_a_coordinator_that_has_been_replaced_gives_up() -> None:

@@ -19,7 +19,7 @@ from bench_hop import (
 )
 
 from swarmd.core.errors import SessionError
-from swarmd.core.frames import Failed, Gap, Refusal, Resume, Step
+from swarmd.core.frames import Close, Failed, Gap, Refusal, Resume, Step
 from swarmd.core.sampling import SamplingParams
 from swarmd.pipeline.events import Computed, ComputeFailed, Drawn, Free, Submit, Truncate
 from swarmd.pipeline.hop import HopPolicy
@@ -377,12 +377,21 @@ def test_a_failed_computation_frees_the_session_and_is_told() -> None:
     assert bench.open(epoch=2, fresh=False).kv_length == 0
 
 
-def test_a_computation_that_failed_above_a_cut_does_not_matter() -> None:
+def test_a_computation_that_failed_above_a_cut_may_have_damaged_what_lies_below() -> None:
     bench = Bench()
     bench.open()
     bench.apply(0, 4)
     late = only(bench.step(4), Submit)
     bench.step(4, round=1)
+    assert only(bench.handle(ComputeFailed(SESSION, late.ticket, "no")), Free)
+
+
+def test_a_computation_that_failed_before_the_session_was_made_anew_does_not_matter() -> None:
+    bench = Bench()
+    bench.open()
+    late = only(bench.step(0, 4), Submit)
+    bench.tell(Close(SESSION, 1))
+    bench.open(epoch=2, fresh=False)
     assert bench.handle(ComputeFailed(SESSION, late.ticket, "no")) == []
 
 
