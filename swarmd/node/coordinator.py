@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from swarmd.core.errors import CoverageError, QueueFull, RequestError, SwarmdError
 from swarmd.core.frames import SessionFrame
@@ -41,6 +41,10 @@ class RouteFinder(Protocol):
         Raises CoverageError for blocks that nobody holds, another SwarmdError where the peers are
         there and something else is lacking, such as room for the KV.
         """
+        ...
+
+    async def refresh(self) -> None:
+        """Look at the swarm again."""
         ...
 
 
@@ -103,6 +107,7 @@ class Coordinator:
         routes: RouteFinder,
         policy: DriverPolicy,
         limits: CoordinatorLimits,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.stats = CoordinatorStats()
         self._own_id = own_id
@@ -111,6 +116,7 @@ class Coordinator:
         self._routes = routes
         self._policy = policy
         self._limits = limits
+        self._spawn = spawn
         self._runs: dict[bytes, Run] = {}
 
     def __len__(self) -> int:
@@ -193,15 +199,26 @@ class Coordinator:
                 self._forget(run)
 
     def _find_route(self, run: Run, need: ev.NeedRoute) -> None:
+        answer = self._look(run, need)
+        if isinstance(answer, ev.RouteFound) or answer.error is not None:
+            self._handle(run, answer)
+        else:
+            # The view may be half a second old, and the peer that is missing younger than that.
+            self._spawn(self._look_afresh(run, need))
+
+    async def _look_afresh(self, run: Run, need: ev.NeedRoute) -> None:
+        await self._routes.refresh()
+        self._handle(run, self._look(run, need))
+
+    def _look(self, run: Run, need: ev.NeedRoute) -> ev.RouteFound | ev.RouteMissing:
         try:
             hops = self._routes.find(need.spans, need.exclude, need.keep, run.positions)
         except CoverageError as error:
-            self._handle(run, ev.RouteMissing(need.ask, error.missing))
+            return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:
             missing = tuple((span.start, span.end) for span in need.spans)
-            self._handle(run, ev.RouteMissing(need.ask, missing, error))
-        else:
-            self._handle(run, ev.RouteFound(need.ask, hops))
+            return ev.RouteMissing(need.ask, missing, error)
+        return ev.RouteFound(need.ask, hops)
 
     def _forget(self, run: Run) -> None:
         if self._runs.get(run.session) is run:

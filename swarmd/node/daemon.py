@@ -231,7 +231,11 @@ class Node:
     async def _serve(self, opened: loading.Opened, stage: Stage) -> None:
         executor, host = self._start_stage(stage)
         routes = Routes(
-            self._identity.peer_id, stage.info, lambda: self._presence.view, self._clock
+            self._identity.peer_id,
+            stage.info,
+            lambda: self._presence.view,
+            self._presence.refresh,
+            self._clock,
         )
         coordinator = Coordinator(
             self._identity.peer_id,
@@ -240,6 +244,7 @@ class Node:
             routes,
             DriverPolicy(gap_wait=self._config.gap_wait, keep_every=self._config.orphan_grace / 4),
             CoordinatorLimits(self._config.max_sessions, self._config.chunk_size),
+            self._spawn,
         )
         self._exchange.open(host, coordinator, routes)
         self._host, self._coordinator = host, coordinator

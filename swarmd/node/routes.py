@@ -5,9 +5,12 @@ Which path is cheapest is `swarmd.swarm.router`'s decision; the view is `swarmd.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 
 from swarmd.core.clock import Clock
+from swarmd.core.errors import DirectoryError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
@@ -15,16 +18,24 @@ from swarmd.swarm.health import Fault, Health
 from swarmd.swarm.router import RouteRequest, choose_route, cover
 from swarmd.swarm.view import View
 
+REFRESH_TIMEOUT_S = 1.0
+
 
 class Routes:
     """Finds routes for one model, seen from one node."""
 
     def __init__(
-        self, own_id: str, model: ModelInfo, view: Callable[[], View], clock: Clock
+        self,
+        own_id: str,
+        model: ModelInfo,
+        view: Callable[[], View],
+        look_again: Callable[[], Awaitable[None]],
+        clock: Clock,
     ) -> None:
         self._own_id = own_id
         self._model = model
         self._view = view
+        self._look_again = look_again
         self._clock = clock
         self.health = Health()
 
@@ -45,6 +56,12 @@ class Routes:
         for span in spans:
             found += self._cover(span, exclude, (*keep, *found), positions)
         return tuple(found)
+
+    async def refresh(self) -> None:
+        """Look at the swarm again; the old view stays when the directory does not answer soon."""
+        with contextlib.suppress(DirectoryError, TimeoutError):
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                await self._look_again()
 
     def first_hop(self) -> Hop:
         """Return where a new session would begin. Raises as `find` does."""
