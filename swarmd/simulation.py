@@ -319,6 +319,8 @@ class Swarm:
         while self._heap and self._heap[0][0] <= until and while_true():
             self.now, _, act = heapq.heappop(self._heap)
             act()
+        if while_true():
+            self.now = max(self.now, until)
 
     def kill(self, peer_id: str) -> None:
         """End a node as `kill -9` does."""

@@ -10,6 +10,20 @@ from dataclasses import replace
 
 from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.simulation import LossyLinks, Swarm, Weather
+from swarmd.toys import ToyAccount, ToyStage, toy_model, toy_oracle
+
+__all__ = [
+    "FakeClock",
+    "LossyLinks",
+    "MemoryDirectory",
+    "Swarm",
+    "ToyAccount",
+    "ToyStage",
+    "Weather",
+    "toy_model",
+    "toy_oracle",
+]
 
 
 class FakeClock:

@@ -87,6 +87,7 @@ class Driver:
         """Whether hops may hold KV of this session."""
         self._agreed = False
         """Whether all hops of some route have agreed to this driver."""
+        self._has_run = request.resumed
         self._due: float | None = None
         self._keep_at: float | None = None
 
@@ -203,10 +204,6 @@ class Driver:
     def _uncovered(self, missing: tuple[tuple[int, int], ...]) -> errors.CoverageError:
         return uncovered(self.request.model.name, missing, self.error)
 
-    @property
-    def _has_run(self) -> bool:
-        return self._agreed or self.request.resumed
-
     def _gives_up(self, now: float) -> bool:
         known = self._agreed or not isinstance(self.error, errors.SessionLost)
         return self._patience.is_out(self._has_run and known, self.error, now)
@@ -243,8 +240,7 @@ class Driver:
             return None
         if answer.refusal is not None:
             return self._refused(hop, answer.refusal, answer.message, now)
-        limit = self.request.max_positions
-        if not 0 <= answer.log_start <= answer.kv_length <= limit:
+        if not 0 <= answer.log_start <= answer.kv_length <= self.request.max_positions:
             lie = errors.ProtocolError(f"{hop.peer_id} claims {answer.kv_length} positions")
             return self._lose(hop, self.policy.lost_for, lie, now)
         self.held[hop.peer_id] = answer
@@ -271,7 +267,7 @@ class Driver:
 
     def _run(self, now: float) -> None:
         self.state = DriverState.RUNNING
-        self._agreed = True
+        self._agreed = self._has_run = True
         self._patience.found()
         self._out.append(ev.Routed(self.route, self.epoch))
         self.feed.begin(self.epoch)
@@ -282,27 +278,22 @@ class Driver:
             self._keep()
         self._started = True
         self._pump()
-        self._expect(behind, now)
+        self._due = now + self.policy.time_for(behind)
 
     def _catch_up(self) -> int:
         """Let all hops come to hold the same; return what the one that is furthest behind holds."""
         answers = [self.held[hop.peer_id] for hop in self.route]
         held = [Held(answer.kv_length, answer.log_start) for answer in answers]
-        plan = repair.plan(held, self.feed.last_chunk, self.feed.plan)
-        for hop, send_from in zip(self.route, plan.send_from, strict=True):
-            self._send(hop, Resume(self.request.session, self.epoch, send_from))
-        for step in self.feed.replay(plan.feed_from, plan.rewind_to):
+        send_from, replay = self.feed.catch_up(held)
+        for hop, position in zip(self.route, send_from, strict=True):
+            self._send(hop, Resume(self.request.session, self.epoch, position))
+        for step in replay:
             self._send(self.route[0], step)
-        self.feed.rewind(plan.rewind_to)
         return min(hop.kv_length for hop in held)
 
     def _pump(self) -> None:
         for step in self.feed.pump():
             self._send(self.route[0], step)
-
-    def _expect(self, positions: int, now: float) -> None:
-        wait = self.policy.step_timeout + self.policy.position_timeout * max(1, positions)
-        self._due = now + wait
 
     def _token(self, event: ev.Received, now: float) -> None:
         token = event.frame
@@ -321,7 +312,7 @@ class Driver:
         if news:
             self._patience.progress()
             self._pump()
-            self._expect(self.feed.outstanding, now)
+            self._due = now + self.policy.time_for(self.feed.outstanding)
 
     def _current(self, epoch: int, number: int) -> bool:
         return epoch == self.epoch and number == self.feed.round
@@ -337,9 +328,9 @@ class Driver:
         if self._patience.is_spent:
             self._fail(errors.SessionError(f"{event.peer_id} reports gap after gap"))
             return
-        self.feed.rewind(self.feed.plan.floor(min(gap.kv_length, self.feed.last_chunk)))
+        self.feed.rewind(self.feed.chunks.floor(min(gap.kv_length, self.feed.last_chunk)))
         self._pump()
-        self._expect(self.feed.known, now)
+        self._due = now + self.policy.time_for(self.feed.known)
 
     def _failed(self, event: ev.Received, now: float) -> None:
         failed = event.frame
@@ -414,8 +405,8 @@ class Driver:
 
     def _stalled(self, now: float) -> None:
         """Nothing came for long: open all hops again, and from the second time on replace one."""
-        self._patience.stalls += 1
         error = errors.DeadlineExceeded(f"no token for position {self.feed.known} in time")
+        self._patience.stalls += 1
         if self._patience.stalls < 2:
             return self._repair(error, now)
         lengths = [self.held[hop.peer_id].kv_length for hop in self.route]

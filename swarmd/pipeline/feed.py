@@ -6,9 +6,10 @@ When to rewind, and along which route, is the driver's decision.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from swarmd.core.frames import Step
+from swarmd.pipeline.repair import Held, plan
 from swarmd.pipeline.steps import ChunkPlan
 
 
@@ -20,11 +21,11 @@ class Feed:
     """
 
     def __init__(
-        self, session: bytes, ids: list[int], plan: ChunkPlan, window: int, replay_step: int
+        self, session: bytes, ids: list[int], chunks: ChunkPlan, window: int, replay_step: int
     ) -> None:
         self.session = session
         self.ids = ids
-        self.plan = plan
+        self.chunks = chunks
         self.epoch = 0
         self.round = 0
         self.sent = 0
@@ -46,7 +47,7 @@ class Feed:
     @property
     def last_chunk(self) -> int:
         """Where the chunk of the last known id starts; its token is the next one."""
-        return self.plan.floor(self.known - 1)
+        return self.chunks.floor(self.known - 1)
 
     @property
     def outstanding(self) -> int:
@@ -72,9 +73,19 @@ class Feed:
         self._under_way.clear()
         self._unmarked = 0
 
+    def catch_up(self, held: Sequence[Held]) -> tuple[tuple[int, ...], list[Step]]:
+        """Enter the round in which all hops of a new route hold the same.
+
+        Returns from where on each hop is to send its outputs, and steps for the first hop.
+        """
+        made = plan(held, self.last_chunk, self.chunks)
+        steps = list(self.replay(made.feed_from, made.rewind_to))
+        self.rewind(made.rewind_to)
+        return made.send_from, steps
+
     def replay(self, start: int, end: int) -> Iterator[Step]:
         """Steps for `[start, end)` that ask for no token: the first hop is to have them again."""
-        self.sent = self.plan.floor(start)
+        self.sent = self.chunks.floor(start)
         while self.sent < end:
             yield self._take(end, mark=False)
 
@@ -98,8 +109,8 @@ class Feed:
 
     def _take(self, end: int, mark: bool) -> Step:
         start = self.sent
-        chunks = self.plan.next(start, end, self._replay_step)
-        self.sent = stop = start + sum(chunks)
+        sizes = self.chunks.next(start, end, self._replay_step)
+        self.sent = stop = start + sum(sizes)
         self.resent += max(0, min(stop, self.highest) - start)
         self.highest = max(self.highest, stop)
         return Step(
@@ -107,7 +118,7 @@ class Feed:
             self.epoch,
             self.round,
             start,
-            chunks,
+            sizes,
             token_ids=tuple(self.ids[start:stop]),
             wants=(stop - 1,) if mark or stop == self.known else (),
         )

@@ -45,6 +45,10 @@ class DriverPolicy:
     replay_step: int = 256
     """One-token chunks in one replayed step."""
 
+    def time_for(self, positions: int) -> float:
+        """Seconds in which an answer must come when so many positions are under way."""
+        return self.step_timeout + self.position_timeout * max(1, positions)
+
     def pause(self, strikes: int, jitter: float) -> float:
         """Seconds to wait before repair number `strikes` in a row. `jitter` is in [0, 1)."""
         if strikes <= 1:
