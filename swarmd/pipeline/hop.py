@@ -110,7 +110,8 @@ class HopTable:
             return [*actions, Send(sender, answer)]
         session.point(sender, order)
         session.seen_at = now
-        session.lapses_at = now + self.policy.reservation
+        if not session.length:
+            session.lapses_at = now + self.policy.reservation
         self._remind(session)
         return [*actions, self._opened(session)]
 
@@ -325,6 +326,7 @@ class HopTable:
         return self._broken(session, event.message)
 
     def _broken(self, session: HopSession, message: str) -> list[HopAction]:
+        self.counters.compute_failed += 1
         failed = self._fail(session, Refusal.COMPUTE_FAILED, message)
         return [*self._free(session), failed]
 

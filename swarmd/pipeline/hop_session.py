@@ -136,7 +136,7 @@ class HopSession:
     def output(self, ticket: int, payload: Payload) -> Step | None:
         """Log what was computed; return it, or None where a rewind has left nothing of it.
 
-        Raises SessionError when it does not have the rows of the step.
+        Raises SessionError when it lacks rows of the step, or comes out of order.
         """
         step = self.pending.pop(ticket, None)
         if step is None:

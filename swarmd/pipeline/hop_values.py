@@ -79,6 +79,8 @@ class HopCounters:
     wrong_sender: int = 0
     unknown_session: int = 0
     bad_steps: int = 0
+    compute_failed: int = 0
+    """Sessions that were given up, as a step could not be computed or came back wrong."""
     replayed_positions: int = 0
     """Sent on out of the replay log."""
     recomputed_positions: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from swarmd.core.errors import SessionError
 from swarmd.core.frames import Step
 from swarmd.pipeline.steps import cut
 
@@ -50,9 +51,9 @@ class ReplayLog:
         return len(self._steps)
 
     def append(self, step: Step) -> None:
-        """Add the output that follows the last one."""
+        """Add the output that follows the last one. Raises SessionError for any other."""
         if step.position != self.end:
-            raise AssertionError(f"the replay log ends at {self.end}, not at {step.position}")
+            raise SessionError(f"the replay log ends at {self.end}, not at {step.position}")
         self._steps.append(step)
         self.end = step.end
         self._account(_cost(step))

@@ -146,6 +146,15 @@ def test_a_session_that_is_used_does_not_lapse(sign: str) -> None:
     assert bench.table.next_deadline() == pytest.approx(10.0 if sign == "step" else 14.0)
 
 
+def test_kv_that_holds_something_does_not_lapse_while_a_repair_takes_its_time() -> None:
+    bench = Bench()
+    bench.open()
+    bench.apply(0, 4)
+    bench.open(epoch=2, fresh=False)
+    assert bench.tick(9.9) == []
+    assert only(bench.tick(10.0), Free)
+
+
 def test_a_session_whose_coordinator_is_silent_is_freed_after_its_grace() -> None:
     bench = Bench(policy=HopPolicy(orphan_grace=3.0))
     bench.open()

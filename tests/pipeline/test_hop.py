@@ -404,6 +404,14 @@ def test_outputs_of_the_wrong_shape_count_as_failed(payload) -> None:  # type: i
     assert failures(actions)[0].refusal is Refusal.COMPUTE_FAILED
 
 
+def test_outputs_out_of_order_count_as_failed() -> None:
+    bench = Bench()
+    bench.open()
+    bench.step(0, 4)
+    second = only(bench.step(4, 4), Submit)
+    assert failures(bench.compute(second))[0].refusal is Refusal.COMPUTE_FAILED
+
+
 def test_results_for_a_session_that_is_gone_are_dropped() -> None:
     bench = Bench()
     assert bench.handle(Computed(SESSION, 1, hidden(0, 1))) == []

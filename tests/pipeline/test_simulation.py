@@ -307,6 +307,8 @@ class Storm:
                 assert node.table.budget.used == 0, f"{node.peer_id} still has a replay log"
                 assert len(node.stage) == 0, f"{node.peer_id} still has KV"
                 assert not node.drivers
+            if not self.swarm.weather.compute_failures:
+                assert node.table.counters.compute_failed == 0, "outputs that fit no session"
             if self.rewinds and self.swarm.hop_policy.replay_log_bytes >= WHOLE_LOGS:
                 assert node.table.counters.gaps == 0, "a replay left something out"
         sent = self.swarm.links.activation_bytes
