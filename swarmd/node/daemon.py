@@ -95,6 +95,7 @@ class Node:
         self._clock = SystemClock()
         self._state_changed = asyncio.Event()
         self._description: Description | None = None
+        self._failed = False
 
     async def main(self) -> int:
         """Start, serve, drain and stop."""
@@ -113,7 +114,7 @@ class Node:
             raise _first(errors) from None
         finally:
             self._lifecycle.handle(Event.STOP)
-        return 0
+        return 1 if self._failed else 0
 
     async def _live(self) -> None:
         self._owned: set[asyncio.Task[Any]] = set()
@@ -288,8 +289,12 @@ class Node:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(host.on_computed, results)
 
+        def died() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._fail)
+
         threads = self._config.threads or default_threads().count
-        executor = Executor(stage, threads, deliver)
+        executor = Executor(stage, threads, deliver, died)
         account = StageAccount(stage)
         own = self._announcement()
         facts = StageFacts(stage.info, stage.span, pid=own.pid, rewinds=stage.ragged)
@@ -355,6 +360,12 @@ class Node:
         self._lifecycle.handle(Event.DRAIN)
         log.info("draining state=%s", self._lifecycle.state.value)
         self._notifier.stopping()
+        self._state_changed.set()
+
+    def _fail(self) -> None:
+        """End at once, as something that the node cannot do without is gone."""
+        self._failed = True
+        self._lifecycle.handle(Event.FAIL)
         self._state_changed.set()
 
     async def _until_drained(self) -> None:

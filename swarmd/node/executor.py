@@ -62,15 +62,20 @@ class _Session:
 
 
 class Executor:
-    """Runs one stage. `put` is called on the event loop; `deliver` is called on the thread."""
+    """Runs one stage. `put` is called on the event loop, `deliver` and `died` on the thread."""
 
     def __init__(
-        self, stage: Stage, threads: int, deliver: Callable[[Sequence[Result]], None]
+        self,
+        stage: Stage,
+        threads: int,
+        deliver: Callable[[Sequence[Result]], None],
+        died: Callable[[], None],
     ) -> None:
         self.stats = ComputeStats(alive_at=time.monotonic())
         self._stage = stage
         self._threads = threads
         self._deliver = deliver
+        self._died = died
         self._batcher = Batcher(ragged=stage.ragged)
         self._inbox: queue.SimpleQueue[Op | None] = queue.SimpleQueue()
         self._queued = 0
@@ -102,6 +107,14 @@ class Executor:
     # -- everything below runs on the compute thread ---------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # A node that cannot compute must go, so that its sessions are repaired elsewhere.
+            log.exception("the compute thread ended")
+            self._died()
+
+    def _work(self) -> None:
         torch.set_num_threads(self._threads)  # counts for the thread that calls it
         while self._take_in():
             self.stats.alive_at = time.monotonic()

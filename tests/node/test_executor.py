@@ -1,0 +1,133 @@
+"""The compute thread: order within a session, one bad step fails alone, and its death is told."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+
+from swarmd.cli.demo import demo_model
+from swarmd.core.frames import Payload, Step
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+from swarmd.engine.checkpoint import open_checkpoint
+from swarmd.engine.load import load_stage
+from swarmd.engine.stage import Stage
+from swarmd.node.executor import Executor, Result
+from swarmd.pipeline import events as ev
+
+A, B = b"a" * 16, b"b" * 16
+SAMPLING = SamplingParams()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Stage:
+    """All blocks of the demo model."""
+    source = open_checkpoint(str(demo_model()))
+    return load_stage(source, Span(0, 8), dtype="float32", device="cpu", kv_memory=1 << 26)
+
+
+class Harness:
+    """An executor whose results are collected."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.results: queue.Queue[Result] = queue.Queue()
+        self.died: queue.Queue[bool] = queue.Queue()
+        self.executor = Executor(stage, 1, self._deliver, lambda: self.died.put(True))
+
+    def _deliver(self, results: Sequence[Result]) -> None:
+        for result in results:
+            self.results.put(result)
+
+    def take(self, count: int) -> list[Result]:
+        return [self.results.get(timeout=60) for _ in range(count)]
+
+
+@pytest.fixture
+def harness(whole: Stage) -> Iterator[Harness]:
+    one = Harness(whole)
+    yield one
+    one.executor.stop()
+
+
+def submit(session: bytes, ticket: int, position: int, ids: tuple[int, ...]) -> ev.Submit:
+    end = position + len(ids)
+    step = Step(session, 1, 1, position, (len(ids),), token_ids=ids, wants=(end - 1,))
+    return ev.Submit(session, ticket, Span(0, 8), step, 64, SAMPLING)
+
+
+def drawn(result: Result) -> int:
+    assert isinstance(result, ev.Computed)
+    return result.tokens[0].id
+
+
+def test_steps_of_two_sessions_share_a_microbatch(harness: Harness) -> None:
+    for session, ticket in ((A, 1), (B, 2)):
+        harness.executor.put(submit(session, ticket, 0, (5, 6, 7)))
+        harness.executor.put(submit(session, ticket + 10, 3, (8,)))
+    harness.executor.start()
+    results = harness.take(4)
+    by_ticket = {result.ticket: drawn(result) for result in results}
+    assert by_ticket[1] == by_ticket[2]
+    assert by_ticket[11] == by_ticket[12]
+    # Two prompts never share one, two decodes do: three microbatches, not four.
+    assert harness.executor.stats.steps == 4
+    assert harness.executor.stats.microbatches == 3
+
+
+def test_a_truncation_keeps_its_place_between_steps(harness: Harness) -> None:
+    harness.executor.start()
+    harness.executor.put(submit(A, 1, 0, (5, 6, 7)))
+    harness.executor.put(submit(A, 2, 3, (9,)))
+    harness.executor.put(ev.Truncate(A, 3))
+    harness.executor.put(submit(A, 3, 3, (8,)))
+    harness.executor.put(submit(B, 4, 0, (5, 6, 7)))
+    harness.executor.put(submit(B, 5, 3, (8,)))
+    by_ticket = {result.ticket: drawn(result) for result in harness.take(5)}
+    assert by_ticket[3] == by_ticket[5], "what was truncated must not be seen any more"
+
+
+def test_a_bad_step_fails_alone(harness: Harness) -> None:
+    broken = ev.Submit(
+        B,
+        2,
+        Span(0, 8),
+        Step(B, 1, 1, 0, (1,), hidden=misfit(), wants=(0,)),
+        64,
+        SAMPLING,
+    )
+    harness.executor.put(submit(A, 1, 0, (5,)))
+    harness.executor.put(broken)
+    harness.executor.start()
+    by_ticket = {result.ticket: result for result in harness.take(2)}
+    assert isinstance(by_ticket[1], ev.Computed)
+    assert isinstance(by_ticket[2], ev.ComputeFailed)
+    assert harness.executor.running
+
+
+def misfit() -> Payload:
+    """Hidden states for a stage that begins with token ids: a step that does not fit."""
+    from swarmd.engine import codec
+
+    return codec.to_payload(torch.zeros(1, 192))
+
+
+def test_a_freed_session_gives_nothing_more(harness: Harness) -> None:
+    harness.executor.put(submit(A, 1, 0, (5, 6)))
+    harness.executor.put(ev.Free(A))
+    harness.executor.put(submit(B, 2, 0, (5, 6)))
+    harness.executor.start()
+    assert [result.ticket for result in harness.take(1)] == [2]
+    assert harness.results.empty()
+
+
+def test_the_death_of_the_thread_is_told(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(ready: object) -> None:
+        raise RuntimeError("a bug in the choice of steps")
+
+    monkeypatch.setattr(harness.executor._batcher, "choose", broken)
+    harness.executor.start()
+    harness.executor.put(submit(A, 1, 0, (5,)))
+    assert harness.died.get(timeout=60)
