@@ -40,6 +40,8 @@ class RowContext:
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
     """The `layer_idx` of every call, in order: the probe reads it."""
+    masked: bool = False
+    """Whether a block came with a mask of its own, which is not looked at: the probe refuses."""
 
 
 class _Slot(threading.local):
@@ -95,6 +97,8 @@ def ragged_attention(
     context = current()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     context.calls.append(layer)
+    if attention_mask is not None:
+        context.masked = True
     rule = _Rule(scaling, sliding_window or 0, softcap or 0.0, s_aux)
     block = context.block_offset + layer
     rows = query.shape[2]

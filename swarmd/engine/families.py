@@ -8,8 +8,28 @@ from __future__ import annotations
 
 from swarmd.core.errors import ModelError
 
-UNSPLITTABLE: dict[str, str] = {}
-"""Family (`model_type`) -> why its blocks cannot be served by different nodes."""
+_STREAMS = "several streams of hidden states run between its blocks"
+_PER_BLOCK_EMBEDDINGS = "every block needs embeddings of the token ids, which only one node has"
+_SHARED_BLOCK = "one attention block is shared by many others and sees the embeddings"
+_OWN_STATE = "its blocks hand on a state of their own beside the hidden states"
+
+UNSPLITTABLE: dict[str, str] = {
+    "deepseek_v4": _STREAMS,
+    "gemma3n": _PER_BLOCK_EMBEDDINGS,
+    "gemma3n_text": _PER_BLOCK_EMBEDDINGS,
+    "hy_v4": _STREAMS,
+    "inkling2_text": "its checkpoint numbers the tensors of a block by the block after it",
+    "openai-gpt": "it keeps no keys and values, so every token would cost the whole text again",
+    "rwkv": _OWN_STATE,
+    "xlm": "it keeps no keys and values, so every token would cost the whole text again",
+    "xlnet": "it predicts in any order, not from left to right",
+    "zamba": _SHARED_BLOCK,
+    "zamba2": _SHARED_BLOCK,
+}
+"""Family (`model_type`) -> why its blocks cannot be served by different nodes.
+
+Only what neither the layout nor a run without weights shows; all else is found there.
+"""
 
 
 def refuse_unsplittable(model_type: str) -> None:

@@ -110,6 +110,7 @@ def find_layout(config: PreTrainedConfig) -> Layout:
             f"models of family {config.model_type!r} cannot be entered between blocks: their "
             f"{type(owner).__name__} takes no hidden states from outside"
         )
+    _check_numbering(getattr(owner, blocks), config.model_type)
     weighty = {
         name
         for name, child in owner.named_children()
@@ -132,6 +133,27 @@ def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> tuple[str, s
     path = min(found, key=lambda p: p.count("."))
     owner, _, name = path.rpartition(".")
     return owner, name
+
+
+def _check_numbering(blocks: nn.ModuleList, family: str) -> None:
+    """Caches are found by the number that a block's modules carry, so there must be one each."""
+    for index, block in enumerate(blocks):
+        numbers = {number for module in block.modules() for number in block_numbers(module)}
+        if numbers - {index}:
+            raise ModelError(
+                f"block {index} of family {family!r} keeps caches under the numbers "
+                f"{sorted(numbers)}, so it cannot be moved to another place"
+            )
+
+
+NUMBER_NAMES = ("layer_idx", "layer_id")
+"""Attributes in which modules of a block keep its place."""
+
+
+def block_numbers(module: nn.Module) -> list[int]:
+    """Return the places that a module says it has."""
+    found = [getattr(module, name, None) for name in NUMBER_NAMES]
+    return [number for number in found if isinstance(number, int)]
 
 
 class _ReachedBlocksError(Exception):

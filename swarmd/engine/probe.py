@@ -70,6 +70,8 @@ class _Trial:
         self._packed = stage.view(entry, exit)
         self._first = random_rows(stage, 7, seed=1)
         self._second = random_rows(stage, 6, seed=2)
+        self._calls: list[list[int]] = []
+        self._masked = False
         self._far = max(0, stage.info.max_model_len - len(self._second))
 
     def verdict(self) -> str:
@@ -80,13 +82,14 @@ class _Trial:
                 f"its {calls} blocks called the attention function {len(self._calls[0])} times: "
                 "the family has attention of its own or recurrent blocks"
             )
+        if self._masked:
+            return "its blocks choose for themselves which positions they look at"
         return self._compare(first, second) or foreign_mask(self._stage)
 
     def _pack(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Run both sequences in two rows: [first 0:4, second 0:5] and [second 5:6, first 4:7]."""
         caches = RaggedCache(len(self._stage.span)), RaggedCache(len(self._stage.span))
         a, b, far = self._first, self._second, self._far
-        self._calls: list[list[int]] = []
         top = self._row([(caches[0], a[:4], 0, 0), (caches[1], b[:5], 0, far)])
         bottom = self._row([(caches[1], b[5:], 5, far), (caches[0], a[4:], 4, 0)])
         return torch.cat([top[:4], bottom[1:]]), torch.cat([top[4:], bottom[:1]])
@@ -104,6 +107,7 @@ class _Trial:
         with attention.row_context(context):
             output = _run(self._packed, torch.cat([rows for _, rows, _, _ in pieces]), positions)
         self._calls.append(context.calls)
+        self._masked |= context.masked
         return output
 
     def _compare(self, first: torch.Tensor, second: torch.Tensor) -> str:

@@ -67,10 +67,8 @@ class Source(Protocol):
         ...
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor on the CPU that the caller may keep; nothing else writes to its memory.
+        """Return a tensor on the CPU in memory of its own, for the caller to keep.
 
-        It may be memory-mapped; then its pages must leave this process with the last tensor over
-        them, or a cast while loading leaves a second copy. Raises WeightsError when the file is
-        damaged.
+        A mapping would stay beside a cast copy. Raises WeightsError when the file is damaged.
         """
         ...

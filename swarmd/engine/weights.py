@@ -7,10 +7,12 @@ come from is the `Source`'s, and what runs on the model is `swarmd.engine.stage`
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from transformers import PreTrainedConfig
 
 from swarmd.core.errors import ModelError, SwarmdError, WeightsError
 from swarmd.core.span import Span
-from swarmd.engine.layout import Layout, find_layout, model_class, on_meta
+from swarmd.engine.layout import NUMBER_NAMES, Layout, find_layout, model_class, on_meta
 from swarmd.engine.source import Progress, Source
 
 _FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
@@ -98,20 +100,28 @@ def load_span(
     source.fetch(names.values(), progress)
     built = _span_class(config, span, layout)
     try:
-        with _quiet():
+        with _quiet(), _one_by_one():
             model, report = built.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=config,
                 state_dict={new: _LazyTensor(source, old) for new, old in names.items()},
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_check_report` names the tensor instead
             )
     except SwarmdError:
         raise
     except Exception as error:
         raise WeightsError(f"the weights do not fit the config: {error}") from error
     _check_report(report)
+    _give_back_what_was_freed()
     return model.eval().requires_grad_(False).to(device)  # type: ignore[no-any-return]
+
+
+def _give_back_what_was_freed() -> None:
+    """Casts leave the allocator with free memory that it would keep; glibc can be told to."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_span(span: Span, num_blocks: int) -> None:
@@ -183,7 +193,7 @@ def _heads(model: nn.Module, layout: Layout) -> list[str]:
 def renumber(block: nn.Module, index: int) -> None:
     """Set the place of a block among those that run: caches and KV are looked up by it."""
     for module in block.modules():
-        for name in ("layer_idx", "layer_id"):
+        for name in NUMBER_NAMES:
             if isinstance(getattr(module, name, None), int):
                 setattr(module, name, index)
 
@@ -237,6 +247,25 @@ def _wanted_by(config: PreTrainedConfig, span: Span, layout: Layout) -> Callable
         return renamed in state or name in state
 
     return wanted
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Have transformers read one tensor after the other.
+
+    Its reader threads keep what they freed after a cast, up to the size of the span.
+    """
+    before = os.environ.get(_ONE_BY_ONE)
+    os.environ[_ONE_BY_ONE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_ONE_BY_ONE]
+        if before is not None:
+            os.environ[_ONE_BY_ONE] = before
+
+
+_ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 @contextmanager
