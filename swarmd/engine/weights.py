@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig
 from swarmd.core.errors import ModelError, SwarmdError, WeightsError
 from swarmd.core.span import Span
 from swarmd.engine.layout import NUMBER_NAMES, Layout, find_layout, model_class, on_meta
+from swarmd.engine.progress import Meter
 from swarmd.engine.source import Progress, Source
 
 _FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
@@ -98,13 +99,15 @@ def load_span(
     _check_span(span, layout.num_blocks)
     names = needed_names(source, config, span, layout)
     source.fetch(names.values(), progress)
+    total = sum(source.tensors()[name].nbytes for name in names.values())
+    meter = Meter(progress, total, f"load blocks {span}")
     built = _span_class(config, span, layout)
     try:
         with _quiet(), _one_by_one():
             model, report = built.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=config,
-                state_dict={new: _LazyTensor(source, old) for new, old in names.items()},
+                state_dict={new: _LazyTensor(source, old, meter) for new, old in names.items()},
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # `_check_report` names the tensor instead
@@ -201,12 +204,15 @@ def renumber(block: nn.Module, index: int) -> None:
 class _LazyTensor:
     """Looks like a slice of a safetensors file: indexing it reads it."""
 
-    def __init__(self, source: Source, name: str) -> None:
+    def __init__(self, source: Source, name: str, meter: Meter) -> None:
         self._source = source
         self._name = name
+        self._meter = meter
 
     def __getitem__(self, _: object) -> torch.Tensor:
-        return self._source.read(self._name)
+        tensor = self._source.read(self._name)
+        self._meter.advance(tensor.nbytes)
+        return tensor
 
     @property
     def shape(self) -> torch.Size:
