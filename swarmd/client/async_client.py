@@ -89,7 +89,7 @@ class AsyncClient:
         at once for values that no node would accept; all else is raised while iterating.
         """
         rest: dict[str, Any] = dict(arguments)
-        limit = rest.pop("timeout", None) or self._timeout or GENERATE_TIMEOUT_S
+        limit = _first(rest.pop("timeout", None), self._timeout, GENERATE_TIMEOUT_S)
         allow_redirect = rest.pop("allow_redirect", True)
         _refuse_unknown(rest)
         request = generate_request(prompt, GenerateOptions(**rest))
@@ -171,7 +171,7 @@ class AsyncClient:
         self, call: Callable[[InferenceStub, float], Awaitable[Any]], timeout: float | None
     ) -> Any:
         """Call the first node that answers."""
-        limit = _positive("timeout", timeout or self._timeout or CALL_TIMEOUT_S)
+        limit = _positive("timeout", _first(timeout, self._timeout, CALL_TIMEOUT_S))
         failed: list[str] = []
         for address in self._nodes.order(self.nodes):
             try:
@@ -211,6 +211,11 @@ class AsyncClient:
             return
         serving = [peer.address for peer in reply.peers if peer.state == "serving"]
         self._reach.known = tuple(serving[:256])
+
+
+def _first(asked: float | None, usual: float | None, default: float) -> float:
+    """The first that is given; 0 counts as given."""
+    return next((value for value in (asked, usual) if value is not None), default)
 
 
 def _positive(name: str, value: float) -> float:

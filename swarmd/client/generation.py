@@ -258,7 +258,11 @@ class Generation:
     ) -> tuple[_Call, pb.GenerateEvent]:
         """Call a node and return the call with its first event."""
         limit = min(connect_timeout_s, self._remaining())
-        stub = await self._reach.nodes.stub(address, limit)
+        try:
+            stub = await self._reach.nodes.stub(address, limit)
+        except PeerUnreachable:
+            self._remaining()  # it may be our own time that was too short
+            raise
         call = stub.Generate(request, timeout=self._remaining())
         try:
             return call, await self._read(call, address)

@@ -14,6 +14,7 @@ from swarmd.core.sampling import MAX_STOP_IDS, SamplingParams
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import peer_pb2
 from swarmd.wire.frames import sampling_to_pb
+from swarmd.wire.limits import RECEIVE_MESSAGE_BYTES
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text; or token ids, sent as they are; or chat messages with "role" and "content"."""
@@ -91,6 +92,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise RequestError(f"{len(request.stop_token_ids)} stop_token_ids, at most {MAX_STOP_IDS}")
     _set_prompt(request, prompt)
+    _check_size(request)
     return request
 
 
@@ -98,6 +100,7 @@ def tokenize_request(prompt: Prompt, model: str, special: bool) -> pb.TokenizeRe
     """Return the request for text or messages; for ids, to detokenize."""
     request = pb.TokenizeRequest(model=model, add_special_tokens=special)
     _set_prompt(request, prompt)
+    _check_size(request)
     return request
 
 
@@ -184,6 +187,15 @@ def _set_prompt(request: pb.GenerateRequest | pb.TokenizeRequest, prompt: Prompt
         request.chat.CopyFrom(pb.Chat(messages=[_message(item) for item in messages]))
     else:
         request.token_ids.CopyFrom(pb.TokenIds(ids=_ids(cast(Sequence[int], prompt), "prompt")))
+
+
+def _check_size(request: pb.GenerateRequest | pb.TokenizeRequest) -> None:
+    size = request.ByteSize()
+    if size > RECEIVE_MESSAGE_BYTES:
+        raise RequestError(
+            f"the request has {size:,} bytes, at most {RECEIVE_MESSAGE_BYTES:,} are taken: "
+            "shorten the prompt"
+        )
 
 
 def _message(item: Mapping[str, str]) -> pb.Message:

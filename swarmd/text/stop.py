@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from swarmd.core.errors import RequestError
 
-MAX_STOPS = 32
-MAX_STOP_CHARS = 512
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
 
 
 class StopStrings:
