@@ -221,7 +221,36 @@ def _spelled_out(
     mask: torch.Tensor | None,
     rule: _Rule,
 ) -> torch.Tensor:
-    """Attention in plain operations, for soft-capped scores and attention sinks."""
+    """Attention in plain operations, for soft-capped scores and attention sinks.
+
+    In slices of rows, since the scores of all heads are there at once.
+    """
+    heads, rows = query.shape[1], query.shape[2]
+    step = max(1, MAX_SCORES // (heads * keys.shape[2]))
+    slices = [
+        _spelled_out_rows(
+            query[:, :, start : start + step],
+            keys,
+            values,
+            None if mask is None else mask[start : start + step],
+            rule,
+        )
+        for start in range(0, rows, step)
+    ]
+    return slices[0] if len(slices) == 1 else torch.cat(slices, dim=2)
+
+
+MAX_SCORES = 1 << 24
+"""Scores that may be in memory at once: 64 MiB in float32."""
+
+
+def _spelled_out_rows(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    rule: _Rule,
+) -> torch.Tensor:
     heads, kv_heads, rows = query.shape[1], keys.shape[1], query.shape[2]
     groups = heads // kv_heads
     packed = query.reshape(1, kv_heads, groups * rows, query.shape[3])

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.initialization import no_init_weights
+from transformers.utils import logging
 
 from swarmd.core.errors import ModelError
 from swarmd.engine import families
@@ -62,7 +63,8 @@ def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
     families.refuse_unsplittable(model_type)
     try:
         plain = PreTrainedConfig._decode_special_floats(config_dict)
-        config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(plain)
+        with quiet():
+            config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(plain)
     except Exception as error:
         raise ModelError(f"config.json of this {model_type} model is not valid: {error}") from error
     if config.get_text_config(decoder=True) is not config:
@@ -91,7 +93,7 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
 def on_meta(built: type[nn.Module], config: PreTrainedConfig) -> Any:
     """Build a model without any weights. Raises ModelError when the config contradicts itself."""
     try:
-        with torch.device("meta"), no_init_weights():
+        with quiet(), torch.device("meta"), no_init_weights():
             return built._from_config(copy.deepcopy(config))  # type: ignore[attr-defined]
     except Exception as error:
         raise ModelError(
@@ -258,11 +260,30 @@ def _computed_lists(
 ) -> dict[str, Any]:
     """Return per-block properties that the sliced config computes as if it began at block 0."""
     fixed: dict[str, Any] = {}
-    for name in dir(type(config)):
-        if isinstance(inspect.getattr_static(type(config), name), property):
-            value = getattr(config, name, None)
-            if isinstance(value, list) and len(value) == config.num_hidden_layers:
-                wanted = value[start:end]
-                if getattr(sliced, name) != wanted:
-                    fixed[name] = wanted
+    for name in _own_properties(type(config)):
+        value = getattr(config, name, None)
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            wanted = value[start:end]
+            if getattr(sliced, name) != wanted:
+                fixed[name] = wanted
     return fixed
+
+
+def _own_properties(kind: type) -> list[str]:
+    """Names of the properties that a config class adds to those of every config."""
+    own = [c for c in kind.__mro__ if issubclass(c, PreTrainedConfig) and c is not PreTrainedConfig]
+    return [name for c in own for name, value in vars(c).items() if isinstance(value, property)]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and load reports off the terminal."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

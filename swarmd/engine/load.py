@@ -74,11 +74,11 @@ def examine(stage: Stage) -> None:
         stage.run_one_by_one(reason)
         if not probe.can_continue_in_chunks(stage):
             stage.run_one_by_one(reason, chunks=False)
-    if not probe.sessions_stay_apart(stage):
-        raise ModelError(
-            f"this {stage.layout.family} model mixes sessions up: it keeps state where "
-            "neither the cache nor its modules show it, so it cannot be served"
-        )
+        if not probe.sessions_stay_apart(stage):
+            raise ModelError(
+                f"this {stage.layout.family} model mixes sessions up: it keeps state where "
+                "neither the cache nor its modules show it, so it cannot be served"
+            )
     stage.replay_exact = probe.is_replay_exact(stage)
     size = probe.measure_kv(stage)
     stage.kv_bytes_per_token, stage.kv_bytes_fixed = size.per_token, size.fixed

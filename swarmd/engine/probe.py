@@ -268,19 +268,13 @@ class KVSize:
 def measure_kv(stage: Stage) -> KVSize:
     """Run a few positions and weigh the cache: bytes per position, and bytes however short."""
     cache = stage.new_cache()
-    sizes = []
-    for position in (0, 4):
-        _advance(stage, cache, random_rows(stage, 4, seed=4), position)
-        sizes.append(_content_bytes(cache))
-    per_token = (sizes[1] - sizes[0]) // 4
-    return KVSize(per_token, max(0, sizes[0] - 4 * per_token))
-
-
-def _content_bytes(cache: Any) -> int:
-    """Bytes of the positions held, without spare room."""
+    _advance(stage, cache, random_rows(stage, 4, seed=4), 0)
     if isinstance(cache, RaggedCache):
-        return sum(block.nbytes // block.capacity * cache.length for block in cache.blocks)
-    return int(cache.nbytes)
+        return KVSize(sum(block.nbytes // max(1, block.capacity) for block in cache.blocks), 0)
+    first = int(cache.nbytes)
+    _advance(stage, cache, random_rows(stage, 4, seed=4), 4)
+    per_token = (int(cache.nbytes) - first) // 4
+    return KVSize(per_token, max(0, first - 4 * per_token))
 
 
 def is_replay_exact(stage: Stage) -> bool:

@@ -16,13 +16,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
 from swarmd.core.errors import ModelError, SwarmdError, WeightsError
 from swarmd.core.span import Span
-from swarmd.engine.layout import NUMBER_NAMES, Layout, find_layout, model_class, on_meta
+from swarmd.engine.layout import (
+    NUMBER_NAMES,
+    Layout,
+    find_layout,
+    model_class,
+    on_meta,
+    quiet,
+)
 from swarmd.engine.progress import Meter
 from swarmd.engine.source import Progress, Source
 
@@ -103,7 +109,7 @@ def load_span(
     meter = Meter(progress, total, f"load blocks {span}")
     built = _span_class(config, span, layout)
     try:
-        with _quiet(), _one_by_one():
+        with quiet(), _one_by_one():
             model, report = built.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=config,
@@ -272,18 +278,3 @@ def _one_by_one() -> Iterator[None]:
 
 
 _ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and load reports off the terminal."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
