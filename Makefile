@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check protos bench clean
+.PHONY: demo test check protos bench kills simulate clean
 
 demo: $(STAMP)
 	$(BIN)/swarmd demo
@@ -25,6 +25,12 @@ protos: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/wire.py
+
+# kill -9, eighty times: every hop and the coordinator, in decode and in prefill.
+kills: $(STAMP)
+	$(BIN)/python bench/kills.py --dtype float32
+	$(BIN)/python bench/kills.py --dtype bfloat16
 
 # torch first and alone: where the machine's index offers a CPU build, a looser
 # range would draw in several gigabytes of CUDA packages.
@@ -33,6 +39,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev]'
 	touch $@
+
+# Seeded storms over whole simulated swarms; a failing seed is printed.
+simulate: $(STAMP)
+	SWARMD_STORMS=5000 $(BIN)/python -m pytest tests/pipeline/test_simulation.py --timeout 3000
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
