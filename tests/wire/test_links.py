@@ -134,7 +134,7 @@ async def test_closing_sends_what_waits_and_reports_no_loss() -> None:
         await a.handler.frames_from(C, 1)
         a.links.send(B, frames)
         a.links.send(C, frames)
-        await a.links.close()
+        await a.links.close(grace=20)
         for other, earlier in ((b, 1), (c, 0)):
             got = await other.handler.frames_from(A, earlier + 2)
             assert sorted(map(str, got[earlier:])) == sorted(map(str, frames))

@@ -165,7 +165,8 @@ class Stranger:
 async def stranger(node: Node, *first: pb.Frame | bytes) -> AsyncIterator[Stranger]:
     async with dial(node.address) as channel:
         somebody = Stranger(channel)
-        await somebody.say(*first)
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await somebody.say(*first)  # who is refused may not even get this far
         yield somebody
 
 
