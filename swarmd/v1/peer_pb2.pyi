@@ -70,7 +70,7 @@ class IntroduceReply(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment")
+    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class Frame(_message.Message):
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     open: Open
@@ -95,7 +96,8 @@ class Frame(_message.Message):
     close: Close
     keep: Keep
     fragment: Fragment
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ...) -> None: ...
+    goodbye: Goodbye
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "peer_id", "address")
@@ -118,6 +120,10 @@ class Heartbeat(_message.Message):
     echo_age_us: int
     coordinate: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, sent_us: _Optional[int] = ..., echo_us: _Optional[int] = ..., echo_age_us: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Fragment(_message.Message):
     __slots__ = ("frame", "total_bytes", "offset", "data")

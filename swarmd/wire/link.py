@@ -33,7 +33,7 @@ class LinkSettings:
     timeout: float = 1.5
     """Silence after which the peer is taken for lost: more than the heartbeat of any peer."""
     handshake: float = 5.0
-    """How long dialling and the first frames may take."""
+    """How long dialling and the first frames may take, and the end of a link."""
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat < self.timeout:
@@ -135,6 +135,9 @@ class Link:
             if kind == "heartbeat":
                 self._take_heartbeat(message.heartbeat)
                 continue
+            if kind == "goodbye":
+                self.finish()
+                continue
             if kind == "fragment":
                 whole = self._assembler.add(message.fragment)
                 if whole is None:
@@ -142,7 +145,7 @@ class Link:
                 message = whole
             self._events.on_frames(self.peer_id, frames.decode(message))
 
-    async def _write(self) -> None:
+    async def _write(self) -> NoReturn:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -154,7 +157,9 @@ class Link:
                 if message is not None:
                     await self._stream.write(message)
             if self._finishing:
-                return await self._stream.finish()
+                await self._stream.finish()
+                await asyncio.sleep(self._settings.handshake)
+                raise PeerUnreachable("the peer did not end the link in time")
 
     async def _watch_abort(self) -> NoReturn:
         await self._aborted.wait()

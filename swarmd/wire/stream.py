@@ -34,7 +34,7 @@ class FrameStream(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Write no more; what has been written still arrives. The peer then ends the stream."""
+        """Write no more; what has been written still arrives. Reading then comes to its end."""
         ...
 
     def close(self) -> None:
@@ -87,7 +87,9 @@ class AcceptedStream(_GrpcStream):
     """The stream as the side sees it that serves `Peer.Link`; it ends with the servicer's call."""
 
     async def finish(self) -> None:
-        raise PeerUnreachable("this node closed the link")
+        # Not by ending the call: a dialler whose next write fails can read no more, whatever is
+        # on its way. It is asked to end its side, which ends the call.
+        await self.write(pb.Frame(goodbye=pb.Goodbye()))
 
     def close(self) -> None:
         pass

@@ -20,6 +20,7 @@ from wire_nodes import (
 
 from swarmd.core.errors import ConfigError, ProtocolError
 from swarmd.core.frames import SessionFrame, Step
+from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import limits
 from swarmd.wire.channel import dial
 from swarmd.wire.link import LinkSettings
@@ -141,6 +142,26 @@ async def test_closing_sends_what_waits_and_reports_no_loss() -> None:
             assert "closed" in await other.handler.loss_of(A)
         assert a.links.connected() == []
         assert a.handler.lost == []
+
+
+async def test_a_dialler_that_is_writing_still_gets_all_that_a_leaving_node_sent() -> None:
+    """A write that meets the end of the call would cost it what it has not read yet."""
+    talkative = LinkSettings(heartbeat=0.001, timeout=5.0)
+    for _ in range(10):
+        async with Node(A, {}) as a, Node(B, {A: a.address}, talkative) as b:
+            b.links.send(A, [values.close(0)])
+            await a.handler.frames_from(B, 1)
+            a.links.send(B, [values.hidden_step(n, 200 << 10) for n in range(10)])
+            await a.links.close(grace=20)
+            await b.handler.loss_of(A)
+            assert len(b.handler.frames) == 10
+
+
+async def test_who_never_ends_a_link_is_left_behind() -> None:
+    hasty = LinkSettings(heartbeat=0.1, timeout=5.0, handshake=0.3)
+    goodbye = pb.Frame(goodbye=pb.Goodbye())
+    async with Node(A, {}, hasty) as a, stranger(a, hello(B), goodbye):
+        assert "did not end the link in time" in await a.handler.loss_of(B)
 
 
 async def test_after_closing_nothing_is_sent_or_accepted() -> None:
