@@ -133,11 +133,10 @@ def model_info(
     source: Source, config: PreTrainedConfig, name: str | None, max_model_len: int | None
 ) -> ModelInfo:
     """What the swarm knows of the model. Raises ModelError if max_model_len is too long for it."""
-    length = int(getattr(config, "max_position_embeddings", 0) or 2048)
-    if max_model_len is not None:
-        if not 1 <= max_model_len <= length:
-            raise ModelError(f"max_model_len {max_model_len}: the model was made for {length}")
-        length = max_model_len
+    made_for = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    length = max_model_len or _length_without_a_break(config, made_for)
+    if max_model_len is not None and not 1 <= max_model_len <= made_for:
+        raise ModelError(f"max_model_len {max_model_len}: the model was made for {made_for}")
     eos = getattr(config, "eos_token_id", None)
     return ModelInfo(
         name=name or source.name,
@@ -148,6 +147,19 @@ def model_info(
         max_model_len=length,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     )
+
+
+def _length_without_a_break(config: PreTrainedConfig, made_for: int) -> int:
+    """Return the length up to which every position means the same in every sequence.
+
+    With `longrope`, a sequence that outgrows the original length has all its keys computed anew,
+    which nodes that hold each a part of them cannot do; so beyond it only who asks is served.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return made_for
+    original = rope.get("original_max_position_embeddings")
+    return min(made_for, int(original or made_for))
 
 
 def check_splittable(config_dict: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ What follows from the answers is `swarmd.engine.load`'s business. Nothing here k
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,6 +162,8 @@ def random_rows(stage: Stage, count: int, seed: int) -> torch.Tensor:
 
 
 _PROBE = "swarmd_probe"
+_PROBING = threading.Lock()
+"""Functions are registered for the whole process, and another stage may be loading."""
 
 MaskFunction = Callable[..., Any]
 
@@ -181,10 +184,11 @@ def foreign_mask(stage: Stage) -> str:
     in sequences longer than the rule's reach, so the rule is asked instead of tried.
     """
     masks = _Masks()
-    _register_probe(masks)
     entry, exit = stage.span.start, stage.span.end
     view = View(stage.model, stage.layout, stage.span, entry, exit, _PROBE)
-    _run(view, random_rows(stage, 3, seed=3), range(3))
+    with _PROBING:
+        _register_probe(masks)
+        _run(view, random_rows(stage, 3, seed=3), range(3))
     for block, index, window in masks.used:
         if index >= 0 and (odd := _odd_pair(masks.made[index], window)):
             return (

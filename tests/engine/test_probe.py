@@ -108,6 +108,7 @@ def untested(source: DirectorySource, span: Span, model: torch.nn.Module | None 
             True,
         ),
         ({"rope_type": "dynamic", "factor": 4.0}, False),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [3.0] * 6}, False),
     ],
     ids=lambda value: value["rope_type"] if isinstance(value, dict) else "",
 )
@@ -124,6 +125,17 @@ def test_positions_that_depend_on_the_row_are_found(
         load.examine(stage)
         assert stage.ragged == ragged
         assert ragged or "depend on the row" in stage.ragged_reason
+
+
+def test_positions_that_would_change_their_meaning_are_not_served_unasked(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [3.0] * 6}
+    source = saved(Architecture("llama", {"rope_parameters": ROPE | rope}), tmp_path)
+    stage = load.load_stage(source, Span(1, 3), dtype="float32", kv_memory=0)
+    assert stage.info.max_model_len == 64
+    assert stage.ragged
+    stage = load.load_stage(source, Span(1, 3), dtype="float32", kv_memory=0, max_model_len=256)
+    assert stage.info.max_model_len == 256
+    assert not stage.ragged
 
 
 def test_a_longer_session_does_not_stretch_the_positions_of_a_shorter(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_single_tokens_of_one_session_in_one_row_are_what_they_were_one_by_one()
     assert row.length == one.length == 30
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "bloom", "phi3_longrope", "recurrent_gemma"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "bloom", "gptj", "recurrent_gemma"])
 def test_a_truncated_session_goes_on_from_where_it_says(name: str) -> None:
     stage = whole(name)
     tokens = ids(30)
