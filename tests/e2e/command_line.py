@@ -46,7 +46,9 @@ def swarmd(*args: str, stdin: str = "", env: Mapping[str, str] | None = None) ->
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def serve(model: str, state_dir: Path, *flags: str) -> Outcome:
+def serve(
+    model: str, state_dir: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> Outcome:
     """Run `swarmd serve` where it is expected to fail, on ports that are free."""
     ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
-    return swarmd("serve", model, *ports, "--state-dir", str(state_dir), *flags)
+    return swarmd("serve", model, *ports, "--state-dir", str(state_dir), *flags, env=env)
