@@ -121,7 +121,7 @@ class NodeConfig:
         '"4GiB"',
     )
     replay_memory: int = _key(
-        256 * MIB, "Memory for replay logs, from which a lost hop is rebuilt.", options.size, "SIZE"
+        192 * MIB, "Memory for replay logs, from which a lost hop is rebuilt.", options.size, "SIZE"
     )
     max_model_len: int | None = _key(
         None,

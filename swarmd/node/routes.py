@@ -44,7 +44,8 @@ class Routes:
     ) -> Route:
         """Return hops that cover exactly `spans`, in order.
 
-        `keep` are the hops that stay. Raises CoverageError with the missing blocks, or
+        `keep` are the hops that stay; one may come up again unless it is excluded, and then takes
+        over the blocks next to its own. Raises CoverageError with the missing blocks, or
         CapacityError when only room for the KV is lacking.
         """
         if not keep and spans == (Span(0, self._model.num_blocks),):
@@ -54,7 +55,7 @@ class Routes:
             )
         found: list[Hop] = []
         for span in spans:
-            found += self._cover(span, exclude, (*keep, *found), positions)
+            found += self._cover(span, exclude, keep, positions)
         return tuple(found)
 
     async def refresh(self) -> None:
@@ -82,7 +83,7 @@ class Routes:
             self._model.digest,
             span,
             self.health,
-            exclude=exclude | {hop.peer_id for hop in keep},
+            exclude=exclude,
             same_dtype=keep[0].dtype if keep else "",
             positions=positions,
             before=before[-1].peer_id if before else self._own_id,
