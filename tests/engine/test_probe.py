@@ -66,10 +66,11 @@ def sessions_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 @pytest.mark.usefixtures("sessions_that_see_each_other")
-def test_sessions_that_see_each_other_are_found_by_the_probe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sessions_that_see_each_other_are_found_by_the_probe(dtype: str, tmp_path: Path) -> None:
     source = saved(BY_NAME["llama"], tmp_path)
     for span in (Span(0, 4), Span(0, 1), Span(1, 3), Span(3, 4)):
-        stage = untested(source, span)
+        stage = untested(source, span, dtype=dtype)
         assert "differs" in probe.why_not_ragged(stage), span
 
 
@@ -86,9 +87,14 @@ def test_sessions_that_see_each_other_turn_the_exactness_test_red() -> None:
             exactness.assert_as_generated(together[number], case.ids[number], case.logits[number])
 
 
-def untested(source: DirectorySource, span: Span, model: torch.nn.Module | None = None) -> Stage:
+def untested(
+    source: DirectorySource,
+    span: Span,
+    model: torch.nn.Module | None = None,
+    dtype: str = "float32",
+) -> Stage:
     """Load a stage and have it share forwards whatever the probe thinks of that."""
-    made = load.load_stage(source, span, dtype="float32", kv_memory=0)
+    made = load.load_stage(source, span, dtype=dtype, kv_memory=0)
     return Stage(model or made.model, made.layout, span, made.info, made.dtype, made.device)
 
 
@@ -112,15 +118,16 @@ def untested(source: DirectorySource, span: Span, model: torch.nn.Module | None 
     ],
     ids=lambda value: value["rope_type"] if isinstance(value, dict) else "",
 )
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_positions_that_depend_on_the_row_are_found(
-    rope: dict[str, Any], ragged: bool, tmp_path: Path
+    rope: dict[str, Any], ragged: bool, dtype: str, tmp_path: Path
 ) -> None:
     # Dynamic scaling begins at the model's own length: longer ones are not served by themselves.
     length = 256 if ragged else 64
     keys = {"rope_parameters": ROPE | rope, "max_position_embeddings": length}
     source = saved(Architecture("llama", keys), tmp_path)
     for span in (Span(0, 2), Span(1, 3), Span(3, 4)):
-        stage = untested(source, span)
+        stage = untested(source, span, dtype=dtype)
         stage.info = exactness.with_length(stage.info, 256)
         load.examine(stage)
         assert stage.ragged == ragged
