@@ -1,0 +1,280 @@
+"""Every verb against real nodes: what it prints, how it ends, what monitoring and systemd see."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from command_line import PATIENCE_S, swarmd
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from swarmd import __version__
+from swarmd.cli.local_swarm import LocalNode, LocalSwarm
+from swarmd.client import Client
+from swarmd.core.errors import CoverageError
+
+PROMPT = "def fibonacci(n):"
+SERVICES = ("swarmd.v1.Inference", "swarmd.v1.Peer")
+
+
+@pytest.fixture
+def node(whole_swarm: LocalSwarm) -> tuple[str, str]:
+    """The flag that names a node of the swarm."""
+    return "--node", whole_swarm.addresses[0]
+
+
+# -- generate --------------------------------------------------------------------------------------
+
+
+def test_generate_json_is_one_object_with_the_promised_keys(
+    client: Client, whole_swarm: LocalSwarm, node: tuple[str, str]
+) -> None:
+    done = swarmd("generate", PROMPT, "--max-tokens", "20", "--ignore-eos", "--json", *node)
+    assert (done.code, done.err) == (0, "")
+    (line,) = done.out.splitlines()
+    got = json.loads(line)
+    expected = client.complete(PROMPT, max_tokens=20, ignore_eos=True)
+    assert got["text"] == expected.text
+    assert got["token_ids"] == list(expected.token_ids)
+    assert got["finish_reason"] == "length"
+    assert got["num_prompt_tokens"] == expected.num_prompt_tokens
+    assert got["repairs"] == 0
+    for seconds in ("ttft_s", "tokens_per_s", "max_stall_s"):
+        assert got[seconds] > 0
+    by_pid = {one.pid: one for one in whole_swarm.nodes}
+    for hop, blocks in zip(got["route"], ("0:3", "3:6", "6:8"), strict=True):
+        assert hop.keys() == {"peer", "address", "blocks", "pid"}
+        assert hop["blocks"] == blocks
+        assert by_pid[hop["pid"]].address == hop["address"]
+        assert re.fullmatch("[0-9a-f]{40}", hop["peer"])
+
+
+def test_generate_prints_the_text_alone_and_stats_elsewhere(
+    client: Client, node: tuple[str, str]
+) -> None:
+    text = client.complete(PROMPT, max_tokens=20, ignore_eos=True).text
+    flags = ("--max-tokens", "20", "--ignore-eos", "--stats", *node)
+    done = swarmd("generate", "-", *flags, stdin=PROMPT)
+    assert (done.code, done.out) == (0, text + "\n")
+    assert re.fullmatch(
+        r"20 tokens, [\d.]+ tokens/s, first after [\d.]+ s, longest stall [\d.]+ s, "
+        r"0 repairs, 0 resumes, length; route 0:3 at \S+ \(pid \d+\) > 3:6 at .* > 6:8 at .*\n",
+        done.err,
+    )
+
+
+def test_generate_ids_takes_and_prints_ids(client: Client, node: tuple[str, str]) -> None:
+    prompt = client.tokenize(PROMPT)
+    expected = client.complete(PROMPT, max_tokens=20, ignore_eos=True).token_ids
+    given = ",".join(map(str, prompt))
+    done = swarmd("generate", "--ids", given, "--max-tokens", "20", *node)
+    assert (done.code, done.out) == (0, ",".join(map(str, expected)) + "\n")
+
+
+def test_generate_stops_where_it_is_told(client: Client, node: tuple[str, str]) -> None:
+    free = client.complete(PROMPT, max_tokens=40, ignore_eos=True).text
+    stop = free.strip()[6:9]
+    flags = ("--max-tokens", "40", "--ignore-eos", "--json", *node)
+    done = swarmd("generate", PROMPT, "--stop", "never said", "--stop", stop, *flags)
+    got = json.loads(done.out)
+    assert (got["text"], got["finish_reason"]) == (free[: free.index(stop)], "stop")
+
+
+def test_a_seed_decides_what_is_drawn(node: tuple[str, str]) -> None:
+    def draw(seed: int) -> str:
+        hot = ("--temperature", "1.2", "--top-k", "50", "--top-p", "0.98", "--seed", str(seed))
+        return swarmd("generate", PROMPT, "--max-tokens", "24", *hot, *node).out
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_ctrl_c_ends_a_generation_and_frees_its_kv(
+    client: Client, whole_swarm: LocalSwarm, node: tuple[str, str]
+) -> None:
+    line = (sys.executable, "-m", "swarmd.cli.main", "generate", PROMPT, "--ignore-eos", *node)
+    with subprocess.Popen(
+        (*line, "--max-tokens", "3000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (130, b"")
+    deadline = time.monotonic() + 60.0
+    for address in whole_swarm.addresses:
+        with Client(address, timeout=30.0) as one:
+            while one.status().counters["hop_kv_reserved_bytes"]:
+                assert time.monotonic() < deadline, "KV is still in use"
+
+
+# -- status, version, drain ------------------------------------------------------------------------
+
+
+def test_status_is_a_table_for_people_and_an_object_for_programs(
+    whole_swarm: LocalSwarm, node: tuple[str, str]
+) -> None:
+    shown = swarmd("status", *node)
+    assert (shown.code, shown.err) == (0, "")
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert rows[1][:6] == ["peer", "address", "blocks", "state", "device", "dtype"]
+    table = {row[1]: row[2:6] for row in rows if len(row) > 6 and ":" in row[1]}
+    spans = ("0:3", "0:3", "3:6", "3:6", "6:8", "6:8")
+    assert table == {
+        one.address: [span, "serving", "cpu", "float32"]
+        for one, span in zip(whole_swarm.nodes, spans, strict=True)
+    }
+    assert "demo_model: 8 of 8 blocks, replicas 2" in shown.out
+    got = json.loads(swarmd("status", "--json", *node).out)
+    assert {peer["address"]: peer["pid"] for peer in got["peers"]} == {
+        one.address: one.pid for one in whole_swarm.nodes
+    }
+    (model,) = got["models"]
+    assert (model["name"], model["missing"], model["replicas"]) == ("demo_model", [], 2)
+
+
+def test_version_names_what_it_runs_on() -> None:
+    done = swarmd("version", "--json")
+    assert json.loads(done.out)["swarmd"] == __version__
+    assert swarmd("--version").out == f"swarmd {__version__}\n"
+
+
+def test_a_node_drains_only_if_others_hold_its_blocks(
+    client: Client, whole_swarm: LocalSwarm
+) -> None:
+    undisturbed = client.complete(PROMPT, max_tokens=200, ignore_eos=True)
+    tokens = client.generate(PROMPT, max_tokens=200, ignore_eos=True)
+    next(tokens)
+    leaving = whole_swarm.node_of(tokens.route[2].pid)
+    (twin,) = {whole_swarm.nodes[4], whole_swarm.nodes[5]} - {leaving}
+    drained = swarmd("drain", leaving.address)
+    assert (drained.code, drained.err) == (0, "")
+    assert re.fullmatch(
+        rf"{leaving.address} drains and will exit: \d sessions? to finish\n", drained.out
+    )
+    # What runs is finished, there or elsewhere.
+    assert (len([*tokens]), tokens.result.token_ids) == (199, undisturbed.token_ids)
+    assert leaving.process.wait(PATIENCE_S) == 0
+    wait_until_gone(client, leaving)
+
+    refused = swarmd("drain", twin.address)
+    assert refused.code == 2
+    assert refused.error.startswith("nobody else holds blocks 6:8: the model would be gone; ")
+    assert client.complete(PROMPT, max_tokens=2).route[2].pid == twin.pid
+
+    forced = swarmd("drain", twin.address, "--force", "--json")
+    assert json.loads(forced.out) == {"address": twin.address, "sessions": 0}
+    assert twin.process.wait(PATIENCE_S) == 0
+    wait_until_gone(client, twin)
+    with pytest.raises(CoverageError, match="6:8"):
+        client.complete(PROMPT, max_tokens=2)
+
+
+def wait_until_gone(client: Client, node: LocalNode) -> None:
+    deadline = time.monotonic() + 60.0
+    while node.pid in {peer.pid for peer in client.status().peers}:
+        assert time.monotonic() < deadline, "its announcement is still there"
+
+
+def test_no_node_is_a_failure_and_a_wrong_flag_a_mistake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        nobody = f"127.0.0.1:{sock.getsockname()[1]}"
+    for line in (
+        ("generate", "p", "--node", nobody),
+        ("status", "--node", nobody),
+        ("drain", nobody),
+    ):
+        failed = swarmd(*line)
+        assert failed.code == 1
+        assert failed.error == f"nobody answers at {nobody}: is `swarmd serve` running there?"
+    assert swarmd("status", "--nodes", nobody).code == 2
+
+
+# -- health, reflection, systemd -------------------------------------------------------------------
+
+
+def test_health_checks_and_reflection_are_served(whole_swarm: LocalSwarm) -> None:
+    with grpc.insecure_channel(whole_swarm.addresses[3]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", *SERVICES):
+            answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=60.0)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as unknown:
+            health.Check(health_pb2.HealthCheckRequest(service="nope"), timeout=60.0)
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = reflection.ServerReflectionInfo(iter([question]), timeout=60.0)
+        found = {service.name for service in answer.list_services_response.service}
+        assert {*SERVICES, "grpc.health.v1.Health"} <= found
+
+
+@contextmanager
+def service_manager(path: Path) -> Iterator[socket.socket]:
+    """The socket on which systemd hears from its services."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(path))
+        sock.settimeout(PATIENCE_S)
+        yield sock
+
+
+def test_systemd_hears_of_readiness_life_and_the_end(model_dir: Path, tmp_path: Path) -> None:
+    with service_manager(tmp_path / "notify") as heard:
+        env = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": "600000",
+            "PYTHONUNBUFFERED": "1",
+        }
+        ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
+        args = (str(model_dir), "--blocks", "0:2", *ports, "--kv-memory", "16MiB", "--json")
+        node = LocalNode(args, tmp_path / "node", env)
+        try:
+            ready = heard.recv(4096).decode().splitlines()
+            assert ready[0] == "READY=1"
+            assert ready[1].startswith("STATUS=serving demo_model blocks 0:2 of 8 at 127.0.0.1:")
+            said = next(json.loads(line) for line in node.log().splitlines() if line[0] == "{")
+            assert said == {"event": "serving", "message": ready[1].removeprefix("STATUS=")}
+            assert heard.recv(4096) == b"WATCHDOG=1"
+            assert heard.recv(4096) == b"WATCHDOG=1"
+            # A swarm that is not whole yet: who asks is told what is missing.
+            address = re.findall(r" at (\S+:\d+) ", ready[1])[0]
+            refused = swarmd("generate", PROMPT, "--node", address)
+            assert refused.code == 1
+            assert "2:8" in refused.error
+            node.signal(signal.SIGTERM)
+            while (message := heard.recv(4096)) == b"WATCHDOG=1":
+                pass
+            assert message == b"STOPPING=1"
+            assert node.process.wait(PATIENCE_S) == 0
+        finally:
+            node.kill()
+
+
+# -- the demo --------------------------------------------------------------------------------------
+
+
+def test_the_demo_holds() -> None:
+    done = swarmd("demo", "--json")
+    assert done.code == 0, done.err
+    (line,) = done.out.splitlines()
+    shown = json.loads(line)
+    assert shown["held"] is True
+    assert shown["same_text"] is True
+    assert shown["disturbed"]["text"] == shown["undisturbed"]["text"]
+    assert shown["disturbed"]["repairs"] >= 1
+    assert shown["killed_pid"] not in {hop["pid"] for hop in shown["disturbed"]["route"]}
+    with pytest.raises(ProcessLookupError):
+        os.kill(shown["killed_pid"], 0)
