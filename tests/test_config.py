@@ -100,7 +100,7 @@ def test_variables_of_kubernetes_services_are_not_mistaken_for_ours() -> None:
         ("kv_memory", -1, "at least 1 byte"),
         ("gap_wait", "nan", "seconds"),
         ("gap_wait", [1], "number of seconds"),
-        ("link_timeout", 0, "between 0.2"),
+        ("link_timeout", 0, "between 1 and 600"),
         ("insecure", "maybe", "true or false"),
         ("log_level", "loud", "not one of"),
         ("model", "  ", "expected text"),

@@ -156,7 +156,7 @@ class NodeConfig:
         "SECONDS",
     )
     link_timeout: float = _key(
-        1.5, "Silence on a link after which the peer is lost.", options.seconds(0.2, 600), "SECONDS"
+        1.5, "Silence on a link after which the peer is lost.", options.seconds(1.0, 600), "SECONDS"
     )
     drain_timeout: float = _key(
         30.0,

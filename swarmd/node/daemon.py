@@ -244,7 +244,7 @@ class Node:
             self._exchange.send,
             routes,
             DriverPolicy(gap_wait=self._config.gap_wait, keep_every=self._config.orphan_grace / 4),
-            CoordinatorLimits(self._config.max_sessions, self._config.chunk_size),
+            CoordinatorLimits(self._config.max_sessions, self._chunk_size(stage)),
             self._spawn,
         )
         self._exchange.open(host, coordinator, routes)
@@ -280,6 +280,10 @@ class Node:
             host.close()
             executor.stop()
             opened.prompts.close()
+
+    def _chunk_size(self, stage: Stage) -> int:
+        """Some recurrent families compute the chunks after the first row by row: one chunk then."""
+        return self._config.chunk_size if stage.chunked_prefill else stage.info.max_model_len
 
     def _start_stage(self, stage: Stage) -> tuple[Executor, StageHost]:
         loop = asyncio.get_running_loop()

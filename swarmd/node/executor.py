@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -21,7 +22,7 @@ from swarmd.core.span import Span
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
 from swarmd.engine.kv_cache import SequenceCache
-from swarmd.engine.sampler import Sampler
+from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.pipeline import events as ev
 
@@ -228,24 +229,27 @@ class Executor:
         return codec.gather(payloads, self._stage.dtype)
 
     def _draw(self, submits: Sequence[ev.Submit], logits: torch.Tensor) -> list[Result]:
-        results: list[Result] = []
-        row = 0
-        for submit in submits:
-            drawn = []
-            for want in submit.step.wants:
-                drawn.append(self._draw_one(submit, logits[row], want))
-                row += 1
-            results.append(ev.Computed(submit.session, submit.ticket, tokens=tuple(drawn)))
-        return results
+        draws = [
+            Draw(self._sampler(submit), submit.ids[: want + 1], submit.prompt_tokens, want + 1)
+            for submit in submits
+            for want in submit.step.wants
+        ]
+        drawn = iter(zip(draws, sample_rows(logits, draws), strict=True))
+        return [
+            ev.Computed(
+                submit.session,
+                submit.ticket,
+                tokens=tuple(_token(*pair) for pair in islice(drawn, len(submit.step.wants))),
+            )
+            for submit in submits
+        ]
 
-    def _draw_one(self, submit: ev.Submit, logits: torch.Tensor, want: int) -> ev.Drawn:
+    def _sampler(self, submit: ev.Submit) -> Sampler:
         session = self._sessions[submit.session]
         assert submit.sampling is not None
         if session.sampler is None or session.sampler.params != submit.sampling:
             session.sampler = Sampler(submit.sampling, self._stage.info.vocab_size)
-        ids = submit.ids[: want + 1]
-        token = session.sampler.sample(logits, ids, submit.prompt_tokens, want + 1)
-        return ev.Drawn(want + 1, token.id, token.logprob, token.top)
+        return session.sampler
 
     def _count(self, submits: Sequence[ev.Submit], seconds: float) -> None:
         stats = self.stats
@@ -267,6 +271,10 @@ def _work(key: bytes, submit: ev.Submit) -> Work:
         entry=submit.blocks.start,
         exit=submit.blocks.end,
     )
+
+
+def _token(draw: Draw, sampled: Sampled) -> ev.Drawn:
+    return ev.Drawn(draw.position, sampled.id, sampled.logprob, sampled.top)
 
 
 def _token_ids(submits: Sequence[ev.Submit]) -> torch.Tensor:
