@@ -235,7 +235,7 @@ class Node:
             self._identity.peer_id,
             stage.info,
             lambda: self._presence.view,
-            self._presence.refresh,
+            self._presence.look_again,
             self._clock,
         )
         coordinator = Coordinator(

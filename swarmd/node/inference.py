@@ -117,7 +117,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         return UnknownModel(f"this node serves {own!r}, not {asked!r}{where}")
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
-        """The swarm as this node sees it."""
+        """The swarm as this node sees it, having looked."""
+        await self._presence.look_again()
         if self.parts is None:
             return swarm_report(self._presence)
         return self.parts.report.reply()

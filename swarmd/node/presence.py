@@ -32,6 +32,7 @@ REFRESH_S = 0.5
 JOIN_RETRY_S = (0.5, 10.0)
 REMEMBER_S = 10.0
 LEAVE_TIMEOUT_S = 2.0
+LOOK_TIMEOUT_S = 1.0
 
 
 class Presence:
@@ -149,6 +150,12 @@ class Presence:
         if _routes(before) != _routes(self.view):
             self._on_change()
         self._remember()
+
+    async def look_again(self) -> None:
+        """Refresh the view now; the old one stays when the directory does not answer soon."""
+        with contextlib.suppress(DirectoryError, TimeoutError):
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                await self.refresh()
 
     async def keep_fresh(self) -> None:
         """Refresh the view forever."""

@@ -5,20 +5,15 @@ Which path is cheapest is `swarmd.swarm.router`'s decision; the view is `swarmd.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 from swarmd.core.clock import Clock
-from swarmd.core.errors import DirectoryError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
 from swarmd.swarm.health import Fault, Health
 from swarmd.swarm.router import RouteRequest, choose_route, cover
 from swarmd.swarm.view import View
-
-REFRESH_TIMEOUT_S = 1.0
 
 
 class Routes:
@@ -59,10 +54,8 @@ class Routes:
         return tuple(found)
 
     async def refresh(self) -> None:
-        """Look at the swarm again; the old view stays when the directory does not answer soon."""
-        with contextlib.suppress(DirectoryError, TimeoutError):
-            async with asyncio.timeout(REFRESH_TIMEOUT_S):
-                await self._look_again()
+        """Look at the swarm again."""
+        await self._look_again()
 
     def first_hop(self) -> Hop:
         """Return where a new session would begin. Raises as `find` does."""

@@ -20,7 +20,11 @@ def tree(cls: type[SwarmdError]) -> set[type[SwarmdError]]:
     return {cls}.union(*(tree(sub) for sub in cls.__subclasses__()))
 
 
-CLASSES = sorted(tree(SwarmdError), key=lambda cls: cls.__name__)
+# Rooms may have finer ones of their own; those travel as the class that they are made of.
+CLASSES = sorted(
+    (cls for cls in tree(SwarmdError) if cls.__module__ == SwarmdError.__module__),
+    key=lambda cls: cls.__name__,
+)
 
 
 def make(cls: type[SwarmdError]) -> SwarmdError:
