@@ -1,7 +1,7 @@
 """One compute thread for every test and every process that a test starts.
 
-Two threads that share two cores with anything else wait for the scheduler at each operation, and the
-order of a sum, so its last bits, follows the number of threads.
+Two threads that share two cores with anything else wait for the scheduler at each operation, and
+the order of a sum, so its last bits, follows the number of threads.
 """
 
 import os
