@@ -80,7 +80,7 @@ class GenerateArguments(TypedDict, total=False):
 def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest:
     """Return the request. Raises RequestError for what no node would accept."""
     request = pb.GenerateRequest(
-        model=options.model,
+        model=_text(options.model, "model"),
         sampling=_sampling(options),
         max_tokens=_max_tokens(options.max_tokens),
         stop=_stop(options.stop),
@@ -98,7 +98,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
 
 def tokenize_request(prompt: Prompt, model: str, special: bool) -> pb.TokenizeRequest:
     """Return the request for text or messages; for ids, to detokenize."""
-    request = pb.TokenizeRequest(model=model, add_special_tokens=special)
+    request = pb.TokenizeRequest(model=_text(model, "model"), add_special_tokens=special)
     _set_prompt(request, prompt)
     _check_size(request)
     return request
@@ -163,6 +163,7 @@ def _stop(value: str | Sequence[str]) -> list[str]:
     if len(strings) > MAX_STOP_STRINGS:
         raise RequestError(f"{len(strings)} stop strings, at most {MAX_STOP_STRINGS}")
     for text in strings:
+        _text(text, "a stop string")
         if not 1 <= len(text) <= MAX_STOP_CHARS:
             raise RequestError(
                 f"a stop string has 1 to {MAX_STOP_CHARS} characters; {text[:40]!r} has {len(text)}"
@@ -179,7 +180,7 @@ def _ids(values: Sequence[int], what: str) -> list[int]:
 
 def _set_prompt(request: pb.GenerateRequest | pb.TokenizeRequest, prompt: Prompt) -> None:
     if isinstance(prompt, str):
-        request.text = prompt
+        request.text = _text(prompt, "the prompt")
     elif not isinstance(prompt, Sequence) or not prompt:
         raise RequestError("the prompt must be text, token ids or messages, and not empty")
     elif all(isinstance(item, Mapping) for item in prompt):
@@ -203,4 +204,17 @@ def _message(item: Mapping[str, str]) -> pb.Message:
         raise RequestError(
             f'a message is {{"role": TEXT, "content": TEXT}}; this one has {sorted(item)}'
         )
-    return pb.Message(role=item["role"], content=item["content"])
+    return pb.Message(
+        role=_text(item["role"], "a role"), content=_text(item["content"], "a message")
+    )
+
+
+def _text(value: str, what: str) -> str:
+    """Return the text. Raises RequestError if it cannot be sent, as bytes of another encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{what} is not valid text at character {error.start + 1}: it must be UTF-8"
+        ) from None
+    return value

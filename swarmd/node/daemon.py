@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -143,7 +144,7 @@ class Node:
         host, port = options.split_address(self._config.dht_address)
         dht = DhtConfig(
             state_dir=self._config.state_dir,
-            host=host,
+            host=await _address_of(host),
             port=port,
             announce_host=options.split_address(self._address)[0],
         )
@@ -323,7 +324,7 @@ class Node:
         return (
             f"serving {info.name} blocks {stage.span} of {info.num_blocks} at {self._address} "
             f"({str(stage.dtype).removeprefix('torch.')} on {stage.device}, "
-            f"KV {budget / 2**30:.1f} GiB = {room}); "
+            f"KV {_short_size(budget)} = {room}); "
             f"{peers} other {'peer' if peers == 1 else 'peers'}, "
             f"{covered} of {info.num_blocks} blocks covered"
         )
@@ -418,6 +419,17 @@ class Node:
         self._owned.add(task)
         task.add_done_callback(self._owned.discard)
         return task
+
+
+def _short_size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+async def _address_of(host: str) -> str:
+    """Look a name up: libp2p listens on addresses only. IPv4 where there is the choice."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def _first(errors: BaseExceptionGroup[SwarmdError]) -> SwarmdError:

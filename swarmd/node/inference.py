@@ -130,6 +130,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             own = parts.announcement().model
             if request.model not in ("", own.name, own.digest):
                 raise self._not_served(own.name, request.model)
+            if request.HasField("token_ids"):
+                requests.check_ids(request.token_ids.ids, own, "token")
             return await parts.prompts.tokenize(request)
         except SwarmdError as error:
             return await abort(context, error)

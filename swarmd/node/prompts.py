@@ -6,6 +6,7 @@ Tokenising and rendering are `swarmd.text`'s; a node whose model has no tokenize
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from swarmd.core.errors import ModelError, RequestError
 from swarmd.text.chat import ChatTemplate
 from swarmd.text.tokenizer import Tokenizer
 from swarmd.v1 import inference_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 _INLINE_CHARS = 4096
 
@@ -27,6 +30,7 @@ class Prompts:
             self.tokenizer = Tokenizer.from_dir(files_dir)
         except ModelError as error:
             self._missing = str(error)
+            log.warning("no tokenizer, so token ids only reason=%s", error)
         self._chat = ChatTemplate.from_dir(files_dir)
 
     @property
@@ -55,6 +59,8 @@ class Prompts:
             return pb.TokenizeReply(ids=given, text=self.text_of(given))
         if kind == "chat":
             return pb.TokenizeReply(ids=await self._chat_ids(request.chat))
+        if kind is None:
+            raise RequestError("there is nothing to tokenize: give text, a chat or token ids")
         ids = await self._encode(request.text, special=request.add_special_tokens)
         return pb.TokenizeReply(ids=ids, text=request.text)
 

@@ -60,9 +60,9 @@ def parse(
     """
     resume = _resumption(request.resume) if request.HasField("resume") else None
     ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids())
-    _check_ids(ids, model, "prompt")
+    check_ids(ids, model, "prompt")
     if resume:
-        _check_ids(resume.output_ids or (0,), model, "output")
+        check_ids(resume.output_ids or (0,), model, "output")
     max_tokens = _max_tokens(request.max_tokens, len(ids), model)
     return Generation(
         session=resume.session if resume else secrets.token_bytes(SESSION_ID_BYTES),
@@ -78,7 +78,8 @@ def parse(
     )
 
 
-def _check_ids(ids: Sequence[int], model: ModelInfo, what: str) -> None:
+def check_ids(ids: Sequence[int], model: ModelInfo, what: str) -> None:
+    """Raise RequestError unless there are ids, all of them the model's; `what` names them."""
     if not ids:
         raise RequestError(f"the {what} is empty: at least one token is needed")
     if max(ids) >= model.vocab_size:

@@ -173,6 +173,7 @@ def test_a_second_node_cannot_take_the_identity_of_the_first(
         (["x", "--max-tokens", "5000"], 2, "5000 more were asked for; demo_model holds 4096"),
         (["x", "--temperature", "nan"], 2, "temperature must be between 0 and 100, not nan"),
         (["x", "--top-p", "7"], 2, "top_p must be between"),
+        (["caf\udce9"], 2, "the prompt is not valid text at character 4: it must be UTF-8"),
         (["x", "--stop", ""], 2, "a stop string has 1 to 256 characters"),
         (["x", "--timeout", "0"], 2, "timeout must be a positive number of seconds"),
         (["x", "--timeout", "0.001"], 1, "within the timeout of 0.001 s"),
@@ -196,6 +197,12 @@ def test_a_prompt_that_is_too_long_is_told_with_the_numbers(client: Client) -> N
     with pytest.raises(RequestError, match=r"5,000,\d{3} bytes, at most 4,\d{3},\d{3}"):
         client.complete("x" * 5_000_000)
     assert client.complete([5] * (limit - 10), max_tokens=1).num_prompt_tokens == limit - 10
+
+
+def test_ids_that_the_model_does_not_have_are_no_text(client: Client) -> None:
+    assert client.detokenize(client.tokenize("def f")).endswith("def f")
+    with pytest.raises(RequestError, match="id 4096 is out of range: demo_model has 4096 token"):
+        client.detokenize([5, 4096])
 
 
 def test_an_empty_prompt_of_ids_is_refused(client: Client) -> None:

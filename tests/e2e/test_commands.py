@@ -238,13 +238,14 @@ def test_systemd_hears_of_readiness_life_and_the_end(model_dir: Path, tmp_path: 
             "WATCHDOG_USEC": "600000",
             "PYTHONUNBUFFERED": "1",
         }
-        ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
+        # By its name, which the directory cannot listen on but an address found under it.
+        ports = ("--listen", "localhost:0")
         args = (str(model_dir), "--blocks", "0:2", *ports, "--kv-memory", "16MiB", "--json")
         node = LocalNode(args, tmp_path / "node", env)
         try:
             ready = heard.recv(4096).decode().splitlines()
             assert ready[0] == "READY=1"
-            assert ready[1].startswith("STATUS=serving demo_model blocks 0:2 of 8 at 127.0.0.1:")
+            assert ready[1].startswith("STATUS=serving demo_model blocks 0:2 of 8 at localhost:")
             said = next(json.loads(line) for line in node.log().splitlines() if line[0] == "{")
             assert said == {"event": "serving", "message": ready[1].removeprefix("STATUS=")}
             assert heard.recv(4096) == b"WATCHDOG=1"
