@@ -45,15 +45,20 @@ class _LoopThread:
         tasks: list[asyncio.Task[T]] = []
 
         def begin() -> None:
-            tasks.append(self._loop.create_task(coroutine))
-            tasks[0].add_done_callback(finished.set_result)
+            if not tasks:
+                tasks.append(self._loop.create_task(coroutine))
+                tasks[0].add_done_callback(finished.set_result)
 
-        self._loop.call_soon_threadsafe(begin)
+        def cancel() -> None:
+            begin()  # an interrupt may have come before or after it was scheduled
+            tasks[0].cancel()
+
         try:
+            self._loop.call_soon_threadsafe(begin)
             task = finished.result()
         except BaseException:
             # Until it has really ended, nobody could close what it works on.
-            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            self._loop.call_soon_threadsafe(cancel)
             task = finished.result()
             _ = task.cancelled() or task.exception()  # seen: asyncio need not warn of it
             raise

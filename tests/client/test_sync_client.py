@@ -127,3 +127,33 @@ async def test_several_threads_may_share_a_client() -> None:
         results = await asyncio.gather(*jobs)
         await run(client.close)
     assert [r.token_ids for r in results] == [whole(n)[0] for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+async def test_an_interrupt_on_the_way_into_the_loop_ends_the_call(
+    scheduled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come at any instruction, before or after the call has been handed over."""
+    node = ScriptedNode()
+
+    def use() -> None:
+        with Client(node.address) as client:
+            loop = client._thread._loop
+            hand_over = loop.call_soon_threadsafe
+
+            def interrupted(*args: Any) -> None:
+                monkeypatch.undo()
+                if scheduled:
+                    hand_over(*args)
+                raise KeyboardInterrupt
+
+            stream = client.generate("p", max_tokens=5)
+            first = next(stream)
+            monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+            with pytest.raises(KeyboardInterrupt), stream:
+                next(stream)
+            assert first.id == whole(1)[0][0]
+            assert client.complete("p", max_tokens=2).token_ids == whole(2)[0]
+
+    async with in_a_thread(node) as run:
+        await run(use)
