@@ -319,8 +319,8 @@ class Node:
         covered = sum(count > 0 for count in view.replicas(info.digest))
         peers = len(view.of_model(info.digest)) - 1
         budget = stage.budget.total_bytes
-        tokens = budget // stage.kv_bytes_per_token if stage.kv_bytes_per_token else 0
-        room = f"{tokens:,} tokens" if tokens else "sessions of any length"
+        per_token = stage.kv_bytes_per_token
+        room = f"{budget // per_token:,} tokens" if per_token else "sessions of any length"
         return (
             f"serving {info.name} blocks {stage.span} of {info.num_blocks} at {self._address} "
             f"({str(stage.dtype).removeprefix('torch.')} on {stage.device}, "

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from swarmd.core.config import NodeConfig
-from swarmd.core.errors import ModelError
+from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
 from swarmd.engine.checkpoint import Checkpoint, open_checkpoint
@@ -95,7 +95,7 @@ def _max_blocks(checkpoint: Checkpoint, info: ModelInfo, dtype: torch.dtype, roo
 
 
 def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | None = None) -> Stage:
-    """Load a span. Raises WeightsError, HubError, ModelError."""
+    """Load a span. Raises WeightsError, HubError, ModelError, or ConfigError: no room for KV."""
     stage = load_stage(
         opened.checkpoint,
         span,
@@ -108,4 +108,10 @@ def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | No
         progress=progress,
     )
     stage.info = opened.info
+    budget, least = stage.budget.total_bytes, stage.kv_bytes(1, span.start, span.end)
+    if budget < least:
+        raise ConfigError(
+            f"{budget:,} bytes for KV hold not one token, which takes {least:,} on blocks {span}: "
+            "give more with --kv-memory, or serve fewer blocks"
+        )
     return stage

@@ -81,6 +81,7 @@ BROKEN: dict[str, tuple[Make, tuple[str, ...], str]] = {
     "no-shard": (without_shard, (), "lacks 1 of 3 files: model-00002-of-00003.safetensors"),
     "corrupt-header": (corrupt_header, (), "model.safetensors: header of"),
     "no-such-blocks": (directory, ("--blocks", "0:99"), "'0:99': the model has 8 blocks, 0:8"),
+    "no-room-for-kv": (directory, ("--kv-memory", "1000"), "1,000 bytes for KV hold not one token"),
 }
 
 
