@@ -22,7 +22,7 @@ from swarmd.client import Client, SyncGeneration
 from swarmd.core.results import Completion
 
 SPANS = ("0:3", "0:3", "3:6", "3:6", "6:8", "6:8")
-BYSTANDER = ("3:6", "--kv-memory", "1KiB")
+BYSTANDER = ("3:6", "--kv-memory", "8KiB")
 """A node without room for anybody's KV: it can coordinate, but never be a hop."""
 PLACES = ("first", "middle", "last", "coordinator", "first and coordinator")
 PROMPT = "def read_file(path):"
