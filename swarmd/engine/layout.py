@@ -52,6 +52,10 @@ class Layout:
         return found
 
 
+MAX_BLOCKS = 4096
+"""As many as a route can name; a config that says more would build for hours before it fails."""
+
+
 def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
     """Build the transformers config. Raises ModelError for families unknown to this version."""
     model_type = str(config_dict.get("model_type") or "")
@@ -71,6 +75,9 @@ def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
         raise ModelError(
             f"models of family {model_type!r} read more than text; only text models can be served"
         )
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int) or not 1 <= count <= MAX_BLOCKS:
+        raise ModelError(f"config.json says {count!r} blocks; a model has 1 to {MAX_BLOCKS}")
     if getattr(config, "num_kv_shared_layers", 0):
         raise ModelError(
             f"the last {config.num_kv_shared_layers} blocks of this {model_type} model use the "
