@@ -2,7 +2,8 @@
 
 Forty runs by default, over first, middle and last hop and the coordinator, in decode and in
 prefill. The pid comes from the stream's own route; a run counts only if something was repaired or
-resumed. Prints a line a run and writes the verdict to bench/results.
+resumed, and the kill came where it should: in decode after 25 tokens with 35 to come, in prefill
+before the first token. Prints a line a run and writes the verdict to bench/results.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Run:
     phase: str
     exact: bool
     counted: bool
+    tokens_before: int
+    """Tokens that had come when the kill was done."""
     repairs: int
     resumes: int
     stall_s: float
@@ -98,15 +101,17 @@ def one(nodes: LocalSwarm, bystander: LocalNode, place: str, phase: str) -> Run:
             prompt, max_tokens=TOKENS, ignore_eos=True, allow_redirect=redirect
         )
         if phase == "decode":
-            kill_in_decode(nodes, tokens, place)
+            before = kill_in_decode(nodes, tokens, place)
         else:
-            kill_in_prefill(nodes, tokens, plain, place)
+            before = kill_in_prefill(nodes, tokens, plain, place)
         done = tokens.result
+    timely = before >= KILL_AT if phase == "decode" else before == 0
     return Run(
         place,
         phase,
         exact=done.token_ids == plain.token_ids and done.text == plain.text,
-        counted=done.repairs + done.resumes >= 1,
+        counted=timely and done.repairs + done.resumes >= 1,
+        tokens_before=before,
         repairs=done.repairs,
         resumes=done.resumes,
         stall_s=round(max(done.max_stall_s, done.ttft_s - plain.ttft_s), 3),
@@ -124,28 +129,34 @@ def victim(tokens: SyncGeneration, place: str) -> int:
     return tokens.route[index].pid
 
 
-def kill_in_decode(nodes: LocalSwarm, tokens: SyncGeneration, place: str) -> None:
+def kill_in_decode(nodes: LocalSwarm, tokens: SyncGeneration, place: str) -> int:
+    """Kill after `KILL_AT` tokens; return how many had come."""
     for count, _ in enumerate(tokens, start=1):
         if count == KILL_AT:
             nodes.node_of(victim(tokens, place)).kill()
+    return KILL_AT
 
 
 def kill_in_prefill(
     nodes: LocalSwarm, tokens: SyncGeneration, plain: Completion, place: str
-) -> None:
-    """Kill as soon as the route is known: the prompt is on its way then."""
+) -> int:
+    """Kill soon after the route is known: the prompt is on its way. Return the tokens by then."""
+    came: list[int] = []
+    before: list[int] = []
 
     def kill() -> None:
         while not tokens.route:
             time.sleep(0.001)
         time.sleep(plain.ttft_s * 0.3)
         nodes.node_of(victim(tokens, place)).kill()
+        before.append(len(came))
 
     killer = threading.Thread(target=kill)
     killer.start()
-    for _ in tokens:
-        pass
+    for token in tokens:
+        came.append(token.id)
     killer.join()
+    return before[0]
 
 
 def summary(runs: list[Run], dtype: str) -> dict[str, object]:

@@ -78,18 +78,25 @@ def test_a_killed_coordinator_is_replaced_by_another_node(
 def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: LocalSwarm) -> None:
     undisturbed = client.complete(LONG_PROMPT, max_tokens=24, ignore_eos=True)
     tokens = client.generate(LONG_PROMPT, max_tokens=24, ignore_eos=True)
-    victim = undisturbed.route[1].pid
+    came: list[int] = []
+    came_before: list[int] = []
 
     def kill_soon() -> None:
+        while not tokens.route:
+            time.sleep(0.001)
         # Well within the prefill, which takes most of the time to the first token.
-        time.sleep(undisturbed.ttft_s * 0.4)
-        whole_swarm.node_of(victim).kill()
+        time.sleep(undisturbed.ttft_s * 0.3)
+        whole_swarm.node_of(tokens.route[1].pid).kill()
+        came_before.append(len(came))
 
     killer = threading.Thread(target=kill_soon)
     killer.start()
-    ids = tuple(token.id for token in tokens)
+    for token in tokens:
+        came.append(token.id)
     killer.join()
-    assert ids == undisturbed.token_ids
+    assert came_before == [0]
+    assert tokens.result.repairs >= 1
+    assert tuple(came) == undisturbed.token_ids
 
 
 def test_activations_never_pass_through_a_coordinator_that_is_no_hop(
