@@ -10,7 +10,7 @@ off peers that failed. `swarm.paths` searches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarmd.core.errors import CoverageError, KVExhausted, PromptTooLong, SwarmdError
 from swarmd.core.peers import Announcement, ModelInfo
@@ -95,7 +95,7 @@ def _route(
     found = (_offer(peer, blocks, health, request, view.now) for peer in peers)
     path = cheapest_route([offer for offer in found if offer], blocks, *ends)
     if path is None:
-        raise _why_not(peers, info, blocks, request.positions)
+        raise _why_not(peers, view.serving(info.digest), info, blocks, request.positions)
     return tuple(
         Hop(offer.peer.peer_id, span, offer.peer.address, offer.peer.pid, offer.peer.dtype)
         for offer, span in path
@@ -140,8 +140,13 @@ def _waiting_ms(peer: Announcement) -> float:
 
 
 def _why_not(
-    peers: Sequence[Announcement], info: ModelInfo, blocks: Span, positions: int
+    peers: Sequence[Announcement],
+    everybody: Sequence[Announcement],
+    info: ModelInfo,
+    blocks: Span,
+    positions: int,
 ) -> SwarmdError:
+    """Return why `peers` make no route. Waiting helps if `everybody`, idle, would make one."""
     gaps = _gaps(peers, blocks)
     if gaps:
         names = ", ".join(f"{start}:{end}" for start, end in gaps)
@@ -150,15 +155,34 @@ def _why_not(
             f"`swarmd serve {info.name} --blocks {names.partition(',')[0]}` adds them",
             gaps,
         )
-    now = _room(peers, blocks, positions, [peer.kv_free_bytes for peer in peers])
-    empty = _room(peers, blocks, positions, [peer.kv_total_bytes for peer in peers])
     text = f"{positions} positions of {info.name} need KV on every block of {blocks}"
-    if empty < positions:
-        return PromptTooLong(
-            f"{text}, the peers of one block have room for {empty} when idle: "
-            "shorten the prompt or ask for fewer tokens"
-        )
-    return KVExhausted(f"{text}, the peers of one block have room for {now} now: try again soon")
+    idle = [replace(peer, kv_free_bytes=peer.kv_total_bytes) for peer in everybody]
+    if _has_route(idle, blocks, positions):
+        total = sum(peer.kv_total_bytes for peer in everybody)
+        free = sum(peer.kv_free_bytes for peer in everybody) / max(total, 1)
+        return KVExhausted(f"{text}, and {free:.0%} of the peers' KV is free now: try again soon")
+    return PromptTooLong(
+        f"{text}, the peers have room for {_longest(idle, blocks, positions)} when idle: "
+        "shorten the prompt or ask for fewer tokens"
+    )
+
+
+def _longest(peers: Sequence[Announcement], blocks: Span, too_many: int) -> int:
+    """Return for how many positions there is a route, when there is none for `too_many`."""
+    fits = 0
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if _has_route(peers, blocks, middle):
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def _has_route(peers: Sequence[Announcement], blocks: Span, positions: int) -> bool:
+    request, nobody = RouteRequest(positions), Health()
+    found = (_offer(peer, blocks, nobody, request, 0.0) for peer in peers)
+    return cheapest_route([offer for offer in found if offer], blocks) is not None
 
 
 def _gaps(peers: Sequence[Announcement], blocks: Span) -> tuple[tuple[int, int], ...]:
@@ -170,20 +194,3 @@ def _gaps(peers: Sequence[Announcement], blocks: Span) -> tuple[tuple[int, int],
     )
     gaps = missing_blocks(shifted, len(blocks))
     return tuple((start + blocks.start, end + blocks.start) for start, end in gaps)
-
-
-def _room(
-    peers: Sequence[Announcement], blocks: Span, positions: int, budgets: Sequence[int]
-) -> int:
-    """Return how many positions the scarcest block has room for, counted up to `positions`."""
-
-    def on(block: int) -> int:
-        return max(
-            positions
-            if not peer.kv_bytes_per_token
-            else min(positions, budget * len(peer.span) // peer.kv_bytes_per_token)
-            for peer, budget in zip(peers, budgets, strict=True)
-            if block in peer.span
-        )
-
-    return min(on(block) for block in range(blocks.start, blocks.end))

@@ -132,12 +132,39 @@ def test_a_peer_takes_as_many_blocks_as_it_has_room_for() -> None:
     assert text(route_over(tight, rest, request=RouteRequest(positions=100))) == "1@0:5 2@5:8"
 
 
-def test_a_lack_of_room_is_told_with_numbers() -> None:
+def test_a_lack_of_room_now_is_told_with_numbers() -> None:
     full = peer(1, 0, 8, kv_free_bytes=40_000, **KV)
-    with pytest.raises(KVExhausted, match=r"500 positions .* have room for 400 now"):
+    with pytest.raises(KVExhausted, match=r"500 positions .* 5% of the peers' KV is free now"):
         route_over(full, request=RouteRequest(positions=500))
-    with pytest.raises(PromptTooLong, match=r"9000 positions .* room for 8000 when idle"):
-        route_over(full, request=RouteRequest(positions=9000))
+    with pytest.raises(KVExhausted):
+        route_over(full, request=RouteRequest(positions=1000))
+
+
+@pytest.mark.parametrize("free", [0, 40_000, 800_000])
+@pytest.mark.parametrize("positions", [1001, 8000, 9000])
+def test_what_no_idle_swarm_has_room_for_is_told_at_once(free: int, positions: int) -> None:
+    # A session takes its share of all eight blocks: 800 bytes a position of 800,000.
+    only = peer(1, 0, 8, kv_free_bytes=free, **KV)
+    text = rf"{positions} positions .* room for 1000 when idle"
+    with pytest.raises(PromptTooLong, match=text):
+        route_over(only, request=RouteRequest(positions=positions))
+
+
+def test_peers_that_share_the_blocks_have_room_for_longer_sessions() -> None:
+    # Four blocks each: twice as many positions as one peer alone has room for.
+    pair = [peer(n, 0, 8, kv_free_bytes=0, **KV) for n in (1, 2)]
+    with pytest.raises(KVExhausted):
+        route_over(*pair, request=RouteRequest(positions=2000))
+    with pytest.raises(PromptTooLong, match="room for 2000 when idle"):
+        route_over(*pair, request=RouteRequest(positions=2001))
+
+
+def test_a_peer_that_is_avoided_for_a_while_counts_as_room_to_wait_for() -> None:
+    small = peer(1, 0, 8, kv_bytes_per_token=800, kv_total_bytes=8_000, kv_free_bytes=8_000)
+    large = peer(2, 0, 8, kv_free_bytes=800_000, **KV)
+    request = RouteRequest(positions=500, exclude=frozenset({peer_id(2)}))
+    with pytest.raises(KVExhausted):
+        route_over(small, large, request=request)
 
 
 def test_a_hole_is_covered_exactly() -> None:
