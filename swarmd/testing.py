@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from swarmd.core.clock import Clock
-from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.core.peers import Announcement, NodeState
 from swarmd.simulation import LossyLinks, Swarm, Weather
 from swarmd.toys import ToyAccount, ToyStage, toy_model, toy_oracle
 
@@ -67,17 +67,10 @@ class MemoryDirectory:
             gone = replace(held, state=NodeState.GONE, issued_at=now, expires_at=expires_at)
             self._held[peer_id] = gone
 
-    async def announcements(self, model: str | None = None) -> list[Announcement]:
+    async def announcements(self, wait_s: float = 0.0) -> list[Announcement]:
+        """Does not wait: nothing happens here while somebody does."""
         now = self._clock.wall()
-        return [
-            a
-            for a in self._held.values()
-            if a.expires_at > now and model in (None, a.model.name, a.model.digest)
-        ]
-
-    async def models(self) -> list[ModelInfo]:
-        models = {a.model.digest: a.model for a in await self.announcements()}
-        return sorted(models.values(), key=lambda model: (model.name, model.digest))
+        return [a for a in self._held.values() if a.expires_at > now]
 
     async def join(self, addresses: Iterable[str]) -> None:
         """There is nobody else to join."""

@@ -27,8 +27,9 @@ from swarmd.wire.link import RttSample
 
 log = logging.getLogger(__name__)
 
-REFRESH_S = 0.5
-"""How old a view may be: an announcement is seen elsewhere within this and a lookup."""
+PATIENCE_S = 4.0
+"""How old a view may get while nobody announces anything new."""
+RETRY_S = 0.5
 JOIN_RETRY_S = (0.5, 10.0)
 REMEMBER_S = 10.0
 LEAVE_TIMEOUT_S = 2.0
@@ -143,9 +144,12 @@ class Presence:
 
     # Seeing ---------------------------------------------------------------------------------
 
-    async def refresh(self) -> None:
-        """Look again at everybody's announcements. Raises DirectoryError."""
-        found = await self._directory.announcements()
+    async def refresh(self, patience: float = 0.0) -> None:
+        """Look again at everybody's announcements, for as long as they are the same as before.
+
+        Raises DirectoryError.
+        """
+        found = await self._directory.announcements(patience)
         before, self.view = self.view, View(found, self._clock.wall())
         if _routes(before) != _routes(self.view):
             self._on_change()
@@ -161,12 +165,12 @@ class Presence:
         """Refresh the view forever."""
         while True:
             try:
-                await self.refresh()
+                await self.refresh(PATIENCE_S)
             except DirectoryError as error:
                 # The old view goes on to serve, less what has expired.
                 self.view = View(self.view.peers, self._clock.wall())
                 log.warning("view not refreshed error=%s", error)
-            await asyncio.sleep(REFRESH_S * random.uniform(0.8, 1.2))
+                await asyncio.sleep(RETRY_S)
 
     def _remember(self) -> None:
         """Keep on disk whom this node has seen: doors for a swarm whose bootstraps are gone."""

@@ -10,24 +10,17 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swarmd.core.clock import Clock, SystemClock
 from swarmd.core.errors import DirectoryError, ProtocolError
-from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.core.peers import Announcement, NodeState
 from swarmd.swarm import dht_process
 from swarmd.swarm.dht_process import DirectoryProcess, ProcessEndedError
 from swarmd.swarm.identity import Identity, dht_key_file
-from swarmd.swarm.records import (
-    MODELS_KEY,
-    SHARDS,
-    decode,
-    model_key,
-    records_of,
-    sign,
-)
+from swarmd.swarm.records import decode, records_of, sign
 from swarmd.v1 import directory_pb2 as pb
 
 START_TIMEOUT_S = 30.0
@@ -72,6 +65,8 @@ class DhtDirectory:
         self._neighbours: dict[str, None] = {}
         self._published: dict[str, Announcement] = {}
         self._child: DirectoryProcess | None = None
+        self._found: pb.DirectoryFound | None = None
+        """The last answer to a survey."""
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -107,23 +102,19 @@ class DhtDirectory:
         gone = replace(last, state=NodeState.GONE, issued_at=issued_at, expires_at=expires_at)
         await self.publish(gone)
 
-    async def announcements(self, model: str | None = None) -> list[Announcement]:
+    async def announcements(self, wait_s: float = 0.0) -> list[Announcement]:
         """See `Directory`."""
-        digests = [info.digest for info in await self.models() if model in (None, *_names(info))]
-        keys = [model_key(digest, shard) for digest in digests for shard in range(SHARDS)]
-        own = [a for a in self._published.values() if a.model.digest in digests]
+        known = self._found if wait_s else None
+        order = pb.DirectorySurvey(wait_s=wait_s, known=known.version if known else b"")
+        found = (await self._ask(pb.DirectoryCommand(survey=order), wait_s)).found
+        if known is None or found.version != known.version:
+            self._found = known = found
         latest: dict[str, Announcement] = {}
-        for announcement in [*await self._find(keys), *own]:
+        for announcement in [*self._valid(known), *self._published.values()]:
             held = latest.get(announcement.peer_id)
             if held is None or held.issued_at < announcement.issued_at:
                 latest[announcement.peer_id] = announcement
         return list(latest.values())
-
-    async def models(self) -> list[ModelInfo]:
-        """See `Directory`."""
-        found = await self._find([MODELS_KEY])
-        by_digest = {a.model.digest: a.model for a in [*found, *self._published.values()]}
-        return sorted(by_digest.values(), key=lambda model: (model.name, model.digest))
 
     async def join(self, addresses: Iterable[str]) -> None:
         """See `Directory`; addresses that mean nothing are passed over."""
@@ -220,29 +211,28 @@ class DhtDirectory:
         ]
         await child.ask(pb.DirectoryCommand(store=pb.DirectoryStore(records=records)))
 
-    async def _find(self, keys: list[bytes]) -> list[Announcement]:
-        """Return what stands under the keys and is valid; this process checks it once more."""
-        if not keys:
-            return []
-        reply = await self._ask(pb.DirectoryCommand(lookup=pb.DirectoryLookup(keys=keys)))
-        found = []
-        for record in reply.found.records:
+    def _valid(self, found: pb.DirectoryFound) -> Iterator[Announcement]:
+        """Yield what was found and is valid; this process checks it once more."""
+        for record in found.records:
             try:
-                found.append(decode(record.value, self._clock.wall()))
+                yield decode(record.value, self._clock.wall())
             except ProtocolError as error:
                 log.debug("record passed over: error=%s", error)
-        return found
 
-    async def _ask(self, command: pb.DirectoryCommand) -> pb.DirectoryReply:
-        """Ask the process, or the next one if it ends meanwhile; raises DirectoryError."""
+    async def _ask(self, command: pb.DirectoryCommand, wait_s: float = 0.0) -> pb.DirectoryReply:
+        """Ask the process, or the next one if it ends meanwhile; raises DirectoryError.
+
+        `wait_s` is how long the process may take its time.
+        """
+        patience = dht_process.REPLY_TIMEOUT_S + wait_s
         try:
-            async with asyncio.timeout(2 * dht_process.REPLY_TIMEOUT_S):
+            async with asyncio.timeout(2 * patience):
                 while True:
                     await self._ready.wait()
                     child = self._child
                     if child is not None and not child.has_ended:
                         with contextlib.suppress(ProcessEndedError):
-                            return await child.ask(command)
+                            return await child.ask(command, patience)
                     await asyncio.sleep(RETRY_S)
         except TimeoutError:
             raise DirectoryError("the directory process is down and being started again") from None
@@ -251,7 +241,3 @@ class DhtDirectory:
         """Remember who is there now, for the next process; an empty list would help nobody."""
         met = dict.fromkeys(itertools.islice(addresses, MAX_NEIGHBOURS))
         self._neighbours = met or self._neighbours
-
-
-def _names(model: ModelInfo) -> tuple[str, str]:
-    return model.name, model.digest

@@ -6,6 +6,8 @@ What a command does is the peer's business (`swarm.dht_child`); who sends it is 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import random
 import shutil
 import signal
 import socket
@@ -13,7 +15,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from swarmd.swarm.pipe import read_message, write_message
+from swarmd.swarm.records import MODELS_KEY, SHARDS, model_key
 from swarmd.v1 import directory_pb2 as pb
+
+SURVEY_S = 0.5
+"""How often a survey that waits looks: a change is seen within this and a lookup."""
+MAX_WAIT_S = 60.0
 
 
 class Peer(Protocol):
@@ -110,9 +117,8 @@ async def answer(peer: Peer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
         match command.WhichOneof("body"):
             case "store":
                 reply.stored.stored.extend(await peer.store(command.store.records))
-            case "lookup":
-                reply.found.records.extend(await peer.lookup(command.lookup.keys))
-                reply.found.SetInParent()
+            case "survey":
+                reply.found.CopyFrom(await survey(peer, command.survey))
             case "join":
                 peer.join(command.join.peers)
                 reply.joined.SetInParent()
@@ -121,6 +127,52 @@ async def answer(peer: Peer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
     except Exception as error:  # the parent decides what a failure means
         reply.failed.CopyFrom(_failure(error))
     return reply
+
+
+async def survey(peer: Peer, order: pb.DirectorySurvey) -> pb.DirectoryFound:
+    """Look at everybody's announcements until they differ from what is known, or time is up.
+
+    Waiting here, not in the node, leaves the node's event loop alone while nothing changes.
+    """
+    loop = asyncio.get_running_loop()
+    due = loop.time() + min(order.wait_s, MAX_WAIT_S)
+    keys: frozenset[bytes] = frozenset()
+    while True:
+        records, keys = await _everybody(peer, keys)
+        version = _version(records)
+        if version != order.known:
+            return pb.DirectoryFound(records=records, version=version)
+        if loop.time() >= due:
+            return pb.DirectoryFound(version=version)
+        await asyncio.sleep(SURVEY_S * random.uniform(0.8, 1.2))
+
+
+async def _everybody(
+    peer: Peer, keys: frozenset[bytes]
+) -> tuple[list[pb.DirectoryRecord], frozenset[bytes]]:
+    """Return the records of all models in order, and their keys, of which `keys` are a guess.
+
+    One lookup where the guess is right, which it is as long as no model comes or goes.
+    """
+    while True:
+        records = sorted(await peer.lookup([MODELS_KEY, *keys]), key=_place)
+        models = [record.subkey.hex() for record in records if record.key == MODELS_KEY]
+        found = frozenset(model_key(digest, shard) for digest in models for shard in range(SHARDS))
+        if found <= keys:
+            return [record for record in records if record.key in found], found
+        keys = found
+
+
+def _place(record: pb.DirectoryRecord) -> tuple[bytes, bytes]:
+    return record.key, record.subkey
+
+
+def _version(records: Iterable[pb.DirectoryRecord]) -> bytes:
+    digest = hashlib.sha256()
+    for record in records:
+        for part in (record.key, record.subkey, record.value):
+            digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()
 
 
 def _failure(error: Exception) -> pb.DirectoryFailed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from swarmd.core.peers import Announcement, ModelInfo
+from swarmd.core.peers import Announcement
 
 
 class Directory(Protocol):
@@ -26,15 +26,11 @@ class Directory(Protocol):
         """Replace what this node published under `peer_id` by a tombstone."""
         ...
 
-    async def announcements(self, model: str | None = None) -> list[Announcement]:
-        """Return everybody's valid announcements, by model name or digest; None is all models.
+    async def announcements(self, wait_s: float = 0.0) -> list[Announcement]:
+        """Return everybody's valid announcements, tombstones (`NodeState.GONE`) among them.
 
-        Tombstones (`NodeState.GONE`) are among them.
+        With `wait_s`, once they differ from those returned last, or after so many seconds.
         """
-        ...
-
-    async def models(self) -> list[ModelInfo]:
-        """Return the models that somebody announces, or did within one lease; sorted by name."""
         ...
 
     async def join(self, addresses: Iterable[str]) -> None:

@@ -95,18 +95,18 @@ class AnnouncedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., num_blocks: _Optional[int] = ..., hidden_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DirectoryCommand(_message.Message):
-    __slots__ = ("id", "start", "store", "lookup", "join")
+    __slots__ = ("id", "start", "store", "survey", "join")
     ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
-    LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    SURVEY_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     id: int
     start: DirectoryStart
     store: DirectoryStore
-    lookup: DirectoryLookup
+    survey: DirectorySurvey
     join: DirectoryJoin
-    def __init__(self, id: _Optional[int] = ..., start: _Optional[_Union[DirectoryStart, _Mapping]] = ..., store: _Optional[_Union[DirectoryStore, _Mapping]] = ..., lookup: _Optional[_Union[DirectoryLookup, _Mapping]] = ..., join: _Optional[_Union[DirectoryJoin, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., start: _Optional[_Union[DirectoryStart, _Mapping]] = ..., store: _Optional[_Union[DirectoryStore, _Mapping]] = ..., survey: _Optional[_Union[DirectorySurvey, _Mapping]] = ..., join: _Optional[_Union[DirectoryJoin, _Mapping]] = ...) -> None: ...
 
 class DirectoryStart(_message.Message):
     __slots__ = ("host", "port", "announce_host", "identity_path", "peers", "socket_dir")
@@ -142,11 +142,13 @@ class DirectoryRecord(_message.Message):
     expires_at: float
     def __init__(self, key: _Optional[bytes] = ..., subkey: _Optional[bytes] = ..., value: _Optional[bytes] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
-class DirectoryLookup(_message.Message):
-    __slots__ = ("keys",)
-    KEYS_FIELD_NUMBER: _ClassVar[int]
-    keys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+class DirectorySurvey(_message.Message):
+    __slots__ = ("known", "wait_s")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    known: bytes
+    wait_s: float
+    def __init__(self, known: _Optional[bytes] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class DirectoryJoin(_message.Message):
     __slots__ = ("peers",)
@@ -187,10 +189,12 @@ class DirectoryStored(_message.Message):
     def __init__(self, stored: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class DirectoryFound(_message.Message):
-    __slots__ = ("records",)
+    __slots__ = ("records", "version")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[DirectoryRecord]
-    def __init__(self, records: _Optional[_Iterable[_Union[DirectoryRecord, _Mapping]]] = ...) -> None: ...
+    version: bytes
+    def __init__(self, records: _Optional[_Iterable[_Union[DirectoryRecord, _Mapping]]] = ..., version: _Optional[bytes] = ...) -> None: ...
 
 class DirectoryJoined(_message.Message):
     __slots__ = ()

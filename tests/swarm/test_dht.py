@@ -51,7 +51,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> float:
 async def sees(
     directory: DhtDirectory, identity: Identity, state: NodeState = NodeState.SERVING
 ) -> bool:
-    found = {a.peer_id: a.state for a in await directory.announcements("demo")}
+    found = {a.peer_id: a.state for a in await directory.announcements()}
     return found.get(identity.peer_id) is state
 
 
@@ -107,10 +107,8 @@ async def test_nodes_find_each_other_and_notice_who_leaves(nodes: Nodes) -> None
     # A third node that has published nothing sees both of the others.
     seen = [await until(lambda i=i: sees(third, i)) for i in (me, other)]  # type: ignore[misc]
     print("visible after", seen)
-    (found,) = [a for a in await third.announcements("demo") if a.peer_id == other.peer_id]
+    (found,) = [a for a in await third.announcements() if a.peer_id == other.peer_id]
     assert (found.span.start, found.span.end) == (2, 5)
-    assert [model.name for model in await third.models()] == ["demo"]
-    assert await third.announcements("other") == []
     assert len(await third.announcements()) == 2
 
     await second.publish(announce(other, state=NodeState.DRAINING))
@@ -119,6 +117,23 @@ async def test_nodes_find_each_other_and_notice_who_leaves(nodes: Nodes) -> None
     gone = await until(lambda: sees(third, other, NodeState.GONE))
     print("gone after", gone)
     assert not await sees(first, other)
+
+
+async def test_one_who_waits_is_told_when_something_has_changed(nodes: Nodes) -> None:
+    first, me = await nodes.start("first")
+    second, _ = await nodes.start("second", *first.addresses())
+    await first.publish(announce(me))
+    await until(lambda: sees(second, me))
+    before = await second.announcements()
+    waiting = asyncio.create_task(second.announcements(30.0))
+    # The process is asked and answers meanwhile; the one who waits it lets wait.
+    assert await second.announcements() == before
+    assert not waiting.done()
+    await first.publish(announce(me, step_ms=5.0))
+    (found,) = await waiting
+    assert found.step_ms == 5.0
+    # When the time is up it is told what it knows.
+    assert await second.announcements(0.01) == [found]
 
 
 @pytest.mark.parametrize("victim", ["child", "p2pd"])
@@ -141,7 +156,7 @@ async def test_a_killed_process_is_replaced_under_the_same_name(nodes: Nodes, vi
     await first.publish(announce(me, step_ms=77.0))
 
     async def second_sees_news() -> bool:
-        found = await second.announcements("demo")
+        found = await second.announcements()
         return any(a.peer_id == me.peer_id and a.step_ms == 77.0 for a in found)
 
     await until(second_sees_news)
@@ -336,23 +351,23 @@ async def test_only_records_that_prove_themselves_are_kept(raw: Raw) -> None:
     ]
     for record in refused:
         assert await raw.store(record) == [False], record
-    found = (await raw.ask(lookup=pb.DirectoryLookup(keys=[own.key, b"anything"]))).found
+    found = (await raw.ask(survey=pb.DirectorySurvey())).found
     assert [decode(r.value, time.time()).peer_id for r in found.records] == [me.peer_id]
 
 
 async def test_an_older_record_does_not_disturb_a_newer_one(raw: Raw) -> None:
     me = Identity.generate()
     now = time.time()
-    (new, _) = records_of(sign(announce(me), me))
+    new, listed = records_of(sign(announce(me), me))
     (old, _) = records_of(sign(announce(me, issued_at=now - 9, expires_at=now + 0.5), me))
-    assert await raw.store(new) == [True]
+    assert await raw.store(new, listed) == [True, True]
     assert await raw.store(old) == [False]
 
     async def old_one_has_expired() -> bool:
         return time.time() > old.expires_at
 
     await until(old_one_has_expired)
-    found = (await raw.ask(lookup=pb.DirectoryLookup(keys=[new.key]))).found
+    found = (await raw.ask(survey=pb.DirectorySurvey())).found
     assert [r.value for r in found.records] == [new.value]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swarm_peers import NOW, model_of, peer, peer_id
+from swarm_peers import NOW, peer, peer_id
 
 from swarmd.core.peers import NodeState
 from swarmd.swarm.directory import Directory
@@ -14,12 +14,8 @@ async def test_what_one_node_publishes_the_others_find() -> None:
     first: Directory = MemoryDirectory(clock)
     second: Directory = MemoryDirectory(clock, first)
     await first.publish(peer(1, 0, 8))
-    assert await second.announcements("demo") == [peer(1, 0, 8)]
-    assert await second.announcements("ab" * 32) == [peer(1, 0, 8)]
     assert await second.announcements() == [peer(1, 0, 8)]
-    assert await second.announcements("other") == []
-    assert await second.models() == [model_of()]
-    assert await MemoryDirectory(clock).models() == []
+    assert await MemoryDirectory(clock).announcements() == []
 
 
 async def test_an_announcement_expires_with_its_lease() -> None:
@@ -35,7 +31,7 @@ async def test_leaving_writes_a_tombstone() -> None:
     await directory.publish(peer(1, 0, 8))
     await directory.withdraw(peer_id(1))
     await directory.withdraw(peer_id(2))
-    (gone,) = await directory.announcements("demo")
+    (gone,) = await directory.announcements()
     assert gone.state is NodeState.GONE
     await directory.publish(peer(1, 0, 8))
     assert (await directory.announcements())[0].state is NodeState.GONE
