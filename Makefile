@@ -24,7 +24,8 @@ protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. protos/swarmd/v1/*.proto
 
 bench: $(STAMP)
-	$(BIN)/python bench/decode.py
+	$(BIN)/swarmd bench decode
+	$(BIN)/swarmd bench concurrency
 	$(BIN)/python bench/wire.py
 
 # kill -9, eighty times: every hop and the coordinator, in decode and in prefill.

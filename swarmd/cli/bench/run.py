@@ -1,0 +1,173 @@
+"""One run of a benchmark: its time budget, its progress, its watch over the machine, its swarms.
+
+What is measured is the scenarios'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from swarmd.cli.bench import models
+from swarmd.cli.bench.others import Others
+from swarmd.cli.bench.settings import Settings
+from swarmd.core.errors import SwarmdError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from swarmd.cli.local_swarm import LocalNode, LocalSwarm
+    from swarmd.client import AsyncClient
+
+READY_TIMEOUT_S = 300.0
+LOOK_S = 1.0
+"""How long the machine is watched before anything is started."""
+BASELINE_SHARE = 0.35
+"""Of the budget, kept for baselines where there are any."""
+
+
+class Run:
+    """What a scenario is handed."""
+
+    def __init__(self, settings: Settings, progress: Steps) -> None:
+        self.settings = settings
+        self.others = Others()
+        self._progress = progress
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._began
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the budget."""
+        return self.settings.budget_s - self.seconds
+
+    def affords(self, seconds: float, *, baselines_follow: bool = True) -> bool:
+        """Whether a measurement of that length fits, with what the baselines need."""
+        kept = BASELINE_SHARE if baselines_follow and self.settings.baselines else 0.0
+        return seconds < self.left_s - kept * self.settings.budget_s
+
+    def step(self, text: str) -> None:
+        """Say what is done now."""
+        self._progress.step(text)
+
+    def plan(self, steps: int) -> None:
+        """Say how many steps there are to come."""
+        self._progress.plan(steps)
+
+    def look(self) -> None:
+        """Watch the machine while nothing of ours runs. Raises SwarmdError when it is busy."""
+        idle = Others()
+        with idle.watched():
+            time.sleep(LOOK_S)
+        self.refuse_if_busy(idle.share, "before the start")
+
+    def refuse_if_busy(self, share: float, when: str) -> None:
+        """Raise SwarmdError if others take too much of the machine."""
+        limit = self.settings.max_busy
+        if share > limit and not self.settings.allow_busy:
+            raise SwarmdError(
+                f"other processes took {share:.0%} of the machine {when}, more than the "
+                f"{limit:.0%} with which a figure means anything; stop them, or add --allow-busy "
+                "to have the result marked"
+            )
+
+    def model(self) -> models.Model:
+        """Return the model; making it may take a minute, once per machine."""
+        self.step(f"model {self.settings.model}")
+        return models.find(self.settings.model, self.settings.dtype)
+
+    @contextmanager
+    def swarm(
+        self, model: models.Model, spans: Sequence[str], *flags: str, kv_memory: str = "1GiB"
+    ) -> Iterator[LocalSwarm]:
+        """Start daemons with these spans and wait until all serve."""
+        from swarmd.cli.local_swarm import LocalSwarm
+
+        self.step(f"{len(spans)} nodes: blocks {', '.join(spans)}")
+        threads = str(self.settings.threads)
+        common = ("--dtype", model.dtype, "--kv-memory", kv_memory, "--log-level", "warning")
+        with LocalSwarm(
+            str(model.directory),
+            spans,
+            flags=(*common, "--threads", threads, *flags),
+            env={"OMP_NUM_THREADS": threads},
+        ) as nodes:
+            nodes.wait_ready(READY_TIMEOUT_S)
+            asyncio.run(_see_each_other(nodes.nodes))
+            yield nodes
+
+
+async def _see_each_other(nodes: Sequence[LocalNode]) -> None:
+    """Wait until every node has all others in its view."""
+    from swarmd.client import AsyncClient
+
+    pids = {node.pid for node in nodes}
+    async with asyncio.timeout(60.0):
+        for node in nodes:
+            async with AsyncClient(node.address) as client:
+                while not pids <= await _serving(client):  # noqa: ASYNC110 - over the network
+                    await asyncio.sleep(0.05)
+
+
+async def _serving(client: AsyncClient) -> set[int]:
+    status = await client.status()
+    return {peer.pid for peer in status.peers if peer.state == "serving"}
+
+
+class Steps:
+    """A progress bar over the steps on a terminal, a line per step on stderr elsewhere."""
+
+    def __init__(self, name: str, *, quiet: bool) -> None:
+        self._name = name
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._done = 0
+
+    def __enter__(self) -> Steps:
+        import sys
+
+        if not self._quiet and sys.stderr.isatty():
+            self._bar = _new_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=None)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def plan(self, steps: int) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self._done + steps)
+
+    def step(self, text: str) -> None:
+        import sys
+
+        self._done += 1
+        line = f"{self._name}: {text}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=line, completed=self._done)
+        elif not self._quiet:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _new_bar() -> Progress:
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
