@@ -7,22 +7,38 @@ from collections.abc import Callable
 
 
 class Deadline:
-    """One pending call on the event loop, moved as the deadline moves. Times are the loop's."""
+    """One pending call on the event loop, moved as the deadline moves. Times are the loop's.
+
+    A deadline mostly moves later, with every token: the pending call stays where it is then, and
+    looks at the deadline when its time has come.
+    """
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
+        self._when: float | None = None
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, when: float | None) -> None:
         """Call back at `when` instead of whenever it was; None: not at all."""
+        self._when = when
+        if when is None:
+            self._disarm()
+        elif self._handle is None or when < self._handle.when():
+            self._disarm()
+            self._arm(when)
+
+    def _arm(self, when: float) -> None:
+        self._handle = asyncio.get_running_loop().call_at(when, self._fire)
+
+    def _disarm(self) -> None:
         if self._handle is not None:
-            if when is not None and self._handle.when() == when and not self._handle.cancelled():
-                return
             self._handle.cancel()
             self._handle = None
-        if when is not None:
-            self._handle = asyncio.get_running_loop().call_at(when, self._fire)
 
     def _fire(self) -> None:
         self._handle = None
-        self._callback()
+        assert self._when is not None
+        if asyncio.get_running_loop().time() < self._when:
+            self._arm(self._when)
+        else:
+            self._callback()

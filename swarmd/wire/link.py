@@ -18,6 +18,7 @@ from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
 from swarmd.wire.assembler import Assembler
 from swarmd.wire.outbound import Outbound
+from swarmd.wire.pulse import Pulse
 from swarmd.wire.stream import FrameStream
 
 _MAX_COORDINATE = 8
@@ -29,7 +30,7 @@ class LinkSettings:
     """Times in seconds. Raises ConfigError when no heartbeat fits into the timeout."""
 
     heartbeat: float = 0.5
-    """How often a heartbeat is sent."""
+    """How often something is sent at least: a heartbeat where nothing else was."""
     timeout: float = 1.5
     """Silence after which the peer is taken for lost: more than the heartbeat of any peer."""
     handshake: float = 5.0
@@ -87,6 +88,7 @@ class Link:
         self._assembler = Assembler()
         self._wake = asyncio.Event()
         self._heard_at = time.monotonic()
+        self._pulse = Pulse(settings.heartbeat, self._heard_at)
         self._echo: tuple[int, float] = (0, 0.0)
         self._heartbeat_due = False
         self._finishing = False
@@ -156,6 +158,7 @@ class Link:
                 message = self.outbound.next_message()
                 if message is not None:
                     await self._stream.write(message)
+                    self._pulse.wrote(time.monotonic())
             if self._finishing:
                 await self._stream.finish()
                 await asyncio.sleep(self._settings.handshake)
@@ -166,14 +169,12 @@ class Link:
         raise PeerUnreachable(self._abort_reason)
 
     async def _beat(self) -> NoReturn:
-        beat_at = time.monotonic()
         while True:
             now = time.monotonic()
-            if now >= beat_at:
-                beat_at = now + self._settings.heartbeat
+            if self._pulse.take(now):
                 self._heartbeat_due = True
                 self._wake.set()
-            wake_at = min(beat_at, self._heard_at + self._settings.timeout)
+            wake_at = min(self._pulse.due_at, self._heard_at + self._settings.timeout)
             await asyncio.sleep(max(0.0, wake_at - now))
             # Time in which this process itself did not run is no silence of the peer's.
             self._heard_at += max(0.0, time.monotonic() - max(wake_at, now))

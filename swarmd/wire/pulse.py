@@ -1,0 +1,32 @@
+"""When a link owes its peer a heartbeat: a decision over the times that it is told."""
+
+from __future__ import annotations
+
+BEATS_LEFT_OUT = 3
+"""Heartbeats in a row that other frames may stand for: they also measure the round trip."""
+
+
+class Pulse:
+    """Times are in seconds of one monotonic clock. The peer never waits longer than `every`."""
+
+    def __init__(self, every: float, now: float) -> None:
+        self.due_at = now
+        """When to ask `take` again."""
+        self._every = every
+        self._wrote_at = self._beat_at = now - every
+
+    def wrote(self, now: float) -> None:
+        """A frame has been written, which says as well as a heartbeat that this side lives."""
+        self._wrote_at = now
+
+    def take(self, now: float) -> bool:
+        """Whether to send a heartbeat now."""
+        if now < self.due_at:
+            return False
+        spared_until = self._beat_at + (1 + BEATS_LEFT_OUT) * self._every
+        if now < spared_until and now < self._wrote_at + self._every:
+            self.due_at = min(spared_until, self._wrote_at + self._every)
+            return False
+        self._beat_at = self._wrote_at = now
+        self.due_at = now + self._every
+        return True

@@ -1,0 +1,75 @@
+"""A deadline that moves, on both event loops that a node may run on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from swarmd.node.timer import Deadline
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+pytestmark = pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+
+
+def test_it_wakes_at_the_last_time_that_was_set(run: Run) -> None:
+    async def life() -> None:
+        loop = asyncio.get_running_loop()
+        rung: asyncio.Future[float] = loop.create_future()
+        deadline = Deadline(lambda: rung.set_result(loop.time()))
+        began = loop.time()
+        for moved in (0.05, 0.2, 0.1, 0.15):
+            deadline.set(began + moved)
+        assert await rung >= began + 0.15 - 1e-3
+
+    run(life())
+
+
+def test_an_earlier_deadline_does_not_wait_for_the_later_one(run: Run) -> None:
+    async def life() -> None:
+        loop = asyncio.get_running_loop()
+        rung = asyncio.Event()
+        deadline = Deadline(rung.set)
+        deadline.set(loop.time() + 3600)
+        deadline.set(loop.time() + 0.01)
+        async with asyncio.timeout(30):
+            await rung.wait()
+
+    run(life())
+
+
+def test_none_takes_it_back(run: Run) -> None:
+    async def life() -> None:
+        loop = asyncio.get_running_loop()
+        rung = asyncio.Event()
+        deadline = Deadline(rung.set)
+        deadline.set(loop.time() + 0.02)
+        deadline.set(None)
+        later = asyncio.Event()
+        Deadline(later.set).set(loop.time() + 0.05)
+        await later.wait()
+        assert not rung.is_set()
+
+    run(life())
+
+
+def test_it_can_be_set_again_from_the_call(run: Run) -> None:
+    async def life() -> None:
+        loop = asyncio.get_running_loop()
+        rung: list[float] = []
+        done = asyncio.Event()
+
+        def ring() -> None:
+            rung.append(loop.time())
+            deadline.set(loop.time() + 0.01) if len(rung) < 3 else done.set()
+
+        deadline = Deadline(ring)
+        deadline.set(loop.time())
+        async with asyncio.timeout(30):
+            await done.wait()
+        assert len(rung) == 3
+
+    run(life())
