@@ -147,13 +147,10 @@ def _attend_segment(
     segment = context.segments[index]
     store = segment.cache.blocks[block]
     store.write(key[0], value[0], segment.position)
-    assert store.key is not None
-    assert store.value is not None
     end = segment.position + segment.length
     # Nothing before the first row's window can be seen by any row of this segment.
     begin = max(0, segment.position + 1 - rule.window) if rule.window else 0
-    keys = store.key[None, :, begin:end]
-    values = store.value[None, :, begin:end]
+    keys, values = (tensor[None] for tensor in store.read(begin, end))
     if rule.plain and segment.position == 0 and (not rule.window or rule.window >= end):
         return _fused(query, keys, values, None, rule.scaling, causal=segment.length > 1)
     mask = _mask(context, index, rule.window, begin, query)

@@ -1,21 +1,22 @@
-"""One session's keys and values on one stage, and the byte budget that all sessions share.
+"""Sessions' keys and values on one stage, in tiles that sessions may share, and the byte budget.
 
-Which positions are right to keep is `swarmd.pipeline`'s business; the arithmetic over them is
-`swarmd.engine.attention`'s.
+Which positions are right to keep, and who shares what, is `swarmd.pipeline`'s business; the
+arithmetic over them is `swarmd.engine.attention`'s.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from swarmd.engine.module_state import Saved
+from swarmd.core.errors import SessionError
 
-STEP = 64
-"""Positions by which storage grows at least."""
+SEGMENT = 64
+"""Positions in a tile: storage grows by it, and whole tiles are what sessions can share."""
 
 
 class SequenceCache(Protocol):
@@ -38,117 +39,190 @@ class SequenceCache(Protocol):
 
 
 class BlockKV:
-    """Keys and values of one block: `(kv_heads, capacity, head_dim)`, heads outermost.
+    """Keys and values of one block, in tiles of `SEGMENT` positions from position 0 on.
 
-    Per head contiguous, so that a decode step streams each head's history once.
+    A tile has keys `(kv_heads, head_dim, SEGMENT)`, so that the scores of consecutive positions are
+    computed side by side, and values `(kv_heads, SEGMENT, value_dim)`. What is not written yet is
+    zero: a masked position has weight 0, and 0 times anything finite changes no bit.
     """
 
-    __slots__ = ("capacity", "key", "value")
+    __slots__ = ("keys", "values")
 
     def __init__(self) -> None:
-        self.capacity = 0
-        self.key: torch.Tensor | None = None
-        self.value: torch.Tensor | None = None
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
 
     def write(self, key: torch.Tensor, value: torch.Tensor, position: int) -> None:
-        """Store `(kv_heads, n, head_dim)` at positions `[position, position + n)`."""
+        """Store `(kv_heads, n, head_dim)` at positions `[position, position + n)`.
+
+        Raises SessionError when this block holds nothing before them.
+        """
         end = position + key.shape[1]
-        if end > self.capacity:
-            self._grow(key, value, end, position)
-        assert self.key is not None
-        assert self.value is not None
-        self.key[:, position:end] = key
-        self.value[:, position:end] = value
+        self.grow(key, value, position, end)
+        for tile in range(position // SEGMENT, -(-end // SEGMENT)):
+            start = tile * SEGMENT
+            first, last = max(position, start), min(end, start + SEGMENT)
+            rows, place = (
+                slice(first - position, last - position),
+                slice(first - start, last - start),
+            )
+            self.keys[tile][:, :, place] = key[:, rows].transpose(1, 2)
+            self.values[tile][:, place] = value[:, rows]
 
-    def _grow(self, key: torch.Tensor, value: torch.Tensor, end: int, keep: int) -> None:
-        # A twelfth on top keeps the copying linear over a long generation.
-        wanted = max(end, self.capacity + self.capacity // 12)
-        self.capacity = -(-wanted // STEP) * STEP
-        self.key = self._resized(self.key, key, keep)
-        self.value = self._resized(self.value, value, keep)
+    def grow(self, key: torch.Tensor, value: torch.Tensor, position: int, end: int) -> None:
+        """Make room up to `end`, in tiles for keys and values like those given."""
+        if position > self.capacity:
+            raise SessionError(
+                f"a step at position {position} came to a block that has room for {self.capacity}: "
+                "its session, or the prefix that it shares, ran other blocks"
+            )
+        heads = key.shape[0]
+        while self.capacity < end:
+            self.keys.append(key.new_zeros(heads, key.shape[2], SEGMENT))
+            self.values.append(value.new_zeros(heads, SEGMENT, value.shape[2]))
 
-    def _resized(self, old: torch.Tensor | None, like: torch.Tensor, keep: int) -> torch.Tensor:
-        fresh = like.new_empty(like.shape[0], self.capacity, like.shape[2])
-        if old is not None and keep:
-            fresh[:, :keep] = old[:, :keep]
-        return fresh
+    def read(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys `(kv_heads, n, head_dim)` and values, in one piece, of `[begin, end)`."""
+        first, last = begin // SEGMENT, -(-end // SEGMENT)
+        place = slice(begin - first * SEGMENT, end - first * SEGMENT)
+        keys = torch.cat([tile.transpose(1, 2) for tile in self.keys[first:last]], 1)
+        return keys[:, place], torch.cat(self.values[first:last], 1)[:, place]
+
+    def own(self, tile: int) -> None:
+        """Replace a tile that others may hold by a copy."""
+        self.keys[tile] = self.keys[tile].clone()
+        self.values[tile] = self.values[tile].clone()
+
+    def keep(self, tiles: int) -> None:
+        """Drop all but the first tiles."""
+        del self.keys[tiles:]
+        del self.values[tiles:]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return len(self.keys) * SEGMENT
 
     @property
     def nbytes(self) -> int:
-        if self.key is None or self.value is None:
-            return 0
-        return self.key.nbytes + self.value.nbytes
+        return _nbytes(self.keys) + _nbytes(self.values)
+
+
+def _nbytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KVSegment:
+    """Positions `[start, end)` of a prefix: tiles that any number of sessions hold and none writes.
+
+    Has the blocks that the session had run which it was frozen from. Its memory goes with the last
+    who holds it.
+    """
+
+    start: int
+    end: int
+    keys: tuple[tuple[torch.Tensor, ...], ...]
+    """Per block of the stage's span, its tiles; none where the session did not run the block."""
+    values: tuple[tuple[torch.Tensor, ...], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, once for all who share it."""
+        return sum(_nbytes(tiles) for tiles in (*self.keys, *self.values))
 
 
 class RaggedCache:
-    """A session's KV for the ragged path, one `BlockKV` per block of the stage's span."""
+    """A session's KV for the ragged path: shared segments, then a tail of its own.
 
-    __slots__ = ("blocks", "length")
+    One `BlockKV` per block of the stage's span.
+    """
+
+    __slots__ = ("blocks", "frozen", "length")
 
     def __init__(self, num_blocks: int) -> None:
         self.blocks = [BlockKV() for _ in range(num_blocks)]
         self.length = 0
+        self.frozen = 0
+        """Positions `[0, frozen)` may be shared and are never written; a multiple of `SEGMENT`."""
 
     @property
     def nbytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
 
+    def freeze(self, start: int, end: int) -> KVSegment:
+        """Make positions `[start, end)` a segment, which this session shares from now on.
+
+        Nothing is copied. Raises SessionError unless both are multiples of `SEGMENT` and held.
+        """
+        if start % SEGMENT or end % SEGMENT or not 0 <= start < end <= self.length:
+            raise SessionError(
+                f"positions {start} to {end} cannot be shared: multiples of {SEGMENT} are needed, "
+                f"out of the {self.length} positions held"
+            )
+        self.frozen = max(self.frozen, end)
+        tiles = slice(start // SEGMENT, end // SEGMENT)
+        return KVSegment(
+            start,
+            end,
+            tuple(tuple(block.keys[tiles]) for block in self.blocks),
+            tuple(tuple(block.values[tiles]) for block in self.blocks),
+        )
+
+    def attach(self, segments: Sequence[KVSegment]) -> None:
+        """Begin this session, which holds nothing yet, with a prefix that others have computed.
+
+        Nothing is copied. Raises SessionError when the segments do not follow each other from 0.
+        """
+        ends = [self.length, *(segment.end for segment in segments)]
+        if self.length or ends[:-1] != [segment.start for segment in segments]:
+            raise SessionError(
+                f"segments that end at {ends[1:]} cannot follow the {self.length} positions held"
+            )
+        for index, block in enumerate(self.blocks):
+            block.keep(0)
+            for segment in segments:
+                block.keys += segment.keys[index]
+                block.values += segment.values[index]
+        self.length = self.frozen = ends[-1]
+
     def truncate(self, length: int) -> int:
+        """See `SequenceCache`. A shared tile that is cut through becomes a copy."""
         self.length = max(0, min(self.length, length))
+        whole, rest = divmod(self.length, SEGMENT)
+        for block in self.blocks:
+            block.keep(whole + bool(rest))
+            if self.length < self.frozen and rest and whole < len(block.keys):
+                block.own(whole)
+        self.frozen = min(self.frozen, whole * SEGMENT)
         return self.length
 
+    def export(self, start: int, end: int) -> list[dict[str, torch.Tensor]]:
+        """Return positions `[start, end)` in the neutral form: per block, named tensors.
 
-class OneSessionCache:
-    """A session's state on the path of one session per forward: transformers' own cache."""
+        Each has the position as its second axis; a block that did not run has none.
+        """
+        names = ("key", "value")
+        return [
+            dict(zip(names, block.read(start, end), strict=True)) if block.keys else {}
+            for block in self.blocks
+        ]
 
-    __slots__ = ("left_on_modules", "length", "state", "stretch")
+    def import_(self, start: int, blocks: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Take in what `export` gave of the positions from `start`, which is this one's length.
 
-    def __init__(self) -> None:
-        self.length = 0
-        self.state: Any = None
-        self.stretch: tuple[int, int] | None = None
-        """The blocks [entry, exit) that `state` belongs to."""
-        self.left_on_modules: Saved = []
-        """See `swarmd.engine.module_state`."""
-
-    @property
-    def nbytes(self) -> int:
-        left = [value for _, _, value in self.left_on_modules]
-        return sum(tensor.nbytes for tensor in _tensors_in([self.state, left]))
-
-    def truncate(self, length: int) -> int:
-        """See `SequenceCache`. Recurrent states and full sliding windows start again from 0."""
-        removed = self.length - max(0, min(self.length, length))
-        if removed and not self._crop(removed):
-            removed = self.length
-        if removed == self.length:
-            self.state, self.stretch, self.left_on_modules = None, None, []
-        self.length -= removed
-        return self.length
-
-    def _crop(self, removed: int) -> bool:
-        """Forget the last positions, if the state allows it."""
-        if self.left_on_modules:
-            return False
-        try:
-            self.state.crop(-removed)
-        except (RuntimeError, ValueError, AttributeError):
-            return False
-        return True
-
-
-def _tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Every tensor that a cache holds, in its layers, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors_in(item)
-    elif type(value).__module__.startswith("transformers."):
-        yield from _tensors_in(vars(value))
+        Raises SessionError when it does not fit.
+        """
+        counts = {tensor.shape[1] for block in blocks for tensor in block.values()}
+        if start != self.length or len(blocks) != len(self.blocks) or len(counts) != 1:
+            raise SessionError(
+                f"KV from position {start} of {len(blocks)} blocks, lengths {sorted(counts)}, came "
+                f"to a session that holds {self.length} positions of {len(self.blocks)} blocks"
+            )
+        for mine, theirs in zip(self.blocks, blocks, strict=True):
+            if theirs:
+                mine.write(theirs["key"], theirs["value"], start)
+        self.length = start + counts.pop()
 
 
 class KVBudget:

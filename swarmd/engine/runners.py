@@ -16,8 +16,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from swarmd.core.errors import ModelError
 from swarmd.engine import attention
-from swarmd.engine.kv_cache import OneSessionCache, RaggedCache, SequenceCache
+from swarmd.engine.kv_cache import RaggedCache, SequenceCache
 from swarmd.engine.module_state import Saved
+from swarmd.engine.one_session import OneSessionCache
 from swarmd.engine.view import View
 
 

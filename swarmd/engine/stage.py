@@ -73,6 +73,8 @@ class Stage:
         self.wire_dtype = WIRE_DTYPES[dtype]
         self.replay_exact = False
         """Whether a replay, chunk by chunk, gives the bits of the first time. Set by the probe."""
+        self.chunk_exact = False
+        """Whether a prompt gives the same bits in whatever chunks it comes. Set by the probe."""
         self.kv_bytes_per_token = 0
         """Over the whole span; a session that runs fewer blocks takes its share."""
         self.kv_bytes_fixed = 0
@@ -88,6 +90,11 @@ class Stage:
     @property
     def ragged(self) -> bool:
         """Whether several sessions can share a forward."""
+        return self.runner.ragged
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether the caches of sessions can be frozen into segments and attached."""
         return self.runner.ragged
 
     def run_one_by_one(self, reason: str, *, chunks: bool = True) -> None:

@@ -1,23 +1,38 @@
-"""A session's KV grows as tokens come and no further; the budget counts what was promised."""
+"""A session's KV grows by tiles, which sessions can share; the budget counts what was promised."""
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 
-from swarmd.engine.kv_cache import STEP, BlockKV, KVBudget, RaggedCache
+from swarmd.core.errors import SessionError
+from swarmd.engine.kv_cache import SEGMENT, BlockKV, KVBudget, RaggedCache
+
+LONG = 5 * SEGMENT + 11
 
 
 def rows(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(2, count, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def held(block: BlockKV, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    assert block.key is not None
-    assert block.value is not None
-    return block.key[:, :length], block.value[:, :length]
+def filled(length: int, seed: int = 0, blocks: int = 2) -> RaggedCache:
+    cache = RaggedCache(blocks)
+    for number, block in enumerate(cache.blocks):
+        block.write(rows(length, seed + number), rows(length, seed + number + 50), 0)
+    cache.length = length
+    return cache
+
+
+def assert_holds(cache: RaggedCache, length: int, seed: int = 0) -> None:
+    assert cache.length == length
+    for number, block in enumerate(cache.blocks if length else []):
+        key, value = block.read(0, length)
+        assert torch.equal(key, rows(LONG, seed + number)[:, :length])
+        assert torch.equal(value, rows(LONG, seed + number + 50)[:, :length])
 
 
 def test_what_was_written_is_there_after_every_growth() -> None:
@@ -28,17 +43,20 @@ def test_what_was_written_is_there_after_every_growth() -> None:
             key[:, position : position + length], value[:, position : position + length], position
         )
         position += length
-        assert torch.equal(held(block, position)[0], key[:, :position])
-        assert torch.equal(held(block, position)[1], value[:, :position])
+        for begin in {0, position // 2, position - 1}:
+            assert torch.equal(block.read(begin, position)[0], key[:, begin:position])
+            assert torch.equal(block.read(begin, position)[1], value[:, begin:position])
 
 
-def test_storage_is_taken_in_steps_and_stays_near_what_is_held() -> None:
+def test_storage_is_taken_in_tiles_that_are_never_moved() -> None:
     block = BlockKV()
     assert block.nbytes == 0
-    for position in range(1000):
+    tiles: list[int] = []
+    for position in range(300):
         block.write(rows(1), rows(1), position)
-        assert position < block.capacity <= (position + 1) * 1.1 + STEP
-        assert block.capacity % STEP == 0
+        assert position < block.capacity <= position + SEGMENT
+        assert [tile.data_ptr() for tile in block.keys][: len(tiles)] == tiles
+        tiles = [tile.data_ptr() for tile in block.keys]
     assert block.nbytes == block.capacity * 2 * 8 * 4 * 2
 
 
@@ -48,14 +66,125 @@ def test_keys_and_values_may_have_different_widths() -> None:
     assert block.nbytes == block.capacity * 3 * (12 + 4) * 4
 
 
+def test_what_is_not_written_is_zero() -> None:
+    block = BlockKV()
+    block.write(rows(3), rows(3), 0)
+    assert not block.keys[0][:, :, 3:].any()
+    assert not block.values[0][:, 3:].any()
+
+
+def test_rows_after_a_gap_are_refused() -> None:
+    block = BlockKV()
+    with pytest.raises(SessionError, match="room for 0"):
+        block.write(rows(1), rows(1), SEGMENT + 1)
+
+
 def test_rows_after_a_truncation_replace_those_before() -> None:
-    cache = RaggedCache(1)
-    block = cache.blocks[0]
-    block.write(rows(10), rows(10), 0)
-    cache.length = 10
+    cache = filled(10)
     assert cache.truncate(4) == 4
-    block.write(rows(3, seed=7), rows(3, seed=8), 4)
-    assert torch.equal(held(block, 7)[0], torch.cat([rows(10)[:, :4], rows(3, seed=7)], 1))
+    cache.blocks[0].write(rows(3, seed=7), rows(3, seed=8), 4)
+    joined = torch.cat([rows(10)[:, :4], rows(3, seed=7)], 1)
+    assert torch.equal(cache.blocks[0].read(0, 7)[0], joined)
+
+
+def test_a_prefix_is_shared_without_a_copy() -> None:
+    first = filled(LONG)
+    before = first.nbytes
+    segments = [first.freeze(0, SEGMENT), first.freeze(SEGMENT, 4 * SEGMENT)]
+    assert first.nbytes == before
+    assert [(s.start, s.end) for s in segments] == [(0, SEGMENT), (SEGMENT, 4 * SEGMENT)]
+    assert sum(s.nbytes for s in segments) == 4 * SEGMENT * 2 * 2 * 8 * 4 * 2
+    second = RaggedCache(2)
+    second.attach(segments)
+    assert second.length == 4 * SEGMENT
+    assert_holds(second, 4 * SEGMENT)
+    for mine, theirs in zip(first.blocks, second.blocks, strict=True):
+        assert [t.data_ptr() for t in mine.keys[:4]] == [t.data_ptr() for t in theirs.keys]
+
+
+def test_sharers_go_on_without_touching_each_other() -> None:
+    first = filled(LONG)
+    sharers = [RaggedCache(2) for _ in range(3)]
+    segment = first.freeze(0, 3 * SEGMENT)
+    for number, cache in enumerate(sharers):
+        cache.attach([segment])
+        for block in cache.blocks:
+            block.write(rows(9, seed=30 + number), rows(9, seed=40 + number), 3 * SEGMENT)
+        cache.length += 9
+    assert_holds(first, LONG)
+    for number, cache in enumerate(sharers):
+        got = cache.blocks[0].read(3 * SEGMENT, cache.length)[0]
+        assert torch.equal(got, rows(9, seed=30 + number))
+
+
+@pytest.mark.parametrize("length", [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, LONG - 1])
+@pytest.mark.parametrize("own", [True, False], ids=["who froze", "who attached"])
+def test_a_cut_through_shared_tiles_changes_nothing_for_others(length: int, own: bool) -> None:
+    first, second = filled(LONG), RaggedCache(2)
+    second.attach([first.freeze(0, SEGMENT), first.freeze(SEGMENT, 4 * SEGMENT)])
+    cut, other = (first, second) if own else (second, first)
+    held = min(length, cut.length)
+    assert cut.truncate(length) == held
+    assert_holds(cut, held)
+    assert all(block.capacity == -(-held // SEGMENT) * SEGMENT for block in cut.blocks)
+    for block in cut.blocks:
+        block.write(rows(70, seed=90), rows(70, seed=91), held)
+    assert_holds(other, other.length)
+
+
+def test_memory_of_a_segment_goes_with_its_last_holder() -> None:
+    first, second = filled(2 * SEGMENT), RaggedCache(2)
+    segment = first.freeze(0, SEGMENT)
+    second.attach([segment])
+    tile = weakref.ref(segment.keys[0][0])
+    del segment
+    first.truncate(0)
+    gc.collect()
+    assert tile() is not None
+    second.truncate(SEGMENT - 1)
+    gc.collect()
+    assert tile() is None
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 63), (1, 64), (64, 64), (128, 64), (0, 192)])
+def test_only_whole_tiles_that_are_held_can_be_frozen(start: int, end: int) -> None:
+    with pytest.raises(SessionError, match="multiples of 64"):
+        filled(3 * SEGMENT - 1).freeze(start, end)
+
+
+def test_a_prefix_is_attached_whole_and_to_an_empty_session() -> None:
+    first = filled(LONG)
+    segments = [first.freeze(0, SEGMENT), first.freeze(SEGMENT, 2 * SEGMENT)]
+    for wrong in (segments[1:], segments[::-1]):
+        with pytest.raises(SessionError, match="cannot follow"):
+            RaggedCache(2).attach(wrong)
+    with pytest.raises(SessionError, match="cannot follow"):
+        filled(1).attach(segments)
+    cache = RaggedCache(2)
+    cache.attach([])
+    assert cache.length == 0
+
+
+def test_a_session_of_some_blocks_shares_those_only() -> None:
+    first = RaggedCache(3)
+    first.blocks[1].write(rows(SEGMENT), rows(SEGMENT), 0)
+    first.length = SEGMENT
+    segment = first.freeze(0, SEGMENT)
+    assert [len(tiles) for tiles in segment.keys] == [0, 1, 0]
+    second = RaggedCache(3)
+    second.attach([segment])
+    second.blocks[1].write(rows(1), rows(1), SEGMENT)
+    with pytest.raises(SessionError, match="ran other blocks"):
+        second.blocks[0].write(rows(1), rows(1), SEGMENT)
+
+
+def test_kv_goes_out_and_comes_in_again() -> None:
+    first, second = filled(LONG), RaggedCache(2)
+    for start, end in ((0, 70), (70, 71), (71, LONG)):
+        second.import_(start, first.export(start, end))
+    assert_holds(second, LONG)
+    with pytest.raises(SessionError, match="KV from position 5"):
+        second.import_(5, first.export(5, 9))
 
 
 @pytest.mark.parametrize(("length", "wanted"), [(0, 0), (3, 3), (10, 10), (11, 10), (-1, 0)])

@@ -45,8 +45,8 @@ def sessions_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             store.write(key[0, :, rows], value[0, :, rows], segment.position)
         stores = [s.cache.blocks[context.block_offset + module.layer_idx] for s in context.segments]
         ends = [segment.position + segment.length for segment in context.segments]
-        keys = torch.cat([s.key[:, :end] for s, end in zip(stores, ends, strict=True)], 1)
-        values = torch.cat([s.value[:, :end] for s, end in zip(stores, ends, strict=True)], 1)
+        held = [store.read(0, end) for store, end in zip(stores, ends, strict=True)]
+        keys, values = torch.cat([k for k, _ in held], 1), torch.cat([v for _, v in held], 1)
         mask = torch.zeros(query.shape[2], keys.shape[1])
         start = 0
         for segment, end in zip(context.segments, ends, strict=True):
