@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
-from swarmd.engine import attention, probe
+from swarmd.engine import attention, packed, probe
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
 from swarmd.engine.source import Progress, Source, TensorMeta
@@ -56,8 +56,12 @@ def load_stage(
     kind, _ = choose_dtype(dtype, where, config)
     model = load_span(source, config, span, kind, where, progress, layout)
     info = model_info(source, config, name, max_model_len)
+    packed.pack(model)
     stage = Stage(model, layout, span, info, kind, where)
     examine(stage)
+    if packed.unpack_those_read(model):
+        stage = Stage(model, layout, span, info, kind, where)
+        examine(stage)
     stage.budget = KVBudget(kv_memory if kv_memory is not None else free_memory(where) // 2)
     return stage
 

@@ -15,6 +15,7 @@ from swarmd.core.errors import ModelError
 from swarmd.core.span import Span
 from swarmd.engine import attention, load, probe, runners
 from swarmd.engine.module_state import ModuleState
+from swarmd.engine.packed import PackedLinear
 from swarmd.engine.stage import Stage
 from tests.engine import exactness
 from tests.engine.architectures import ARCHITECTURES, Architecture
@@ -210,7 +211,7 @@ def test_bf16_replay_is_exact_in_every_part_of_a_model(span: Span) -> None:
 
 def linear_rows_agree(stage: Stage) -> bool:
     """Whether this machine's bf16 linear gives equal bits for any number of rows from 2 up."""
-    linear = next(m for m in stage.model.modules() if isinstance(m, torch.nn.Linear))
+    linear = next(m for m in stage.model.modules() if isinstance(m, torch.nn.Linear | PackedLinear))
     rows = torch.randn(64, linear.in_features, dtype=torch.bfloat16)
     with torch.inference_mode():
         whole = linear(rows)
@@ -223,7 +224,9 @@ def test_replay_without_the_second_row_would_not_be_exact(
     keys = {"num_hidden_layers": 1, "hidden_size": 2048, "head_dim": 512}
     source = saved(Architecture("llama", keys), tmp_path)
     padded = load.load_stage(source, Span(0, 1), dtype="bfloat16", kv_memory=0)
-    linear = next(m for m in padded.model.modules() if isinstance(m, torch.nn.Linear))
+    linear = next(
+        m for m in padded.model.modules() if isinstance(m, torch.nn.Linear | PackedLinear)
+    )
     rows = torch.randn(64, linear.in_features, dtype=torch.bfloat16)
     with torch.inference_mode():
         if torch.equal(linear(rows), torch.cat([linear(row[None]) for row in rows])):

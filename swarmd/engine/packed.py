@@ -1,0 +1,106 @@
+"""Linear layers whose weights lie as the CPU's bfloat16 kernel wants them.
+
+A plain bfloat16 linear rearranges its weights at every call, which for a few rows takes as long as
+the product itself. Which rows come together is `swarmd.engine.stage`'s business; what the results
+are worth, `swarmd.engine.probe` finds out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class PackedLinear(nn.Module):
+    """An `nn.Linear` without gradients for its weights, in oneDNN's blocked layout.
+
+    Gives the bits of the plain one, from two rows up.
+    """
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
+        self.bias = plain.bias
+        self.training = plain.training
+        self.was_read = Event()
+        """Set when somebody takes the weights out instead of calling the layer; copies share it."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weights (out_features, in_features), made anew at each call."""
+        self.was_read.set()
+        return self._unpacked()
+
+    def _unpacked(self) -> torch.Tensor:
+        return self.packed.to_dense()  # type: ignore[no-any-return]
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (..., out_features) of (..., in_features)."""
+        if torch.is_grad_enabled() or rows.dtype != torch.bfloat16:
+            return functional.linear(rows, self._unpacked(), self.bias)
+        op = torch.ops.mkldnn._linear_pointwise
+        return op(rows, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def to_linear(self) -> nn.Linear:
+        """Return the plain layer with the same weights."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(self._unpacked(), requires_grad=False)
+        plain.bias = self.bias
+        return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, packed"
+
+
+def can_pack() -> bool:
+    """Whether this build of torch and this CPU have the kernel."""
+    ops = torch.ops.mkldnn
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    return all(hasattr(ops, name) for name in names) and bool(ops._is_mkldnn_bf16_supported())
+
+
+def pack(model: nn.Module) -> int:
+    """Pack every linear layer in bfloat16 on the CPU, in place, one by one; return how many.
+
+    Weights that two layers share stay as they are: packed, they would be there twice.
+    """
+    if not can_pack():
+        return 0
+    shared = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return _replace(model, PackedLinear, lambda m: _packable(m) and shared[id(m.weight)] == 1)
+
+
+def _packable(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear:
+        return False
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    weight = module.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not hooked
+
+
+def unpack_those_read(model: nn.Module) -> int:
+    """Make plain again what somebody reads the weights of; return how many."""
+    return _replace(
+        model, PackedLinear.to_linear, lambda m: isinstance(m, PackedLinear) and m.was_read.is_set()
+    )
+
+
+def _replace(
+    model: nn.Module, make: Callable[[Any], nn.Module], chosen: Callable[[nn.Module], bool]
+) -> int:
+    """Put `make(layer)` in the place of every chosen layer; each one goes as the next comes."""
+    places = [(parent, name) for parent in model.modules() for name in parent._modules]
+    count = 0
+    for parent, name in places:
+        child = parent._modules[name]
+        if child is not None and chosen(child):
+            parent._modules[name] = make(child)
+            count += 1
+    return count
