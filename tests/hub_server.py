@@ -160,11 +160,12 @@ class HubServer:
             self._faults.append(fault)
         return fault
 
-    def take_fault(self, path: str) -> Fault | None:
+    def take_fault(self, path: str, *, has_body: bool) -> Fault | None:
         """The fault that this request is to suffer."""
         with self._guard:
             for fault in self._faults:
-                if fault.times > 0 and fault.part in path:
+                suits = has_body or fault.cut_after is None
+                if fault.times > 0 and fault.part in path and suits:
                     fault.times -= 1
                     return fault
         return None
@@ -275,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.request_log = Request(self.host, self.command, self.path, dict(self.headers.items()))
         self.hub.log(self.request_log)
-        fault = self.fault = self.hub.take_fault(self.path)
+        fault = self.fault = self.hub.take_fault(self.path, has_body=self.command != "HEAD")
         if fault is not None and fault.status is not None:
             fault.reached.set()
             return self._send(fault.status, fault.headers, b"on purpose")

@@ -5,7 +5,10 @@ What a verb prints and how it fails is `swarmd.cli.console`'s.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -78,7 +81,21 @@ def main() -> NoReturn:
     if hasattr(sys.stdin, "reconfigure"):
         # As with arguments: what is not UTF-8 is refused where it is used, with the place.
         sys.stdin.reconfigure(errors="surrogateescape")
-    sys.exit(run(sys.argv[1:]))
+    _exit(run(sys.argv[1:]))
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process, whatever threads still run.
+
+    One may wait for a hub that is silent, or compute: the interpreter would wait for the first
+    and end beneath the second.
+    """
+    if threading.active_count() > 1:
+        with contextlib.suppress(OSError):  # as when a pipe's reader has gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

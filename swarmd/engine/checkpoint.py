@@ -38,7 +38,7 @@ class Shard(Protocol):
         """The file's name in errors."""
         ...
 
-    def header(self) -> Header:
+    def header(self, progress: Progress | None) -> Header:
         """Its header, fetched first where the file is remote."""
         ...
 
@@ -147,7 +147,7 @@ class Checkpoint:
     def _header(self, file: str) -> Header:
         header = self._headers.get(file)
         if header is None:
-            header = self._headers[file] = self._shards[file].header()
+            header = self._headers[file] = self._shards[file].header(self._progress)
         return header
 
     def _find(self, name: str) -> tuple[str, TensorEntry]:
@@ -212,7 +212,7 @@ class LocalShard:
     def where(self) -> str:
         return str(self._path)
 
-    def header(self) -> Header:
+    def header(self, progress: Progress | None) -> Header:
         return read_header(self._path, self.where)
 
     def sha256(self, progress: Progress | None) -> str:

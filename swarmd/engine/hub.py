@@ -26,6 +26,7 @@ from swarmd.engine.hub_client import HubClient, RemoteFile, explain
 from swarmd.engine.hub_library import Commit, Library
 from swarmd.engine.hub_settings import HubSettings
 from swarmd.engine.partial_file import PartialFile
+from swarmd.engine.progress import Meter
 from swarmd.engine.range_download import DEFAULT_FETCH, FetchPolicy, download
 from swarmd.engine.repo_files import CONFIG_FILE, choose_weights, few, is_small_file
 from swarmd.engine.retry import DEFAULT_RETRY, HubUnreachable, RetryPolicy
@@ -95,12 +96,20 @@ class HubShard:
     def sha256(self, progress: Progress | None) -> str:
         return self._sha256
 
-    def header(self) -> Header:
+    def header(self, progress: Progress | None) -> Header:
         """Fetch the 8 bytes of its length, then the header itself."""
-        size = self._file.size
-        prefix = self._bytes(0, min(PREFIX_BYTES, size))
+        size, what = self._file.size, f"header of {self._file.name}"
+
+        def still_none(nbytes: int) -> None:
+            """Eight bytes are nothing to show, but whoever waits for them may give up."""
+            if progress is not None and nbytes == 0:
+                progress(0, PREFIX_BYTES, what)
+
+        prefix = self._bytes(0, min(PREFIX_BYTES, size), still_none)
         length = header_bytes(prefix, size, self.where)
-        return parse_header(self._bytes(PREFIX_BYTES, PREFIX_BYTES + length), size, self.where)
+        meter = Meter(progress, length, what)
+        content = self._bytes(PREFIX_BYTES, PREFIX_BYTES + length, meter.advance)
+        return parse_header(content, size, self.where)
 
     def missing(self, ranges: Sequence[Range]) -> list[Range]:
         missing = subtract(ranges, self._held)
@@ -125,8 +134,8 @@ class HubShard:
             )
             self._verify()
 
-    def _bytes(self, start: int, end: int) -> bytes:
-        self.fetch([(start, end)], lambda nbytes: None)
+    def _bytes(self, start: int, end: int, advance: Callable[[int], None]) -> bytes:
+        self.fetch([(start, end)], advance)
         with _disk_errors(self._blob.path):
             return self._blob.read(start, end)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import random
+import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -30,6 +32,7 @@ from swarmd.engine.retry import (
 
 MAX_REDIRECTS = 5
 MAX_INFO_BYTES = 64 << 20
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
 T = TypeVar("T")
 
@@ -61,10 +64,24 @@ class HubClient:
         self._retry = retry
         self._content_etags: dict[str, str] = {}
         self._http = httpx.Client(
-            timeout=httpx.Timeout(30.0, connect=10.0),
+            timeout=TIMEOUT,
             headers={"user-agent": f"swarmd/{__version__}", "accept-encoding": "identity"},
         )
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._guard = threading.Lock()
         weakref.finalize(self, self._http.close)
+
+    def hang_up(self) -> None:
+        """End every connection, also while another thread waits for what comes on it.
+
+        That thread gets a TransientError; requests that begin later connect anew.
+        """
+        with self._guard:
+            sockets = list(self._sockets)
+        for sock in sockets:
+            with suppress(OSError):
+                # Past what ssl adds, which is not made for two threads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def repo_info(self, revision: str) -> dict[str, Any]:
         """The hub's description of the repository at a revision, with sizes and hashes of files.
@@ -149,7 +166,20 @@ class HubClient:
         sent = dict(headers)
         if self.settings.token and self._is_hub(url):
             sent["authorization"] = f"Bearer {self.settings.token}"
-        return self._http.send(self._http.build_request("GET", url, headers=sent), stream=True)
+        watch = {"trace": self._note_socket}
+        request = self._http.build_request("GET", url, headers=sent, extensions=watch)
+        return self._http.send(request, stream=True)
+
+    def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
+        """Hear what httpcore does (https://www.encode.io/httpcore/extensions/#trace).
+
+        A new connection is a stream that knows its socket; one under TLS has another.
+        """
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            sock = info["return_value"].get_extra_info("socket")
+            if sock is not None:  # TLS inside the TLS of a proxy has none of its own
+                with self._guard:
+                    self._sockets.add(sock)
 
     def _is_hub(self, url: str) -> bool:
         return _origin(url) == _origin(self.settings.endpoint)

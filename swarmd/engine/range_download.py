@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from swarmd.core.errors import HubError
@@ -51,8 +51,8 @@ def download(
 ) -> None:
     """Bring `wanted` into `target`; `advance` hears of every byte, from any thread.
 
-    `advance(0)` is called while nothing arrives, and may raise. Whatever ends this early, what had
-    arrived is recorded. Errors: HubError, OSError.
+    `advance(0)` is called while the hub is silent, and may raise. Whatever ends this early, what
+    had arrived is recorded. Errors: HubError, OSError.
     """
     with target.writing(lambda: advance(0)) as writer:
         held = target.held()
@@ -60,14 +60,32 @@ def download(
         stop = threading.Event()
         work = _Download(client, file, commit, writer, policy, advance, stop)
         with ThreadPoolExecutor(policy.connections, "download") as pool:
+            pieces = {pool.submit(work.piece, start, end) for start, end in requests}
             try:
-                futures = [pool.submit(work.piece, start, end) for start, end in requests]
-                for future in as_completed(futures):
-                    future.result()
+                _wait_for(pieces, lambda: advance(0))
             except BaseException:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                _end(pieces, client)
                 raise
+
+
+def _wait_for(pieces: set[Future[None]], idle: Callable[[], object]) -> None:
+    """Return when all are done, raise what one of them raised; meanwhile call `idle`."""
+    while pieces:
+        done, pieces = wait(pieces, POLL_S, FIRST_COMPLETED)
+        for piece in done:
+            piece.result()
+        if not done:
+            idle()
+
+
+def _end(pieces: set[Future[None]], client: HubClient) -> None:
+    """Wait until none runs. One that waits for a silent hub notices when it is hung up on."""
+    for piece in pieces:
+        piece.cancel()
+    while pieces:
+        client.hang_up()  # each time: one may just have connected anew
+        pieces = wait(pieces, POLL_S).not_done
 
 
 @dataclass(frozen=True)
@@ -87,14 +105,8 @@ class _Download:
             reached, error = self._request(position, end)
             if error is not None:
                 failures = 1 if reached > position else failures + 1
-                self.client.pause(failures, error, self._wait)
+                self.client.pause(failures, error, self.stop.wait)
             position = reached
-
-    def _wait(self, seconds: float) -> None:
-        """Sleep, but not through the end of the whole download."""
-        while seconds > 0 and not self.stop.wait(min(seconds, POLL_S)):
-            self.advance(0)
-            seconds -= POLL_S
 
     def _request(self, start: int, end: int) -> tuple[int, TransientError | None]:
         """One request: write what it brings; how far that reaches, and what ended it early."""

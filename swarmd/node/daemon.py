@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import uvloop
@@ -27,6 +27,7 @@ from swarmd.engine.load import default_threads
 from swarmd.engine.stage import Stage
 from swarmd.node import loading
 from swarmd.node.account import StageAccount
+from swarmd.node.background import in_background
 from swarmd.node.coordinator import Coordinator, CoordinatorLimits
 from swarmd.node.describe import Description
 from swarmd.node.exchange import Exchange
@@ -120,22 +121,22 @@ class Node:
     async def _live(self) -> None:
         self._owned: set[asyncio.Task[Any]] = set()
         # In the group: a model that cannot be opened ends the start at once.
-        opening = self._spawn(asyncio.to_thread(loading.open_model, self._config, self._report))
+        opening = self._spawn(in_background(loading.open_model, self._config, self._report))
         await self._join_swarm()
         try:
-            opened = await self._unless_stopped(opening)
-            if opened is None:
-                return
-            span = await self._choose_span(opened)
-            stage = await self._unless_stopped(
-                self._spawn(
-                    asyncio.to_thread(loading.load, self._config, opened, span, self._report)
-                )
-            )
-            if stage is not None:
-                await self._serve(opened, stage)
+            loaded = await self._unless_stopped(self._spawn(self._load(opening)))
+            if loaded is not None:
+                await self._serve(*loaded)
+            else:
+                log.info("stopped while loading; what was downloaded is kept for the next start")
         finally:
             await self._leave()
+
+    async def _load(self, opening: Awaitable[loading.Opened]) -> tuple[loading.Opened, Stage]:
+        opened = await opening
+        span = await self._choose_span(opened)
+        stage = await in_background(loading.load, self._config, opened, span, self._report)
+        return opened, stage
 
     # Starting -------------------------------------------------------------------------------
 
@@ -356,7 +357,7 @@ class Node:
     def _report(self, done: int, total: int, what: str) -> None:
         """Pass progress on; called on the loading thread, which a stop ends here."""
         if self._lifecycle.state is State.STOPPED:
-            raise SwarmdError("the node stopped while it was loading")
+            raise asyncio.CancelledError("the node stopped while it was loading")
         if self._progress is not None:
             self._progress(done, total, what)
 
@@ -387,11 +388,14 @@ class Node:
         self._lifecycle.handle(Event.DRAINED)
 
     async def _unless_stopped(self, work: asyncio.Task[T]) -> T | None:
-        """Wait for work that runs on a thread; None when the node is to stop before it is done."""
+        """Wait for work; None when the node is to stop before it is done."""
         stopped = asyncio.create_task(self._state_changed.wait())
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        return work.result() if work.done() else None
+        if not stopped.done():
+            stopped.cancel()
+            return work.result()
+        work.cancel()
+        return None
 
     async def _leave(self) -> None:
         await self._presence.leave()

@@ -13,10 +13,11 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from chat_repo import ChatShape, write_chat_repo
@@ -232,22 +233,52 @@ def test_models_that_cannot_be_had_are_named(tmp_path: Path) -> None:
         assert hub.bodies(WEIGHTS) == []
 
 
-def test_a_second_signal_ends_a_node_that_waits_for_the_hub(repo: Path, tmp_path: Path) -> None:
+SILENCES = {"config": "/resolve/", "header": "/lfs/", "weights": "/lfs/"}
+"""What the hub falls silent over -> what the request for it contains."""
+
+
+@contextmanager
+def waiting_for_a_hub(repo: Path, root: Path, what: str) -> Iterator[LocalNode]:
+    """A node whose hub is silent, and would be believed in for 30 s or more."""
     with HubServer() as hub:
         hub.add_repo(REPO, repo)
-        fault = hub.stall("/lfs/", after=0)
+        if what == "weights":
+            # Harmless faults of the requests before: the header's length, and the header.
+            hub.cut("/lfs/", after=1 << 30, times=2)
+        fault = hub.stall(SILENCES[what], after=0)
         args = (REPO, "--blocks", "0:4", "--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
-        node = start(args, tmp_path / "node", hub.environ(tmp_path / "home"))
+        env = {"HF_HUB_DOWNLOAD_TIMEOUT": "120"}
+        node = start(args, root / "node", hub.environ(root / "home") | env)
         try:
             assert fault.reached.wait(PATIENCE_S)
+            yield node
+        finally:
+            node.kill()
+
+
+@pytest.mark.parametrize("what", SILENCES)
+def test_a_signal_ends_a_node_that_waits_for_the_hub(repo: Path, tmp_path: Path, what: str) -> None:
+    with waiting_for_a_hub(repo, tmp_path, what) as node:
+        node.signal(signal.SIGTERM)
+        assert node.process.wait(15.0) == 0
+        last = node.log().splitlines()[-1]
+    assert last.endswith("stopped while loading; what was downloaded is kept for the next start")
+    assert "Traceback" not in node.log()
+
+
+def test_a_second_signal_ends_a_node_that_cannot_leave(repo: Path, tmp_path: Path) -> None:
+    with waiting_for_a_hub(repo, tmp_path, "header") as node:
+        directory = psutil.Process(node.pid).children()
+        assert len(directory) == 1
+        directory[0].suspend()  # it is to take the news that the node leaves
+        try:
             node.signal(signal.SIGTERM)
             wait_for_log(node, "draining")
             node.signal(signal.SIGTERM)
-            # The hub is silent all the while, and would be believed in for 30 s.
             assert node.process.wait(15.0) == 1
         finally:
-            node.kill()
-        assert "Traceback" not in node.log()
+            directory[0].kill()
+        assert node.log().splitlines()[-1].endswith("ended by a signal while leaving")
 
 
 def wait_for_log(node: LocalNode, text: str) -> None:

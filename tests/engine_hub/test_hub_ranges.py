@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from fetching import (
     EXACT,
@@ -23,9 +25,12 @@ from fetching import (
 from hub_server import CHUNK_BYTES, HubServer
 
 from swarmd.core.errors import HubError, WeightsError
+from swarmd.engine import hub_client
 from swarmd.engine.byte_ranges import total
 from swarmd.engine.checkpoint import open_checkpoint
 from swarmd.engine.hub import open_repo
+from swarmd.engine.hub_client import HubClient
+from swarmd.engine.hub_settings import HubSettings
 from swarmd.engine.partial_file import PartialFile
 from swarmd.engine.range_download import FetchPolicy
 
@@ -183,6 +188,8 @@ def test_what_arrives_is_recorded_as_it_comes(hub: HubServer, home: Path, model_
 KILLED = """
 import sys
 from swarmd.engine.hub import open_repo
+from swarmd.engine.hub_client import HubClient
+from swarmd.engine.hub_settings import HubSettings
 from swarmd.engine.partial_file import PartialFile
 from swarmd.engine.range_download import FetchPolicy
 checkpoint = open_repo(sys.argv[1], fetch=FetchPolicy(connections=1, record_bytes=50_000))
@@ -279,6 +286,47 @@ def test_a_long_wait_can_be_given_up(hub: HubServer) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         checkpoint.fetch(names, cancel)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("what", "after"), [("header of model.safetensors", 1000), (f"download {REPO}", 300_000)]
+)
+def test_a_silent_hub_can_be_given_up(
+    hub: HubServer, model_dir: Path, monkeypatch: pytest.MonkeyPatch, what: str, after: int
+) -> None:
+    monkeypatch.setattr(hub_client, "TIMEOUT", httpx.Timeout(None))  # it would wait forever
+    seen = [(-1, 0, "")]
+
+    def cancel(*step: Any) -> None:
+        if step == seen[-1]:  # told again, as nothing came
+            raise KeyboardInterrupt
+        seen.append(step)
+
+    checkpoint = open_repo(REPO, progress=cancel)
+    if "header" in what:
+        hub.cut("/lfs/", after=8)  # its length, which comes by a request of its own
+    else:
+        checkpoint.missing_bytes(checkpoint.tensors())
+    hub.stall("/lfs/", after=after)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.fetch(list(checkpoint.tensors()), cancel)
+    assert (seen[-1][0], seen[-1][2]) == (after, what)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("download")]
+
+    hub.forget_requests()
+    header = 8 if "header" in what else header_size(model_dir / WEIGHTS)
+    again = open_exact(REPO)
+    again.fetch(list(again.tensors()))
+    assert hub.sent(WEIGHTS) == (model_dir / WEIGHTS).stat().st_size - header - after
+    assert_same(again, again.tensors(), [model_dir / WEIGHTS])
+
+
+def test_a_client_that_has_hung_up_connects_anew(hub: HubServer) -> None:
+    client = HubClient(REPO, HubSettings.from_environ())
+    first = client.repo_info("main")
+    client.hang_up()
+    assert client.repo_info("main") == first
 
 
 def test_a_file_that_another_tool_has_downloaded_is_used(hub: HubServer, model_dir: Path) -> None:
