@@ -28,8 +28,8 @@ def test_a_stage_costs_its_blocks_and_at_the_ends_the_embedding(
     assert hub.sent(WEIGHTS) == header_size(model_dir / WEIGHTS) + wanted
 
     stored = load_file(model_dir / WEIGHTS)
-    loaded = dict(stage.model.named_parameters())
     for index in range(end - start):
-        name = "mlp.down_proj.weight"
-        got = loaded[f"model.layers.{index}.{name}"]
-        assert torch.equal(got, stored[f"model.layers.{start + index}.{name}"])
+        linear = stage.model.get_submodule(f"model.layers.{index}.mlp.down_proj")
+        assert torch.equal(
+            linear.weight, stored[f"model.layers.{start + index}.mlp.down_proj.weight"]
+        )
