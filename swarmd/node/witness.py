@@ -1,7 +1,7 @@
 """The plain path, for comparison: the whole model in one process, by transformers' own means.
 
 Run as a program by benchmarks, so that its threads and memory are its own: a command as argument,
-its request as JSON on stdin, the answer as the last line of stdout.
+its request as JSON on stdin, an answer per line on stdout.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 Request = dict[str, Any]
+_PAGE = 64
 
 
 def make(request: Request) -> dict[str, Any]:
@@ -42,36 +44,38 @@ def make(request: Request) -> dict[str, Any]:
     return {}
 
 
-def generate(request: Request) -> dict[str, Any]:
-    """Generate greedily for each crowd in one static batch; prompts of a crowd are equally long."""
-    model = _load(request)
-    tokens = request["tokens"]
-    _batch(model, request["crowds"][0], min(8, tokens))
-    return _crowds(request, lambda crowd: _median(model, crowd, tokens, request["rounds"]))
-
-
-def continuous(request: Request) -> dict[str, Any]:
-    """Generate greedily for each crowd with transformers' continuous batching."""
-    model = _load(request)
-    return _crowds(request, lambda crowd: _continuous(model, crowd, request["tokens"]))
-
-
-def _load(request: Request) -> Any:
+def measure(request: Request) -> Iterator[dict[str, Any]]:
+    """Load the model and yield what each job finds: `{"crowds": [...]}` or `{"error": ...}`."""
     torch.set_num_threads(request["threads"])
     kind = getattr(torch, request["dtype"])
-    return AutoModelForCausalLM.from_pretrained(request["directory"], dtype=kind)
-
-
-def _crowds(
-    request: Request, measure: Callable[[Sequence[Sequence[int]]], dict[str, Any]]
-) -> dict[str, Any]:
-    """Measure one crowd after the other while there is time."""
+    model = AutoModelForCausalLM.from_pretrained(request["directory"], dtype=kind)
     end = time.perf_counter() + request["budget_s"]
+    for job in request["jobs"]:
+        try:
+            yield {"crowds": _crowds(model, job, end)}
+        except Exception as error:  # the other jobs are worth having
+            yield {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _crowds(model: Any, job: Request, end: float) -> list[dict[str, Any]]:
+    """Measure one crowd after the other while there is time; each is of prompts equally long."""
+    kind = _continuous if job["kind"] == "continuous" else _batch
     found: list[dict[str, Any]] = []
-    for crowd in request["crowds"]:
-        if not found or time.perf_counter() < end:
-            found.append({"sessions": len(crowd), **measure(crowd)})
-    return {"crowds": found}
+    for crowd in job["crowds"]:
+        if time.perf_counter() > end:
+            break
+        if not found:
+            kind(model, crowd[:2], min(8, job["tokens"]))  # warm-up
+        runs = [kind(model, crowd, job["tokens"]) for _ in range(job["rounds"])]
+        found.append({"sessions": len(crowd), **_median(runs)})
+    return found
+
+
+def _median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = [name for name in runs[0] if name != "ids"]
+    return {name: statistics.median(run[name] for run in runs) for name in names} | {
+        "ids": runs[0]["ids"]
+    }
 
 
 class _Clock:
@@ -83,14 +87,6 @@ class _Clock:
     def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self.times.append(time.perf_counter())
         return torch.zeros(ids.shape[0], dtype=torch.bool)
-
-
-def _median(model: Any, crowd: Sequence[Sequence[int]], tokens: int, rounds: int) -> dict[str, Any]:
-    runs = [_batch(model, crowd, tokens) for _ in range(rounds)]
-    figures = ("decode_tokens_per_s", "tokens_per_s", "ttft_s")
-    return {name: statistics.median(run[name] for run in runs) for name in figures} | {
-        "ids": runs[0]["ids"]
-    }
 
 
 def _batch(model: Any, crowd: Sequence[Sequence[int]], tokens: int) -> dict[str, Any]:
@@ -120,23 +116,42 @@ def _continuous(model: Any, crowd: Sequence[Sequence[int]], tokens: int) -> dict
         max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
     began = time.perf_counter()
-    found = model.generate_batch([list(ids) for ids in crowd], generation_config=config)
-    took = time.perf_counter() - began
-    ids = [found[key].generated_tokens for key in sorted(found, key=_number)]
-    if len(ids) != len(crowd) or not all(len(one) == tokens for one in ids):
-        raise SystemExit(f"generate_batch returned {[len(one) for one in ids]} tokens")
-    return {"tokens_per_s": len(crowd) * tokens / took, "ids": ids}
+    found = model.generate_batch(
+        [list(ids) for ids in crowd],
+        generation_config=config,
+        continuous_batching_config=_pages(crowd, tokens),
+        record_timestamps=True,
+        warmup=False,  # which is for CUDA graphs
+    )
+    outputs = list(found.values())
+    if len(outputs) != len(crowd) or any(len(one.timestamps) != tokens for one in outputs):
+        raise RuntimeError(f"{len(outputs)} of {len(crowd)} sequences came, not all of them whole")
+    times = [one.timestamps for one in outputs]
+    start, end = max(one[0] for one in times), min(one[-1] for one in times)
+    came = sum(start < moment <= end for one in times for moment in one)
+    return {
+        "decode_tokens_per_s": came / (end - start) if end > start else 0.0,
+        "tokens_per_s": len(crowd) * tokens / (max(one[-1] for one in times) - began),
+        "ttft_s": statistics.median(one[0] for one in times) - began,
+        "ids": [one.generated_tokens for one in outputs],
+    }
 
 
-def _number(key: str) -> int:
-    return int("".join(c for c in key if c.isdecimal()) or 0)
+def _pages(crowd: Sequence[Sequence[int]], tokens: int) -> ContinuousBatchingConfig:
+    """Room for this crowd: left alone it takes most of the memory and half a minute for that."""
+    each = -(-(len(crowd[0]) + tokens) // _PAGE) + 1
+    return ContinuousBatchingConfig(
+        page_size=_PAGE,
+        num_blocks=len(crowd) * each + 4,
+        max_batch_tokens=max(256, len(crowd)),
+        max_requests_per_batch=len(crowd),
+        use_cuda_graph=False,
+        use_async_batching=False,
+        allow_block_sharing=False,
+    )
 
-
-COMMANDS: dict[str, Callable[[Request], dict[str, Any]]] = {
-    "make": make,
-    "generate": generate,
-    "continuous": continuous,
-}
 
 if __name__ == "__main__":
-    print(json.dumps(COMMANDS[sys.argv[1]](json.load(sys.stdin))))
+    request: Request = json.load(sys.stdin)
+    for answer in measure(request) if sys.argv[1] == "measure" else [make(request)]:
+        print(json.dumps(answer), flush=True)

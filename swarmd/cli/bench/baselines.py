@@ -6,6 +6,7 @@ The model code is the witness's; a baseline that cannot run here is recorded wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from swarmd.cli.bench.models import Model
@@ -17,64 +18,73 @@ from swarmd.core.errors import SwarmdError
 GENERATE = "transformers.generate"
 STATIC = "transformers.generate, one batch"
 CONTINUOUS = "transformers.generate_batch"
-LEAST_S = 20.0
-"""Loading a model alone takes about that long."""
+LEAST_S = 30.0
+"""Loading a large model alone takes about half of that."""
 
 Crowds = Sequence[Sequence[Sequence[int]]]
 
 
-def generate(
-    run: Run, model: Model, crowds: Crowds, tokens: int, *, threads: int, rounds: int = 1
-) -> tuple[Baseline, list[list[list[int]]]]:
-    """Run each crowd as one static batch (a crowd of one: plain); return also the ids."""
-    name = STATIC if any(len(crowd) > 1 for crowd in crowds) else GENERATE
-    return _crowds(run, "generate", name, model, crowds, tokens, threads, rounds)
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Crowds for one baseline; a crowd is a list of prompts of the same length."""
+
+    name: str
+    crowds: Crowds
+    tokens: int
+    rounds: int = 1
+
+    def request(self) -> dict[str, object]:
+        """Return what the witness is told: `generate` runs a crowd as one static batch."""
+        return {
+            "kind": "continuous" if self.name == CONTINUOUS else "generate",
+            "crowds": [[list(prompt) for prompt in crowd] for crowd in self.crowds],
+            "tokens": self.tokens,
+            "rounds": self.rounds,
+        }
 
 
-def continuous(
-    run: Run, model: Model, crowds: Crowds, tokens: int, *, threads: int
-) -> tuple[Baseline, list[list[list[int]]]]:
-    """Run each crowd through transformers' own continuous batching."""
-    return _crowds(run, "continuous", CONTINUOUS, model, crowds, tokens, threads, 1)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a job came to; ids by crowd, session and token, of those crowds that were run."""
+
+    baseline: Baseline
+    ids: list[list[list[int]]]
 
 
-def _crowds(
-    run: Run,
-    command: str,
-    name: str,
-    model: Model,
-    crowds: Crowds,
-    tokens: int,
-    threads: int,
-    rounds: int,
-) -> tuple[Baseline, list[list[list[int]]]]:
-    run.step(f"baseline {name}, {threads} threads")
+def measure(run: Run, model: Model, jobs: Sequence[Job], *, threads: int) -> list[Found]:
+    """Run the jobs one after the other in one process; also what failed has its place."""
+    run.step(f"baselines: {', '.join(job.name for job in jobs)}; {threads} threads")
     request = {
         "directory": str(model.directory),
         "dtype": model.dtype,
         "threads": threads,
-        "crowds": [list(map(list, crowd)) for crowd in crowds],
-        "tokens": tokens,
-        "rounds": rounds,
         "budget_s": max(LEAST_S, run.left_s * 0.8),
+        "jobs": [job.request() for job in jobs],
     }
-    try:
-        with run.others.watched():
-            answer = witness(command, request, timeout_s=max(2 * LEAST_S, run.left_s))
-    except SwarmdError as error:
-        return Baseline(name, unavailable=str(error)), []
-    rows: list[Row] = [_row(found, threads) for found in answer["crowds"]]
-    return Baseline(name, tuple(rows)), [found["ids"] for found in answer["crowds"]]
+    with run.others.watched():
+        try:
+            answers = witness("measure", request, timeout_s=max(2 * LEAST_S, run.left_s))
+        except SwarmdError as error:
+            answers = [{"error": str(error)}]
+    # What came after a failure of the whole process failed with it.
+    answers += [{"error": answers[-1].get("error", "not run")}] * (len(jobs) - len(answers))
+    return [_found(*pair, threads) for pair in zip(jobs, answers, strict=True)]
 
 
-def _row(found: dict[str, Any], threads: int) -> Row:
-    return {"threads": threads} | {k: v for k, v in found.items() if k != "ids"}
+def _found(job: Job, answer: dict[str, Any], threads: int) -> Found:
+    if "error" in answer:
+        return Found(Baseline(job.name, unavailable=answer["error"]), [])
+    rows: list[Row] = [
+        {"threads": threads} | {k: v for k, v in crowd.items() if k != "ids"}
+        for crowd in answer["crowds"]
+    ]
+    return Found(Baseline(job.name, tuple(rows)), [crowd["ids"] for crowd in answer["crowds"]])
 
 
-def rate(baseline: Baseline, sessions: int, figure: str = "decode_tokens_per_s") -> float | None:
-    """Return a baseline's figure for a crowd of that size; None if it was not measured."""
-    values = [row.get(figure) for row in baseline.rows if row["sessions"] == sessions]
-    return values[0] if values and isinstance(values[0], float) else None
+def rate(baseline: Baseline, sessions: int) -> float | None:
+    """Return a baseline's tokens/s in a crowd of that size; None if it was not measured."""
+    rates = [row["decode_tokens_per_s"] for row in baseline.rows if row["sessions"] == sessions]
+    return rates[0] if rates and isinstance(rates[0], float) else None
 
 
 def ratio(value: object, against: object) -> float | None:

@@ -1,4 +1,4 @@
-"""Scenario `concurrency`: crowds of sessions of equal length, against one process and against one.
+"""Scenario `concurrency`: crowds of sessions of equal length, against one session and one process.
 
 The ids of each session are compared between crowds of different sizes and with those alone.
 """
@@ -6,17 +6,15 @@ The ids of each session are compared between crowds of different sizes and with 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from swarmd.cli.bench import baselines, models
 from swarmd.cli.bench.baselines import ratio
-from swarmd.cli.bench.crowd import Crowd, CrowdRun, medians
-from swarmd.cli.bench.readings import Meter
+from swarmd.cli.bench.crowd import medians
+from swarmd.cli.bench.lab import Ids, Lab, Prompts
 from swarmd.cli.bench.report import Baseline, Chart, Column, Report, Row, compare
 from swarmd.cli.bench.run import Run
 from swarmd.cli.bench.settings import Settings
 from swarmd.cli.local_swarm import LocalSwarm
-from swarmd.client import AsyncClient
 
 DEFAULTS = Settings(sessions=(1, 4, 16, 32, 64), tokens=48, budget_s=900.0)
 COLUMNS = (
@@ -39,7 +37,7 @@ CHART = Chart(
     series={
         "decode_tokens_per_s": "swarm",
         "static_tokens_per_s": "transformers.generate, one batch",
-        "continuous_tokens_per_s": "transformers.generate_batch, with prefill",
+        "continuous_tokens_per_s": "transformers.generate_batch",
     },
     y_title="tokens/s of all sessions",
     x_title="sessions",
@@ -48,13 +46,17 @@ CHART = Chart(
 
 def run(run: Run) -> Report:
     """Measure crowds on one swarm, then the baselines."""
-    settings, model = run.settings, run.model()
+    settings = run.settings
+    run.plan(4 + len(settings.sessions) * settings.rounds + settings.checked)
+    model = run.model()
     report = Report(_title(settings), COLUMNS, chart=CHART)
     spans = model.spans(settings.stages)
     prompts = models.prompts(model, max(settings.sessions), settings.prompts[0])
-    with run.swarm(model, spans) as nodes:
+    # The same prompts come again in other crowds: their ids are compared, not their KV reused.
+    with run.swarm(model, spans, *run.without_cache()) as nodes:
+        run.wait_ready(nodes)
         ids = asyncio.run(_measure(run, report, nodes, prompts))
-    if settings.baselines:
+    if settings.baselines and ids:
         _baselines(run, report, model, prompts, ids)
     return report
 
@@ -66,98 +68,19 @@ def _title(s: Settings) -> str:
     )
 
 
-Ids = list[Sequence[int]]
-
-
-async def _measure(
-    run: Run, report: Report, nodes: LocalSwarm, prompts: Sequence[Sequence[int]]
-) -> Ids:
+async def _measure(run: Run, report: Report, nodes: LocalSwarm, prompts: Prompts) -> list[Ids]:
     """Run all crowds; returns the ids of each session."""
-    settings = run.settings
-    async with AsyncClient(nodes.addresses[0], timeout=600.0) as client, Meter(nodes.nodes) as m:
-        run.step("warm-up")
-        await Crowd(client, m, prompts[:2], 8).run()
-        must_hold = settings.dtype == "float32" or await m.exact()
-        seen: Ids = []
-        for size in settings.sessions:
-            crowds = await rounds(run, report, client, m, prompts[:size], f"{size} sessions")
+    seen: list[Ids] = []
+    async with Lab(run, report, nodes) as lab:
+        await lab.warm_up(prompts)
+        for size in run.settings.sessions:
+            crowds = await lab.rounds(prompts[:size], f"crowd of {size}")
             if crowds:
                 report.rows.append({"sessions": size, **medians([c.figures() for c in crowds])})
-                _compare_rounds(report, size, crowds, seen, must_hold)
-        if settings.checked:
-            await _check_alone(run, report, client, m, prompts, seen, must_hold)
+                lab.compare_rounds(f"crowd of {size}", crowds, seen)
+        await lab.check_alone(prompts, seen)
     _ratios_to_one(report)
     return seen
-
-
-async def rounds(
-    run: Run,
-    report: Report,
-    client: AsyncClient,
-    meter: Meter,
-    prompts: Sequence[Sequence[int]],
-    what: str,
-) -> list[CrowdRun]:
-    """Run one crowd as often as the settings and the budget say; none if not even one fits."""
-    done: list[CrowdRun] = []
-    for number in range(run.settings.rounds):
-        if not run.affords(done[-1].seconds if done else 0.0):
-            break
-        run.step(f"{what}, round {number + 1} of {run.settings.rounds}")
-        with run.others.watched():
-            done.append(await Crowd(client, meter, prompts, run.settings.tokens).run())
-    if len(done) < run.settings.rounds:
-        report.notes.append(
-            f"{what}: {len(done)} of {run.settings.rounds} rounds fitted into the budget of "
-            f"{run.settings.budget_s:g} s"
-        )
-    return done
-
-
-def _compare_rounds(
-    report: Report, size: int, crowds: Sequence[CrowdRun], seen: Ids, must_hold: bool
-) -> None:
-    """Compare each session with what it had in a smaller crowd, or in an earlier round."""
-    pairs = []
-    for crowd in crowds:
-        for index, session in enumerate(crowd.sessions):
-            if index < len(seen):
-                pairs.append((session.ids, seen[index]))
-            else:
-                seen.append(session.ids)
-    if pairs:
-        report.comparisons.append(
-            compare(
-                f"crowd of {size}", "smaller crowds and other rounds", pairs, must_hold=must_hold
-            )
-        )
-
-
-async def _check_alone(
-    run: Run,
-    report: Report,
-    client: AsyncClient,
-    meter: Meter,
-    prompts: Sequence[Sequence[int]],
-    seen: Ids,
-    must_hold: bool,
-) -> None:
-    """Run some sessions with nobody beside them."""
-    pairs = []
-    for index in spread(len(seen), run.settings.checked):
-        run.step(f"session {index} alone")
-        alone = await Crowd(client, meter, [prompts[index]], run.settings.tokens).run()
-        pairs.append((seen[index], alone.sessions[0].ids))
-    if pairs:
-        report.comparisons.append(
-            compare("sessions in crowds", "each alone", pairs, must_hold=must_hold)
-        )
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return up to `wanted` indices of `count`, the last one first and spread evenly."""
-    wanted = min(count, wanted)
-    return [count - 1 - n * count // wanted for n in range(wanted)]
 
 
 def _ratios_to_one(report: Report) -> None:
@@ -168,43 +91,29 @@ def _ratios_to_one(report: Report) -> None:
 
 
 def _baselines(
-    run: Run, report: Report, model: models.Model, prompts: Sequence[Sequence[int]], ids: Ids
+    run: Run, report: Report, model: models.Model, prompts: Prompts, ids: list[Ids]
 ) -> None:
     """One process with as many threads as the swarm has in all."""
-    settings = run.settings
-    threads = settings.stages * settings.threads
-    plain, plain_ids = baselines.generate(
-        run, model, [prompts[:1]], settings.tokens, threads=threads
-    )
-    if plain_ids:
-        report.comparisons.append(
-            compare(
-                "session 0",
-                baselines.GENERATE,
-                [(ids[0], plain_ids[0][0])],
-                must_hold=settings.dtype == "float32",
-            )
-        )
-    crowds = [prompts[:size] for size in settings.sessions if size > 1]
-    report.baselines.append(plain)
+    s = run.settings
+    crowds = [prompts[:size] for size in s.sessions if size > 1]
+    jobs = [baselines.Job(baselines.GENERATE, [prompts[:1]], s.tokens)]
     if crowds:
-        static, _ = baselines.generate(run, model, crowds, settings.tokens, threads=threads)
-        mixed, _ = baselines.continuous(run, model, crowds, settings.tokens, threads=threads)
-        report.baselines += [static, mixed]
+        names = (baselines.STATIC, baselines.CONTINUOUS)
+        jobs += [baselines.Job(name, crowds, s.tokens) for name in names]
+    plain, *others = baselines.measure(run, model, jobs, threads=s.stages * s.threads)
+    report.baselines += [found.baseline for found in (plain, *others)]
+    if plain.ids:
+        exact = s.dtype == "float32"
+        pair = [(ids[0], plain.ids[0][0])]
+        report.comparisons.append(compare("session 0", baselines.GENERATE, pair, must_hold=exact))
     for row in report.rows:
         _ratios(row, *report.baselines)
 
 
-def _ratios(
-    row: Row, plain: Baseline, static: Baseline | None = None, mixed: Baseline | None = None
-) -> None:
+def _ratios(row: Row, plain: Baseline, *others: Baseline) -> None:
     size = int(row["sessions"] or 0)
     decode = row["decode_tokens_per_s"]
     row["ratio_to_generate"] = ratio(decode, baselines.rate(plain, 1))
-    if static is not None:
-        row["static_tokens_per_s"] = baselines.rate(static, size)
-        row["ratio_to_static"] = ratio(decode, row["static_tokens_per_s"])
-    if mixed is not None:
-        # It tells no times of single tokens: with prefill against with prefill.
-        row["continuous_tokens_per_s"] = baselines.rate(mixed, size, "tokens_per_s")
-        row["ratio_to_continuous"] = ratio(row["tokens_per_s"], row["continuous_tokens_per_s"])
+    for name, baseline in zip(("static", "continuous"), others, strict=False):
+        row[f"{name}_tokens_per_s"] = other = baselines.rate(baseline, size)
+        row[f"ratio_to_{name}"] = ratio(decode, other)

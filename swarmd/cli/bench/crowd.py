@@ -140,9 +140,12 @@ class Crowd:
     async def run(self) -> CrowdRun:
         """Begin all sessions at once; return when the last has ended."""
         before = await self._meter.read()
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._read_while_decoding())
-            tasks = [group.create_task(self._one(*pair)) for pair in self._pairs()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(self._read_while_decoding())
+                tasks = [group.create_task(self._one(*pair)) for pair in self._pairs()]
+        except ExceptionGroup as failed:
+            raise _first(failed) from None
         after = await self._meter.read()
         decoding = reader.result()
         return CrowdRun(
@@ -182,6 +185,12 @@ class Crowd:
         self._waiting -= 1
         if not self._waiting:
             self._all_began.set()
+
+
+def _first(failed: ExceptionGroup[Exception]) -> Exception:
+    """The error of one session: the others were cancelled, or say the same."""
+    error = failed.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 def _works(before: Sequence[Reading], after: Sequence[Reading]) -> tuple[StageWork, ...]:

@@ -6,18 +6,15 @@ With a single session only one node computes at a time, so its threads are what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from swarmd.cli.bench import baselines, models
 from swarmd.cli.bench.baselines import ratio
-from swarmd.cli.bench.concurrency import rounds
-from swarmd.cli.bench.crowd import Crowd, CrowdRun, Figures, medians
-from swarmd.cli.bench.readings import Meter
-from swarmd.cli.bench.report import Column, Report, Row, compare
+from swarmd.cli.bench.crowd import CrowdRun, Figures, medians
+from swarmd.cli.bench.lab import Ids, Lab, Prompts
+from swarmd.cli.bench.report import Column, Report, compare
 from swarmd.cli.bench.run import Run
 from swarmd.cli.bench.settings import Settings
 from swarmd.cli.local_swarm import LocalSwarm
-from swarmd.client import AsyncClient
 
 DEFAULTS = Settings(budget_s=300.0)
 COLUMNS = (
@@ -34,51 +31,56 @@ COLUMNS = (
 
 def run(run: Run) -> Report:
     """Measure the swarm, then one process."""
-    settings, model = run.settings, run.model()
+    settings = run.settings
+    run.plan(4 + settings.rounds)
+    model = run.model()
     report = Report(f"{settings.model} {settings.dtype}, one session", COLUMNS)
     prompts = models.prompts(model, 1, settings.prompts[0])
-    with run.swarm(model, model.spans(settings.stages)) as nodes:
-        crowds = asyncio.run(_measure(run, report, nodes, prompts))
-    row: Row = {"sessions": 1, **medians([one_session(crowd) for crowd in crowds])}
-    report.rows.append(row)
-    first = crowds[0].sessions[0].ids
-    again = [(crowd.sessions[0].ids, first) for crowd in crowds[1:]]
-    if again:
-        report.comparisons.append(compare("later rounds", "the first", again, must_hold=True))
-    if settings.baselines:
-        plain, ids = baselines.generate(
-            run, model, [prompts], settings.tokens, threads=settings.threads, rounds=settings.rounds
-        )
-        report.baselines.append(plain)
-        row["generate_tokens_per_s"] = baselines.rate(plain, 1)
-        row["ratio_to_generate"] = ratio(row["decode_tokens_per_s"], row["generate_tokens_per_s"])
-        if ids:
-            exact = settings.dtype == "float32"
-            pair = [(first, ids[0][0])]
-            report.comparisons.append(
-                compare("the session", baselines.GENERATE, pair, must_hold=exact)
-            )
+    with run.swarm(model, model.spans(settings.stages), *run.without_cache()) as nodes:
+        run.wait_ready(nodes)
+        ids = asyncio.run(_measure(run, report, nodes, prompts))
+    if settings.baselines and ids:
+        _baseline(run, report, model, prompts, ids[0])
     return report
 
 
-async def _measure(
-    run: Run, report: Report, nodes: LocalSwarm, prompts: Sequence[Sequence[int]]
-) -> list[CrowdRun]:
-    async with AsyncClient(nodes.addresses[0], timeout=600.0) as client, Meter(nodes.nodes) as m:
-        run.step("warm-up")
-        await Crowd(client, m, prompts, 8).run()
-        crowds = await rounds(run, report, client, m, prompts, "one session")
-        return crowds or [await Crowd(client, m, prompts, run.settings.tokens).run()]
+async def _measure(run: Run, report: Report, nodes: LocalSwarm, prompts: Prompts) -> list[Ids]:
+    seen: list[Ids] = []
+    async with Lab(run, report, nodes) as lab:
+        await lab.warm_up(prompts)
+        crowds = await lab.rounds(prompts, "one session")
+        if crowds:
+            figures = [crowd.figures() | own_cost(crowd) for crowd in crowds]
+            report.rows.append({"sessions": 1, **medians(figures)})
+            lab.compare_rounds("rounds", crowds, seen)
+    return seen
 
 
-def one_session(crowd: CrowdRun) -> Figures:
-    """Return the figures, with what a daemon costs besides `Stage.forward` per token and hop."""
-    works, session = crowd.decoding or crowd.whole, crowd.sessions[0]
-    shares = sum(work.steps for work in works) or 1.0
-    period = (session.times[-1] - session.times[0]) / max(1, len(session.times) - 1)
-    forward = sum(work.busy_s for work in works) / shares
-    return crowd.figures() | {
-        "forward_ms": 1000 * forward,
-        "own_wall_ms": 1000 * (period / len(works) - forward),
-        "own_cpu_ms": 1000 * sum(work.cpu_s - work.forward_cpu_s for work in works) / shares,
-    }
+def _baseline(run: Run, report: Report, model: models.Model, prompts: Prompts, ids: Ids) -> None:
+    s, row = run.settings, report.rows[0]
+    job = baselines.Job(baselines.GENERATE, [prompts], s.tokens, s.rounds)
+    (plain,) = baselines.measure(run, model, [job], threads=s.threads)
+    report.baselines.append(plain.baseline)
+    row["generate_tokens_per_s"] = baselines.rate(plain.baseline, 1)
+    row["ratio_to_generate"] = ratio(row["decode_tokens_per_s"], row["generate_tokens_per_s"])
+    if plain.ids:
+        exact = s.dtype == "float32"
+        pair = [(ids, plain.ids[0][0])]
+        report.comparisons.append(compare("the session", job.name, pair, must_hold=exact))
+
+
+def own_cost(crowd: CrowdRun) -> Figures:
+    """Return what a token costs at a hop: in `Stage.forward` and besides.
+
+    By the wall clock only for a single session, whose token is at one hop or between two.
+    """
+    works = crowd.decoding or crowd.whole
+    steps = sum(work.steps for work in works) or 1.0
+    forward = sum(work.busy_s for work in works) / steps
+    own_cpu = sum(work.cpu_s - work.forward_cpu_s for work in works) / steps
+    figures: Figures = {"forward_ms": 1000 * forward, "own_cpu_ms": 1000 * own_cpu}
+    if len(crowd.sessions) == 1:
+        times = crowd.sessions[0].times
+        period = (times[-1] - times[0]) / max(1, len(times) - 1)
+        figures["own_wall_ms"] = 1000 * (period / len(works) - forward)
+    return figures

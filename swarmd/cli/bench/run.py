@@ -6,6 +6,7 @@ What is measured is the scenarios'.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from swarmd.cli.bench import models
 from swarmd.cli.bench.others import Others
 from swarmd.cli.bench.settings import Settings
+from swarmd.core.config import KEYS, flag_name
 from swarmd.core.errors import SwarmdError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from swarmd.client import AsyncClient
 
 READY_TIMEOUT_S = 300.0
+NO_CACHE = "--no-prefix-cache"
 LOOK_S = 1.0
 """How long the machine is watched before anything is started."""
 BASELINE_SHARE = 0.35
@@ -78,6 +81,11 @@ class Run:
                 "to have the result marked"
             )
 
+    @staticmethod
+    def without_cache() -> tuple[str, ...]:
+        """Flags with which prompts that come again are computed again; none if they always are."""
+        return (NO_CACHE,) if NO_CACHE in map(flag_name, KEYS) else ()
+
     def model(self) -> models.Model:
         """Return the model; making it may take a minute, once per machine."""
         self.step(f"model {self.settings.model}")
@@ -85,9 +93,17 @@ class Run:
 
     @contextmanager
     def swarm(
-        self, model: models.Model, spans: Sequence[str], *flags: str, kv_memory: str = "1GiB"
+        self,
+        model: models.Model,
+        spans: Sequence[str],
+        *flags: str,
+        kv_memory: str = "1GiB",
+        each: Sequence[Sequence[str]] = (),
     ) -> Iterator[LocalSwarm]:
-        """Start daemons with these spans and wait until all serve."""
+        """Start daemons with these spans; they may not be ready yet.
+
+        `flags` are for all of them, `each` holds those of each one.
+        """
         from swarmd.cli.local_swarm import LocalSwarm
 
         self.step(f"{len(spans)} nodes: blocks {', '.join(spans)}")
@@ -95,13 +111,18 @@ class Run:
         common = ("--dtype", model.dtype, "--kv-memory", kv_memory, "--log-level", "warning")
         with LocalSwarm(
             str(model.directory),
-            spans,
+            () if each else spans,
             flags=(*common, "--threads", threads, *flags),
             env={"OMP_NUM_THREADS": threads},
         ) as nodes:
-            nodes.wait_ready(READY_TIMEOUT_S)
-            asyncio.run(_see_each_other(nodes.nodes))
+            for span, own in zip(spans, each, strict=False):
+                nodes.add(span, *own)
             yield nodes
+
+    def wait_ready(self, nodes: LocalSwarm) -> None:
+        """Wait until all daemons serve and see each other. Raises SwarmdError."""
+        nodes.wait_ready(READY_TIMEOUT_S)
+        asyncio.run(_see_each_other(nodes.nodes))
 
 
 async def _see_each_other(nodes: Sequence[LocalNode]) -> None:
@@ -129,11 +150,9 @@ class Steps:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._done = 0
+        self._done = self._total = 0
 
     def __enter__(self) -> Steps:
-        import sys
-
         if not self._quiet and sys.stderr.isatty():
             self._bar = _new_bar()
             self._bar.start()
@@ -146,16 +165,17 @@ class Steps:
             self._bar = None
 
     def plan(self, steps: int) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=self._done + steps)
+        """Say how many more steps there are; should there be more, the bar grows."""
+        self._total = self._done + steps
 
     def step(self, text: str) -> None:
-        import sys
-
+        """Say what is done now."""
         self._done += 1
+        self._total = max(self._total, self._done)
         line = f"{self._name}: {text}"
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=line, completed=self._done)
+            done = self._done - 1
+            self._bar.update(self._task, description=line, completed=done, total=self._total)
         elif not self._quiet:
             print(line, file=sys.stderr, flush=True)
 

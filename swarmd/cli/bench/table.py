@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from swarmd.cli.bench.report import Baseline, Column, Comparison, Report, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SIDE_BY_SIDE = 6
+"""Up to so many measurements stand beside each other, with a figure per line."""
+FILE_WIDTH = 110
 
 
 def show(report: Report) -> None:
@@ -12,15 +21,13 @@ def show(report: Report) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     if report.rows:
-        # A figure per line and a column per measurement: there are more of the former.
-        table = Table(title=report.title, box=box.SIMPLE_HEAD, title_justify="left")
-        names, *figures = report.columns
-        table.add_column(names.title)
-        for row in report.rows:
-            table.add_column(_cell(row.get(names.key), names.format), justify="right")
-        for column in figures:
-            table.add_row(column.title, *(_figure(row, column) for row in report.rows))
+        console.print(report.title, markup=False)
+        table = Table(box=box.SIMPLE_HEAD)
+        fill = _figure_per_line if len(report.rows) <= SIDE_BY_SIDE else _measurement_per_line
+        fill(table, report)
         console.print(table)
     for line in lines(report):
         console.print(line, markup=False, soft_wrap=True)
@@ -32,6 +39,23 @@ def lines(report: Report) -> list[str]:
         return [f"skipped: {report.skipped}"]
     missing = [_unavailable(b) for b in report.baselines if b.unavailable]
     return [*map(_compared, report.comparisons), *missing, *report.notes]
+
+
+def _figure_per_line(table: Table, report: Report) -> None:
+    names, *figures = report.columns
+    table.add_column(names.title)
+    for row in report.rows:
+        table.add_column(_figure(row, names), justify="right")
+    for column in figures:
+        table.add_row(column.title, *(_figure(row, column) for row in report.rows))
+
+
+def _measurement_per_line(table: Table, report: Report) -> None:
+    for column in report.columns:
+        width = max(len(_figure(row, column)) for row in report.rows)
+        table.add_column(column.title.strip(), justify="right", min_width=width)
+    for row in report.rows:
+        table.add_row(*(_figure(row, column) for column in report.columns))
 
 
 def _figure(row: Row, column: Column) -> str:

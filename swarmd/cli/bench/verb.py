@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 SCENARIOS = {
     "decode": "one session, two nodes",
     "concurrency": "crowds of sessions",
+    "prefill": "long prompts",
+    "prefix": "agents with a shared prompt",
+    "replicas": "a span held twice",
+    "wan": "long and narrow links",
+    "routing": "thousands of simulated peers",
+    "overhead": "the daemon's own cost",
 }
 RESULTS = Path("bench/results")
 
