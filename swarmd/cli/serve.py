@@ -21,7 +21,7 @@ import typer
 from swarmd.cli import console
 from swarmd.cli.progress import LoadProgress
 from swarmd.core import options
-from swarmd.core.config import KEYS, env_name, flag_name, load_config
+from swarmd.core.config import KEYS, NodeConfig, env_name, flag_name, load_config
 from swarmd.core.errors import SwarmdError
 
 log = logging.getLogger("swarmd.serve")
@@ -48,7 +48,7 @@ def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> in
             print(line, flush=True)
 
     with cleared(settings), closing(progress):
-        return int(_daemon().run(settings, say=say, progress=progress))
+        return int(_daemon(settings).run(settings, say=say, progress=progress))
 
 
 _LEAN_GRPC = "-event_engine_client,-event_engine_listener,-event_engine_dns"
@@ -57,9 +57,13 @@ token costs a node besides its forward. A version of gRPC that has dropped these
 them."""
 
 
-def _daemon() -> ModuleType:
+def _daemon(settings: NodeConfig) -> ModuleType:
+    """Import the daemon, which takes seconds, unless a look at the model shows it to be in vain."""
+    from swarmd.node import preflight
+
     os.environ.setdefault("GRPC_EXPERIMENTS", _LEAN_GRPC)  # read when gRPC is imported
     try:
+        preflight.check_model(settings)
         from swarmd.node import daemon
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -7,8 +7,6 @@ a span needs `weights`'.
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +14,17 @@ from typing import Any, Protocol
 
 import torch
 
-from swarmd.core.errors import ModelError, WeightsError
+from swarmd.core.errors import WeightsError
 from swarmd.engine.byte_ranges import Range, total
 from swarmd.engine.digest import HashCache, model_digest
 from swarmd.engine.disk import require_space
-from swarmd.engine.hub_settings import hf_home
-from swarmd.engine.progress import Meter
-from swarmd.engine.repo_files import CONFIG_FILE, choose_weights, few, read_config
+from swarmd.engine.hub_settings import default_cache_dir
+from swarmd.engine.look import directory_of
+from swarmd.engine.progress import Meter, Progress
+from swarmd.engine.repo_files import CONFIG_FILE, few, files_of_directory, read_config
 from swarmd.engine.safetensors_header import Header, TensorEntry
-from swarmd.engine.source import Progress, TensorMeta
+from swarmd.engine.source import TensorMeta
 from swarmd.engine.weights_file import read_header, read_tensor
-
-REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 
 
 class Shard(Protocol):
@@ -247,18 +244,9 @@ def open_checkpoint(
     Errors: ModelError (no such model, no config, only pickled weights), WeightsError (a damaged
     or missing file), HubError.
     """
-    path = Path(os.path.expanduser(model))
-    if model and path.is_dir():
-        if revision is not None:
-            raise ModelError(f"{model} is a directory: --revision is for models of the hub")
-        return open_directory(path, cache_dir=cache_dir, progress=progress)
-    if path.is_file():
-        raise ModelError(f"{model} is a file: give the directory that holds config.json")
-    if not REPO_ID.fullmatch(model) or ".." in model or "--" in model:
-        raise ModelError(
-            f"{model!r} is neither a directory on this machine nor a model's name on the hub "
-            "(such as Qwen/Qwen2.5-0.5B-Instruct)"
-        )
+    directory = directory_of(model, revision)
+    if directory is not None:
+        return open_directory(directory, cache_dir=cache_dir, progress=progress)
     from swarmd.engine.hub import open_repo  # huggingface_hub costs 0.5 s that directories spare
 
     return open_repo(model, revision=revision, cache_dir=cache_dir, progress=progress)
@@ -268,18 +256,8 @@ def open_directory(
     path: Path, *, cache_dir: Path | None = None, progress: Progress | None = None
 ) -> Checkpoint:
     """Open a directory in the hub's layout: config.json and single or sharded safetensors."""
-    if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"{path} has no {CONFIG_FILE}: not a model's directory")
-    files, weight_map = choose_weights(path, sorted(os.listdir(path)), str(path))
-    absent = [file for file in files if not (path / file).is_file()]
-    if absent:
-        raise WeightsError(f"{path} lacks {len(absent)} of {len(files)} files: {few(absent)}")
+    files, weight_map = files_of_directory(path)
     hashes = HashCache((cache_dir or default_cache_dir()) / "hashes.json")
     shards = {file: LocalShard(path / file, hashes) for file in files}
     name = path.resolve().name
     return Checkpoint(name, path, shards, weight_map, progress=progress)
-
-
-def default_cache_dir() -> Path:
-    """`$HF_HOME/swarmd`, beside huggingface_hub's own cache."""
-    return hf_home() / "swarmd"

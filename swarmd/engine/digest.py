@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swarmd.engine.disk import write_atomically
-from swarmd.engine.source import Progress
+from swarmd.engine.progress import Progress
 
 log = logging.getLogger(__name__)
 

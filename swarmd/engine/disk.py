@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from swarmd.core.errors import HubError
@@ -30,6 +32,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn OSError into HubError; `path` is named where the error names no file."""
+    try:
+        yield
+    except OSError as error:
+        raise HubError(
+            f"{error.filename or path}: {error.strerror or error}: make room or set HF_HOME "
+            "to a directory that can be written"
+        ) from error
 
 
 def require_space(directory: Path, nbytes: int) -> None:

@@ -7,9 +7,8 @@ them; a weights file that already lies there is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -18,20 +17,20 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import disable_progress_bars
 
-from swarmd.core.errors import HubError, ModelError, WeightsError
+from swarmd.core.errors import HubError, WeightsError
 from swarmd.engine.byte_ranges import Range, subtract, total
-from swarmd.engine.checkpoint import Checkpoint, LocalShard, Shard, default_cache_dir
+from swarmd.engine.checkpoint import Checkpoint, LocalShard, Shard
 from swarmd.engine.digest import HashCache, hash_file
+from swarmd.engine.disk import disk_errors
 from swarmd.engine.hub_client import HubClient, RemoteFile, explain
-from swarmd.engine.hub_library import Commit, Library
+from swarmd.engine.hub_library import Commit, library_of
 from swarmd.engine.hub_settings import HubSettings
 from swarmd.engine.partial_file import PartialFile
-from swarmd.engine.progress import Meter
+from swarmd.engine.progress import Meter, Progress
 from swarmd.engine.range_download import DEFAULT_FETCH, FetchPolicy, download
-from swarmd.engine.repo_files import CONFIG_FILE, choose_weights, few, is_small_file
+from swarmd.engine.repo_files import CONFIG_FILE, choose_weights, few, find_weights, is_small_file
 from swarmd.engine.retry import DEFAULT_RETRY, HubUnreachable, RetryPolicy
 from swarmd.engine.safetensors_header import PREFIX_BYTES, Header, header_bytes, parse_header
-from swarmd.engine.source import Progress
 
 # The largest tokenizers take some 35 MB.
 MAX_SMALL_BYTES = 256 << 20
@@ -55,17 +54,17 @@ def open_repo(
     wait before a retry. Errors: ModelError, WeightsError, HubError.
     """
     settings = settings or HubSettings.from_environ()
-    folder = f"models--{repo.replace('/', '--')}"
-    room = (cache_dir or default_cache_dir()) / folder
     client = HubClient(repo, settings, retry, sleep)
-    with _disk_errors(room):
-        commit = Library(client, room, settings.hub_cache / folder).commit(revision or "main")
+    library = library_of(client, cache_dir)
+    with disk_errors(library.room):
+        commit = library.commit(revision or "main")
+        find_weights(commit.files, repo)
         files_dir = _small_files(client, commit, progress)
         names, weight_map = choose_weights(files_dir, sorted(commit.files), repo)
         absent = [name for name in names if name not in commit.files]
         if absent:
             raise WeightsError(f"{repo} lacks {len(absent)} of {len(names)} files: {few(absent)}")
-        open_shard = _ShardOpener(client, commit, files_dir, room, fetch)
+        open_shard = _ShardOpener(client, commit, files_dir, library.room, fetch)
         shards = {name: open_shard(commit.files[name]) for name in names}
     return Checkpoint(repo, files_dir, shards, weight_map, commit=commit.sha, progress=progress)
 
@@ -114,7 +113,7 @@ class HubShard:
     def missing(self, ranges: Sequence[Range]) -> list[Range]:
         missing = subtract(ranges, self._held)
         if missing:
-            with _disk_errors(self._blob.path):
+            with disk_errors(self._blob.path):
                 self._held = self._blob.held()
             missing = subtract(ranges, self._held)
         return missing
@@ -128,7 +127,7 @@ class HubShard:
                 f"{total(missing)} bytes of {self.where} are not in {self._blob.path.parent}, and "
                 "HF_HUB_OFFLINE is set: unset it to download them"
             )
-        with _disk_errors(self._blob.path):
+        with disk_errors(self._blob.path):
             download(
                 self._client, self._file, self._commit, missing, self._blob, self._policy, advance
             )
@@ -136,7 +135,7 @@ class HubShard:
 
     def _bytes(self, start: int, end: int, advance: Callable[[int], None]) -> bytes:
         self.fetch([(start, end)], advance)
-        with _disk_errors(self._blob.path):
+        with disk_errors(self._blob.path):
             return self._blob.read(start, end)
 
     def _verify(self) -> None:
@@ -182,8 +181,6 @@ class _ShardOpener:
 def _small_files(client: HubClient, commit: Commit, progress: Progress | None) -> Path:
     """Bring config, tokenizer and index; the directory in which they lie as in the repository."""
     files = [file for name, file in commit.files.items() if is_small_file(name)]
-    if all(file.name != CONFIG_FILE for file in files):
-        raise ModelError(f"{client.repo} has no {CONFIG_FILE}: not a model that can be served")
     for file in files:
         if file.size > MAX_SMALL_BYTES:
             raise HubError(f"{client.repo}/{file.name}: {file.size} bytes are too many: refused")
@@ -215,14 +212,3 @@ def _download_whole(client: HubClient, commit: Commit, file: RemoteFile) -> Path
         cause = error.__cause__ or error
         raise HubUnreachable(f"{client.repo}/{file.name}: not downloaded: {cause}") from error
     return Path(path)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HubError(
-            f"{error.filename or path}: {error.strerror or error}: make room or set HF_HOME "
-            "to a directory that can be written"
-        ) from error

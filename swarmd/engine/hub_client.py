@@ -25,6 +25,7 @@ from swarmd.engine.hub_settings import HubSettings
 from swarmd.engine.retry import (
     DEFAULT_RETRY,
     HubUnreachable,
+    NoConnection,
     RetryPolicy,
     TransientError,
     retry_after,
@@ -56,15 +57,16 @@ class HubClient:
         settings: HubSettings,
         retry: RetryPolicy = DEFAULT_RETRY,
         sleep: Callable[[float], object] | None = None,
+        timeout: httpx.Timeout | None = None,
     ) -> None:
-        """`sleep` replaces every wait before a retry."""
+        """`sleep` replaces every wait before a retry, `timeout` the usual one of a request."""
         self.repo = repo
         self.settings = settings
         self._sleep = sleep
         self._retry = retry
         self._content_etags: dict[str, str] = {}
         self._http = httpx.Client(
-            timeout=TIMEOUT,
+            timeout=timeout or TIMEOUT,
             headers={"user-agent": f"swarmd/{__version__}", "accept-encoding": "identity"},
         )
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -101,7 +103,8 @@ class HubClient:
         """Wait until the next try, after so many in vain. Errors: HubUnreachable: give up."""
         delay = self._retry.delay(failures, error.retry_after_s, random.random())
         if delay is None:
-            raise HubUnreachable(str(error.error)) from error
+            kind = NoConnection if isinstance(error.error, NoConnection) else HubUnreachable
+            raise kind(str(error.error)) from error
         (sleep if self._sleep is None else self._sleep)(delay)
 
     @contextmanager
@@ -270,12 +273,10 @@ def _transport_errors(endpoint: str) -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as error:
+        kind = NoConnection if isinstance(error, httpx.ConnectError) else HubUnreachable
         reason = str(error) or type(error).__name__
         raise TransientError(
-            HubError(
-                f"cannot reach {endpoint}: {reason}; check the network and HF_ENDPOINT, or set "
-                "HF_HUB_OFFLINE=1 to use only what was downloaded before"
-            )
+            kind(f"cannot reach {endpoint}: {reason}; check the name, the network and HF_ENDPOINT")
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise HubError(f"{endpoint}: {error}") from error

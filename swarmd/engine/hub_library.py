@@ -21,6 +21,7 @@ from swarmd.core.errors import HubError
 from swarmd.engine.digest import is_sha256
 from swarmd.engine.disk import write_atomically
 from swarmd.engine.hub_client import HubClient, RemoteFile
+from swarmd.engine.hub_settings import default_cache_dir
 from swarmd.engine.repo_files import is_plain_file
 from swarmd.engine.retry import HubUnreachable
 
@@ -44,7 +45,7 @@ class Library:
     def __init__(self, client: HubClient, room: Path, hub_cache: Path) -> None:
         """`hub_cache` is huggingface_hub's own directory for this repository: read, not written."""
         self._client = client
-        self._room = room
+        self.room = room
         self._hub_cache = hub_cache
 
     def commit(self, revision: str) -> Commit:
@@ -52,22 +53,25 @@ class Library:
         if _COMMIT.fullmatch(revision) and (known := self._load(revision)) is not None:
             return known
         if self._client.settings.offline:
-            return self._known(revision, "HF_HUB_OFFLINE is set: unset it to download the model")
+            offline = HubError("HF_HUB_OFFLINE is set: unset it to download the model")
+            return self._known(revision, offline)
         try:
             commit = _parse(self._client.repo_info(revision), self._client.repo)
         except HubUnreachable as error:
+            known = self._known(revision, error)
             log.warning("hub unreachable, using what is known error=%s", error)
-            return self._known(revision, str(error))
+            return known
         self._store(revision, commit)
         return commit
 
-    def _known(self, revision: str, reason: str) -> Commit:
+    def _known(self, revision: str, reason: HubError) -> Commit:
+        """The commit without the hub. Raises an error of the same kind as `reason`."""
         sha = revision if _COMMIT.fullmatch(revision) else self._ref(revision)
         commit = None if sha is None else self._load(sha) or self._snapshot(sha)
         if commit is None:
-            raise HubError(
-                f"{self._client.repo} at revision {revision!r} was never opened on this machine, "
-                f"and {reason}"
+            raise type(reason)(
+                f"{self._client.repo} is no directory here, its revision {revision!r} was never "
+                f"opened on this machine, and {reason}"
             )
         return commit
 
@@ -84,10 +88,10 @@ class Library:
         return None
 
     def _ref_path(self, revision: str) -> Path:
-        return self._room / "refs" / quote(revision, safe="")
+        return self.room / "refs" / quote(revision, safe="")
 
     def _commit_path(self, sha: str) -> Path:
-        return self._room / "commits" / f"{sha}.json"
+        return self.room / "commits" / f"{sha}.json"
 
     def _load(self, sha: str) -> Commit | None:
         try:
@@ -107,6 +111,13 @@ class Library:
         paths = [path for path in sorted(snapshot.rglob("*")) if path.is_file()]
         files = [_cached_file(path, path.relative_to(snapshot).as_posix()) for path in paths]
         return Commit(sha, {file.name: file for file in files}) if files else None
+
+
+def library_of(client: HubClient, cache_dir: Path | None = None) -> Library:
+    """The client's repository, kept in `cache_dir` (by default `$HF_HOME/swarmd`)."""
+    folder = f"models--{client.repo.replace('/', '--')}"
+    room = (cache_dir or default_cache_dir()) / folder
+    return Library(client, room, client.settings.hub_cache / folder)
 
 
 def _cached_file(path: Path, name: str) -> RemoteFile:

@@ -48,6 +48,11 @@ def hf_home(environ: Mapping[str, str] = os.environ) -> Path:
     return _expand(home or (environ.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface")
 
 
+def default_cache_dir() -> Path:
+    """`$HF_HOME/swarmd`, beside huggingface_hub's own cache."""
+    return hf_home() / "swarmd"
+
+
 def _expand(path: str) -> Path:
     return Path(os.path.expandvars(path)).expanduser()
 

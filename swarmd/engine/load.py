@@ -19,7 +19,8 @@ from swarmd.core.span import Span
 from swarmd.engine import attention, packed, probe
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
-from swarmd.engine.source import Progress, Source, TensorMeta
+from swarmd.engine.progress import Progress
+from swarmd.engine.source import Source, TensorMeta
 from swarmd.engine.stage import Stage
 from swarmd.engine.weights import load_span, needed_names
 

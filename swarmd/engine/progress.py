@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
-from swarmd.engine.source import Progress
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, what is being done); from any thread, never concurrently.
+An exception out of it ends the work."""
 
 
 class Meter:

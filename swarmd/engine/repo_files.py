@@ -7,8 +7,9 @@ business.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,13 +41,21 @@ def choose_weights(
     """The weights files among a repository's file `names`, and the index if there is one.
 
     As transformers does, one `model.safetensors` is preferred to an index, which is read from
-    `index_dir`.
+    `index_dir`. Errors: ModelError, WeightsError.
     """
-    if SINGLE_FILE in names:
+    if find_weights(names, where) == SINGLE_FILE:
         return [SINGLE_FILE], None
-    if INDEX_FILE in names:
-        weight_map = read_weight_map(index_dir / INDEX_FILE)
-        return sorted(set(weight_map.values())), weight_map
+    weight_map = read_weight_map(index_dir / INDEX_FILE)
+    return sorted(set(weight_map.values())), weight_map
+
+
+def find_weights(names: Collection[str], where: str) -> str:
+    """The single file of weights or the index, whichever is there. Errors: ModelError."""
+    if CONFIG_FILE not in names:
+        raise ModelError(f"{where} has no {CONFIG_FILE}: not a model that can be served")
+    for name in (SINGLE_FILE, INDEX_FILE):
+        if name in names:
+            return name
     pickled = [name for name in names if _PICKLED.fullmatch(name)]
     if pickled:
         raise ModelError(
@@ -54,6 +63,15 @@ def choose_weights(
             f"when they are read: swarmd reads only safetensors. Look for a converted copy"
         )
     raise ModelError(f"{where} has neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def files_of_directory(path: Path) -> tuple[list[str], dict[str, str] | None]:
+    """See `choose_weights`, of a directory in the hub's layout, where every file must be."""
+    files, weight_map = choose_weights(path, sorted(os.listdir(path)), str(path))
+    absent = [file for file in files if not (path / file).is_file()]
+    if absent:
+        raise WeightsError(f"{path} lacks {len(absent)} of {len(files)} files: {few(absent)}")
+    return files, weight_map
 
 
 def read_config(path: Path) -> dict[str, Any]:

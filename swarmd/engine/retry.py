@@ -18,6 +18,10 @@ class HubUnreachable(HubError):
     """No answer, or none but overload, after all retries; what is cached may do."""
 
 
+class NoConnection(HubUnreachable):
+    """Not even a connection: no such host, nobody listening there, no network."""
+
+
 class TransientError(Exception):
     """One request failed in a way that may pass; `retry_after_s` if the server said when."""
 

@@ -5,16 +5,14 @@ Where those come from (a directory, a hub) is `swarmd.engine.checkpoint`'s busin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, what is being done); from any thread, never concurrently.
-An exception out of it ends the work."""
+from swarmd.engine.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ from swarmd.engine.layout import (
     on_meta,
     quiet,
 )
-from swarmd.engine.progress import Meter
-from swarmd.engine.source import Progress, Source
+from swarmd.engine.progress import Meter, Progress
+from swarmd.engine.source import Source
 
 _FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 

@@ -1,4 +1,4 @@
-"""What can be known before anything heavy is imported: are the ports free, is the state ours alone.
+"""What can be known before anything heavy is imported: free ports, a state of our own, a model.
 
 A line at once instead of after the seconds that torch takes. Binding the ports is the business of
 `swarmd.node.server` and of the directory.
@@ -18,6 +18,7 @@ from pathlib import Path
 from swarmd.core import options
 from swarmd.core.config import NodeConfig, flag_name
 from swarmd.core.errors import ConfigError
+from swarmd.engine.look import look_for
 
 LOCK_FILE = "lock"
 DIRECTORY_GRACE_S = 3.0
@@ -31,6 +32,11 @@ def cleared(config: NodeConfig) -> Iterator[None]:
         _check_free("listen", config.listen)
         _check_free("dht_listen", config.dht_address, DIRECTORY_GRACE_S)
         yield
+
+
+def check_model(config: NodeConfig) -> None:
+    """Raise what opening the model would, where a look shows it. Raises as `look_for`."""
+    look_for(config.model, config.revision)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from scripted_node import ScriptedNode, serving, token, whole
 from without_extras import BLOCKER
+
+from swarmd.cli.demo import demo_model
 
 MAIN = "from swarmd.cli.main import main; main()"
 
@@ -65,21 +69,52 @@ async def test_the_client_verbs_run_where_only_the_base_install_is() -> None:
 
 async def test_serve_names_what_to_install(tmp_path: Path) -> None:
     anywhere = ("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path))
-    code, out, err = await result(await start("serve", "/tmp", *anywhere, before=BLOCKER))
-    assert (code, out) == (1, "")
-    assert err.startswith("swarmd: serving needs ")
-    assert "pip install 'swarmd[node]'" in err
+    for model in (str(demo_model()), "some-model"):
+        code, out, err = await result(await start("serve", model, *anywhere, before=BLOCKER))
+        assert (code, out) == (1, "")
+        assert err.startswith("swarmd: serving needs ")
+        assert "pip install 'swarmd[node]'" in err
+
+
+def report_of(*heavy: str) -> str:
+    """Code that makes a process say at its end which of these it has imported."""
+    return (
+        "import atexit, sys\n"
+        f"heavy = {heavy}\n"
+        "atexit.register(lambda: print([n for n in heavy if n in sys.modules], file=sys.stderr))"
+    )
 
 
 async def test_help_imports_neither_grpc_nor_rich() -> None:
-    probe = (
-        "import atexit, sys\n"
-        "heavy = ('grpc', 'google', 'rich', 'asyncio', 'torch')\n"
-        "atexit.register(lambda: print([n for n in heavy if n in sys.modules], file=sys.stderr))"
-    )
+    probe = report_of("grpc", "google", "rich", "asyncio", "torch")
     code, out, err = await result(await start("--help", before=probe))
     assert (code, err) == (0, "[]\n")
     assert "generate" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "complaint"),
+    [
+        ("./no/such/directory", 2, "is neither a directory on this machine nor a model's name on"),
+        ("Qwen/Qwen2.5-0.5B-Instuct", 1, "is no directory here, .* was never opened .* refused"),
+        ("{empty}", 2, "has no config.json"),
+    ],
+)
+async def test_a_slip_in_the_model_is_told_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, code: int, complaint: str
+) -> None:
+    # No hub listens there: on loopback the refusal comes at once.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    flags = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
+    line = ("serve", model.format(empty=tmp_path), *flags, "--state-dir", str(tmp_path / "state"))
+    probe = report_of("torch", "transformers", "grpc", "huggingface_hub")
+    ended, out, err = await result(await start(*line, before=probe))
+    assert (ended, out) == (code, "")
+    told, imported = err.splitlines()
+    assert re.search(complaint, told, re.IGNORECASE), told
+    assert imported == "[]"
 
 
 async def test_ctrl_c_ends_it_quietly_and_frees_the_session() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from swarmd.engine.source import Progress, TensorMeta
+from swarmd.engine.progress import Progress
+from swarmd.engine.source import TensorMeta
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 
