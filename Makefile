@@ -23,9 +23,11 @@ check: $(STAMP)
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. protos/swarmd/v1/*.proto
 
+# Each on its own machine-quiet minutes; results and charts go to bench/results.
+SCENARIOS ?= decode concurrency prefill prefix replicas wan routing overhead
+
 bench: $(STAMP)
-	$(BIN)/swarmd bench decode
-	$(BIN)/swarmd bench concurrency
+	for scenario in $(SCENARIOS); do $(BIN)/swarmd bench $$scenario || exit; done
 	$(BIN)/python bench/wire.py
 
 # kill -9, eighty times: every hop and the coordinator, in decode and in prefill.
@@ -38,7 +40,7 @@ kills: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev,bench]'
 	touch $@
 
 # Seeded storms over whole simulated swarms; a failing seed is printed.

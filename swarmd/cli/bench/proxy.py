@@ -56,7 +56,7 @@ class Link:
         try:
             there, back = await asyncio.open_connection(HOST, self.target)
         except OSError:
-            writer.transport.abort()  # as the machine itself would refuse
+            writer.transport.abort()
             return
         try:
             async with asyncio.TaskGroup() as group:
