@@ -11,6 +11,10 @@ from swarmd.core.errors import ModelError
 _STREAMS = "several streams of hidden states run between its blocks"
 _PER_BLOCK_EMBEDDINGS = "every block needs embeddings of the token ids, which only one node has"
 _SHARED_BLOCK = "one attention block is shared by many others and sees the embeddings"
+_ENCODER_DECODER = (
+    "they are encoder-decoders, and every block of the decoder needs what the encoder made of the "
+    "text; serve a decoder-only model instead, of the kind of Llama, Qwen or Mistral"
+)
 _OWN_STATE = "its blocks hand on a state of their own beside the hidden states"
 
 UNSPLITTABLE: dict[str, str] = {
@@ -32,8 +36,8 @@ Only what neither the layout nor a run without weights shows; all else is found 
 """
 
 
-def refuse_unsplittable(model_type: str) -> None:
+def refuse_unsplittable(model_type: str, *, is_encoder_decoder: bool = False) -> None:
     """Raise ModelError when blocks of this family depend on more than the block before them."""
-    reason = UNSPLITTABLE.get(model_type)
+    reason = _ENCODER_DECODER if is_encoder_decoder else UNSPLITTABLE.get(model_type)
     if reason:
         raise ModelError(f"models of family {model_type!r} cannot be split into blocks: {reason}")

@@ -71,6 +71,7 @@ def parse_config(config_dict: dict[str, Any]) -> PreTrainedConfig:
             config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(plain)
     except Exception as error:
         raise ModelError(f"config.json of this {model_type} model is not valid: {error}") from error
+    families.refuse_unsplittable(model_type, is_encoder_decoder=config.is_encoder_decoder)
     if config.get_text_config(decoder=True) is not config:
         raise ModelError(
             f"models of family {model_type!r} read more than text; only text models can be served"

@@ -47,7 +47,10 @@ def look_for(model: str, revision: str | None = None) -> None:
     if directory is None:
         return _look_on_hub(model, revision)
     files_of_directory(directory)
-    refuse_unsplittable(str(read_config(directory / CONFIG_FILE).get("model_type")))
+    config = read_config(directory / CONFIG_FILE)
+    refuse_unsplittable(
+        str(config.get("model_type")), is_encoder_decoder=config.get("is_encoder_decoder") is True
+    )
     return None
 
 

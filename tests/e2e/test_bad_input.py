@@ -76,7 +76,7 @@ def corrupt_header(model_dir: Path, where: Path) -> Path:
 Make = Callable[[Path, Path], Path]
 BROKEN: dict[str, tuple[Make, tuple[str, ...], str]] = {
     "nowhere": (lambda model_dir, where: where, (), "is neither a directory on this machine nor"),
-    "unsplittable": (unsplittable, (), "'t5'"),
+    "unsplittable": (unsplittable, (), "'t5' cannot be split into blocks: they are encoder"),
     "no-config": (lambda m, w: directory(m, w, leave_out="config.json"), (), "no config.json"),
     "no-shard": (without_shard, (), "lacks 1 of 3 files: model-00002-of-00003.safetensors"),
     "corrupt-header": (corrupt_header, (), "model.safetensors: header of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,14 @@ def test_a_slow_hub_is_left_to_those_with_patience(
     checkpoint = open_exact(REPO)
     assert checkpoint.tensors()
     assert hub.bodies(WEIGHTS)
+
+
+def test_a_model_that_cannot_be_split_is_told_by_its_config(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    for config, complaint in (
+        ({"model_type": "t5", "is_encoder_decoder": True}, "'t5' cannot be split.* decoder-only"),
+        ({"model_type": "zamba2"}, "'zamba2' cannot be split into blocks"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=complaint):
+            look_for(str(tmp_path))
