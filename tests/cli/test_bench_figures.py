@@ -72,7 +72,8 @@ def test_a_crowd_s_figures() -> None:
     assert figures["session_rate_mean"] == pytest.approx(0.75)
     assert figures["slowest_to_mean"] == pytest.approx(0.5 / 0.75)
     assert (figures["ttft_p50_s"], figures["ttft_p99_s"]) == (1.0, 2.0)
-    assert (figures["busy_min"], figures["microbatch_min"]) == (0.25, 1.0)
+    assert (figures["stage_busy"], figures["stage_microbatch"]) == ([0.5, 0.25], [2.5, 1.0])
+    assert figures["stage_step_ms"] == [500.0, 100.0]
     assert figures["cached_tokens"] == 5
 
 
@@ -96,8 +97,23 @@ def test_percentiles_are_values_that_occurred() -> None:
 
 
 def test_medians_over_rounds() -> None:
-    rows: list[Figures] = [{"a": 3, "b": None}, {"a": 9, "b": 2.0}, {"a": 1, "b": 4.0}]
-    assert medians(rows) == {"a": 3, "b": 3.0}
+    rows: list[Figures] = [
+        {"a": 3, "b": None, "c": [1.0, 2.0]},
+        {"a": 9, "b": 2.0, "c": [5.0, 9.0]},
+        {"a": 1, "b": 4.0, "c": [3.0, 1.0]},
+    ]
+    assert medians(rows) == {"a": 3, "b": 3.0, "c": [3.0, 2.0]}
+
+
+def test_what_a_token_costs_besides_the_forward() -> None:
+    # Two hops, each 10 tokens: 2 ms of forward in each, and 5 ms from token to token.
+    work = StageWork(0.05, 0.03, 0.02, 0.018, microbatches=10, steps=10, tokens=10)
+    session = SessionRun(0.0, (1,) * 11, tuple(0.005 * n for n in range(1, 12)))
+    figures = CrowdRun((session,), (), (work, work)).figures()
+    assert figures["forward_ms"] == pytest.approx(2.0)
+    assert figures["own_wall_ms"] == pytest.approx(0.5)
+    assert figures["own_cpu_ms"] == pytest.approx(1.2)
+    assert CrowdRun((session, session), (), (work, work)).figures()["own_wall_ms"] is None
 
 
 def test_a_ratio_needs_both() -> None:

@@ -81,7 +81,7 @@ def _found(job: Job, answer: dict[str, Any], threads: int) -> Found:
     return Found(Baseline(job.name, tuple(rows)), [crowd["ids"] for crowd in answer["crowds"]])
 
 
-def rate(baseline: Baseline, sessions: int) -> float | None:
+def rate(baseline: Baseline, sessions: object) -> float | None:
     """Return a baseline's tokens/s in a crowd of that size; None if it was not measured."""
     rates = [row["decode_tokens_per_s"] for row in baseline.rows if row["sessions"] == sessions]
     return rates[0] if rates and isinstance(rates[0], float) else None

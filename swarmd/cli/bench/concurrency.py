@@ -26,8 +26,9 @@ COLUMNS = (
     Column("ratio_to_static", "  against its one batch of all", ".2f"),
     Column("ratio_to_continuous", "  against generate_batch", ".2f"),
     Column("all_busy_at_least", "all stages compute, at least", ".2f"),
-    Column("busy_min", "least busy stage", ".2f"),
-    Column("microbatch_min", "mean microbatch, smallest"),
+    Column("stage_busy", "share of time each computes", ".2f"),
+    Column("stage_microbatch", "mean microbatch of each"),
+    Column("stage_step_ms", "its time, ms", ".0f"),
     Column("slowest_to_mean", "slowest session to the mean", ".2f"),
     Column("ttft_p50_s", "first token p50 s", ".3f"),
     Column("ttft_p99_s", "first token p99 s", ".3f"),
@@ -111,7 +112,7 @@ def _baselines(
 
 
 def _ratios(row: Row, plain: Baseline, *others: Baseline) -> None:
-    size = int(row["sessions"] or 0)
+    size = row["sessions"]
     decode = row["decode_tokens_per_s"]
     row["ratio_to_generate"] = ratio(decode, baselines.rate(plain, 1))
     for name, baseline in zip(("static", "continuous"), others, strict=False):

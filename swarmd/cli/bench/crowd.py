@@ -24,7 +24,7 @@ from swarmd.cli.bench.readings import (
 if TYPE_CHECKING:
     from swarmd.client import AsyncClient
 
-Figures = dict[str, float | int | str | None]
+Figures = dict[str, float | int | str | list[float] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class CrowdRun:
     whole: tuple[StageWork, ...]
     decoding: tuple[StageWork, ...]
     """From the moment when all had their first token until the first had its last."""
+    client_cpu_s: float = 0.0
+    """Of this process, in which all clients are."""
 
     @property
     def seconds(self) -> float:
@@ -82,10 +84,31 @@ class CrowdRun:
             "ttft_p99_s": percentile(ttfts, 99),
             "ttft_p99_to_p50": percentile(ttfts, 99) / percentile(ttfts, 50),
             "all_busy_at_least": both_busy_at_least(works),
-            "busy_min": min(work.busy for work in works),
-            "microbatch_min": min(work.microbatch for work in works),
+            "stage_busy": [work.busy for work in works],
+            "stage_microbatch": [work.microbatch for work in works],
+            "stage_step_ms": [work.step_ms for work in works],
+            "stage_cpu": [work.cpu_s / work.seconds for work in works],
+            "client_cpu": self.client_cpu_s / self.seconds,
             "cached_tokens": sum(session.cached_tokens for session in self.sessions),
             "seconds": self.seconds,
+            **self._own_cost(works),
+        }
+
+    def _own_cost(self, works: Sequence[StageWork]) -> Figures:
+        """What a token costs at a hop, in milliseconds: in `Stage.forward` and besides.
+
+        Besides by the wall clock only for a single session: its token is at one hop or between two.
+        """
+        steps = sum(work.steps for work in works) or 1.0
+        forward = sum(work.busy_s for work in works) / steps
+        own_cpu = sum(work.cpu_s - work.forward_cpu_s for work in works) / steps
+        own_wall = None
+        if len(self.sessions) == 1 and self.sessions[0].rate:
+            own_wall = 1000 * (1 / self.sessions[0].rate / len(works) - forward)
+        return {
+            "forward_ms": 1000 * forward,
+            "own_cpu_ms": 1000 * own_cpu,
+            "own_wall_ms": own_wall,
         }
 
 
@@ -111,8 +134,11 @@ def medians(rows: Sequence[Figures]) -> Figures:
     for name in merged:
         values = [row[name] for row in rows]
         numbers = [v for v in values if isinstance(v, int | float)]
+        lists = [v for v in values if isinstance(v, list)]
         if numbers:
             merged[name] = statistics.median(numbers)
+        elif lists:
+            merged[name] = [statistics.median(each) for each in zip(*lists, strict=True)]
     return merged
 
 
@@ -139,18 +165,17 @@ class Crowd:
 
     async def run(self) -> CrowdRun:
         """Begin all sessions at once; return when the last has ended."""
-        before = await self._meter.read()
+        before, cpu = await self._meter.read(), time.process_time()
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read_while_decoding())
                 tasks = [group.create_task(self._one(*pair)) for pair in self._pairs()]
         except ExceptionGroup as failed:
             raise _first(failed) from None
-        after = await self._meter.read()
-        decoding = reader.result()
-        return CrowdRun(
-            tuple(task.result() for task in tasks), _works(before, after), _works(*decoding)
-        )
+        cpu = time.process_time() - cpu
+        whole = _works(before, await self._meter.read())
+        sessions = tuple(task.result() for task in tasks)
+        return CrowdRun(sessions, whole, _works(*reader.result()), cpu)
 
     def _pairs(self) -> list[tuple[Sequence[int], int]]:
         return list(zip(self._prompts, self._tokens, strict=True))

@@ -9,7 +9,7 @@ import asyncio
 
 from swarmd.cli.bench import baselines, models
 from swarmd.cli.bench.baselines import ratio
-from swarmd.cli.bench.crowd import CrowdRun, Figures, medians
+from swarmd.cli.bench.crowd import medians
 from swarmd.cli.bench.lab import Ids, Lab, Prompts
 from swarmd.cli.bench.report import Column, Report, compare
 from swarmd.cli.bench.run import Run
@@ -50,8 +50,7 @@ async def _measure(run: Run, report: Report, nodes: LocalSwarm, prompts: Prompts
         await lab.warm_up(prompts)
         crowds = await lab.rounds(prompts, "one session")
         if crowds:
-            figures = [crowd.figures() | own_cost(crowd) for crowd in crowds]
-            report.rows.append({"sessions": 1, **medians(figures)})
+            report.rows.append({"sessions": 1, **medians([c.figures() for c in crowds])})
             lab.compare_rounds("rounds", crowds, seen)
     return seen
 
@@ -67,20 +66,3 @@ def _baseline(run: Run, report: Report, model: models.Model, prompts: Prompts, i
         exact = s.dtype == "float32"
         pair = [(ids, plain.ids[0][0])]
         report.comparisons.append(compare("the session", job.name, pair, must_hold=exact))
-
-
-def own_cost(crowd: CrowdRun) -> Figures:
-    """Return what a token costs at a hop: in `Stage.forward` and besides.
-
-    By the wall clock only for a single session, whose token is at one hop or between two.
-    """
-    works = crowd.decoding or crowd.whole
-    steps = sum(work.steps for work in works) or 1.0
-    forward = sum(work.busy_s for work in works) / steps
-    own_cpu = sum(work.cpu_s - work.forward_cpu_s for work in works) / steps
-    figures: Figures = {"forward_ms": 1000 * forward, "own_cpu_ms": 1000 * own_cpu}
-    if len(crowd.sessions) == 1:
-        times = crowd.sessions[0].times
-        period = (times[-1] - times[0]) / max(1, len(times) - 1)
-        figures["own_wall_ms"] = 1000 * (period / len(works) - forward)
-    return figures

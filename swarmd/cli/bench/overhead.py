@@ -10,7 +10,6 @@ import asyncio
 from swarmd.cli.bench import baselines, models
 from swarmd.cli.bench.baselines import ratio
 from swarmd.cli.bench.crowd import medians
-from swarmd.cli.bench.decode import own_cost
 from swarmd.cli.bench.lab import Ids, Lab, Prompts
 from swarmd.cli.bench.report import Chart, Column, Report
 from swarmd.cli.bench.run import Run
@@ -25,7 +24,7 @@ COLUMNS = (
     Column("forward_ms", "forward, wall ms per token and hop", ".3f"),
     Column("decode_tokens_per_s", "tokens/s"),
     Column("ratio_to_generate", "  against transformers.generate", ".2f"),
-    Column("microbatch_min", "mean microbatch, smallest"),
+    Column("stage_microbatch", "mean microbatch of each"),
 )
 CHART = Chart(
     x="sessions",
@@ -68,7 +67,6 @@ async def _measure(run: Run, report: Report, nodes: LocalSwarm, prompts: Prompts
         for size in run.settings.sessions:
             crowds = await lab.rounds(prompts[:size], f"crowd of {size}")
             if crowds:
-                figures = [crowd.figures() | own_cost(crowd) for crowd in crowds]
-                report.rows.append({"sessions": size, **medians(figures)})
+                report.rows.append({"sessions": size, **medians([c.figures() for c in crowds])})
                 lab.compare_rounds(f"crowd of {size}", crowds, seen)
         await lab.check_alone(prompts, seen)

@@ -140,9 +140,9 @@ def _baseline(run: Run, report: Report, model: models.Model, lengths: list[int])
     threads = settings.stages * settings.threads
     (plain,) = baselines.measure(run, model, [job], threads=threads)
     report.baselines.append(plain.baseline)
-    by_length = dict(zip(lengths, plain.baseline.rows, strict=False))
+    by_length: dict[object, Row] = dict(zip(lengths, plain.baseline.rows, strict=False))
     for row in report.rows:
-        found = by_length.get(int(row["prompt"] or 0))
+        found = by_length.get(row["prompt"])
         if found is not None:
             rate = ratio(row["prompt"], found["ttft_s"])
             row["generate_tokens_per_s"] = rate

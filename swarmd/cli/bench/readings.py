@@ -47,6 +47,11 @@ class StageWork:
         return self.busy_s / self.seconds if self.seconds else 0.0
 
     @property
+    def step_ms(self) -> float:
+        """Wall time of a microbatch in `Stage.forward`, in the mean."""
+        return 1000 * self.busy_s / self.microbatches if self.microbatches else 0.0
+
+    @property
     def microbatch(self) -> float:
         """Steps that ran together, in the mean."""
         return self.steps / self.microbatches if self.microbatches else 0.0

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
-Row = dict[str, float | int | str | None]
+Value = float | int | str | list[float] | None
+Row = dict[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +131,10 @@ class Report:
 
 
 def _rounded(row: Row) -> Row:
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+    return {name: _short(value) for name, value in row.items()}
+
+
+def _short(value: Value) -> Value:
+    if isinstance(value, list):
+        return [float(f"{one:.6g}") for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swarmd.cli.bench.report import Baseline, Column, Comparison, Report, Row
+from swarmd.cli.bench.report import Baseline, Column, Comparison, Report, Row, Value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,9 +62,11 @@ def _figure(row: Row, column: Column) -> str:
     return _cell(row.get(column.key), column.format)
 
 
-def _cell(value: float | int | str | None, format: str) -> str:
+def _cell(value: Value, format: str) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return " ".join(f"{one:{format}}" for one in value)
     return value if isinstance(value, str) else f"{value:{format}}"
 
 

@@ -29,7 +29,7 @@ COLUMNS = (
     Column("ratio_to_bound", "  against the bound", ".2f"),
     Column("bound_tokens_per_s", "bound"),
     Column("session_rate_mean", "tokens/s of a session", ".2f"),
-    Column("microbatch_min", "mean microbatch, smallest"),
+    Column("stage_microbatch", "mean microbatch of each"),
     Column("ttft_p50_s", "first token p50 s", ".2f"),
 )
 CHART = Chart(
