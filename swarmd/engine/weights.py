@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +19,7 @@ from transformers import PreTrainedConfig
 
 from swarmd.core.errors import ModelError, SwarmdError, WeightsError
 from swarmd.core.span import Span
+from swarmd.engine.block_names import check_block_count, span_tensors
 from swarmd.engine.layout import (
     NUMBER_NAMES,
     Layout,
@@ -31,8 +30,6 @@ from swarmd.engine.layout import (
 )
 from swarmd.engine.progress import Meter, Progress
 from swarmd.engine.source import Source
-
-_FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
 
 class Bypass(nn.Module):
@@ -45,45 +42,6 @@ class Bypass(nn.Module):
                 return value
         device = next((v.device for v in args if isinstance(v, torch.Tensor)), None)
         return torch.zeros((), device=device, dtype=torch.get_default_dtype())
-
-
-def span_tensors(names: Iterable[str], span: Span, num_blocks: int) -> dict[str, str]:
-    """Map the name that a tensor has in a model of only this span to its name in the checkpoint.
-
-    A block's tensors carry its index as the first number of their names. Tensors without a number
-    are kept as they are: which of them the span needs shows when the model is built.
-    """
-    listed = list(names)
-    prefix = _block_prefix(listed, num_blocks)
-    chosen: dict[str, str] = {}
-    for name in listed:
-        index, start, end = _block_index(name, prefix)
-        if index is None:
-            chosen[name] = name
-        elif index in span:
-            chosen[f"{name[:start]}{index - span.start}{name[end:]}"] = name
-    return chosen
-
-
-def _block_index(name: str, prefix: str) -> tuple[int | None, int, int]:
-    found = _FIRST_NUMBER.search(name)
-    if found is None or name[: found.start()] != prefix:
-        return None, 0, 0
-    return int(found.group()), found.start(), found.end()
-
-
-def _block_prefix(names: list[str], num_blocks: int) -> str:
-    """Return what stands before the block index in tensor names: the commonest that has all."""
-    counts: Counter[str] = Counter()
-    indices: dict[str, set[int]] = {}
-    for name in names:
-        if found := _FIRST_NUMBER.search(name):
-            counts[name[: found.start()]] += 1
-            indices.setdefault(name[: found.start()], set()).add(int(found.group()))
-    for prefix, _ in counts.most_common():
-        if indices[prefix].issuperset(range(num_blocks)):
-            return prefix
-    raise WeightsError(f"the checkpoint lacks tensors for some of the model's {num_blocks} blocks")
 
 
 def load_span(
@@ -233,6 +191,8 @@ def needed_names(
     source: Source, config: PreTrainedConfig, span: Span, layout: Layout
 ) -> dict[str, str]:
     """Map the names that the span's model gives its tensors to their names in the checkpoint."""
+    ignored = getattr(model_class(config), "_keys_to_ignore_on_load_unexpected", None) or ()
+    check_block_count(source.tensors(), source.config_dict(), ignored, layout.num_blocks)
     renamed = span_tensors(source.tensors(), span, layout.num_blocks)
     wanted = _wanted_by(config, span, layout)
     return {new: old for new, old in renamed.items() if wanted(new)}

@@ -73,6 +73,14 @@ def corrupt_header(model_dir: Path, where: Path) -> Path:
     return where
 
 
+def more_blocks(model_dir: Path, where: Path) -> Path:
+    """The config of a model with half the blocks."""
+    directory(model_dir, where)
+    config = json.loads((where / "config.json").read_text())
+    (where / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    return where
+
+
 Make = Callable[[Path, Path], Path]
 BROKEN: dict[str, tuple[Make, tuple[str, ...], str]] = {
     "nowhere": (lambda model_dir, where: where, (), "is neither a directory on this machine nor"),
@@ -80,6 +88,7 @@ BROKEN: dict[str, tuple[Make, tuple[str, ...], str]] = {
     "no-config": (lambda m, w: directory(m, w, leave_out="config.json"), (), "no config.json"),
     "no-shard": (without_shard, (), "lacks 1 of 3 files: model-00002-of-00003.safetensors"),
     "corrupt-header": (corrupt_header, (), "model.safetensors: header of"),
+    "more-blocks": (more_blocks, ("--blocks", "0:2"), "says 4 blocks (num_hidden_layers), and the"),
     "no-such-blocks": (directory, ("--blocks", "0:99"), "'0:99': the model has 8 blocks, 0:8"),
     "no-room-for-kv": (directory, ("--kv-memory", "1000"), "1,000 bytes for KV hold not one token"),
 }

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from swarmd.core.errors import ModelError, WeightsError
 from swarmd.core.span import Span
+from swarmd.engine.block_names import span_tensors
 from swarmd.engine.layout import find_layout, parse_config
 from swarmd.engine.load import estimate_span_bytes
-from swarmd.engine.weights import load_span, span_tensors
+from swarmd.engine.weights import load_span
 from tests.engine.architectures import ARCHITECTURES, Architecture
 from tests.engine.sources import DirectorySource
 
@@ -30,6 +31,18 @@ def saved(name: str, where: Path, **keys: Any) -> tuple[PreTrainedModel, Directo
     model = Architecture(architecture.family, architecture.keys | keys).build()
     model.save_pretrained(where)
     return model, DirectorySource(where)
+
+
+class Reconfigured(DirectorySource):
+    """The same files with other values in the config."""
+
+    def __init__(self, source: DirectorySource, **keys: Any) -> None:
+        super().__init__(source.files_dir)
+        self.was_read = source.was_read
+        self._keys = keys
+
+    def config_dict(self) -> dict[str, Any]:
+        return super().config_dict() | self._keys
 
 
 def load(
@@ -154,6 +167,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="9 blocks"):
         load(DirectorySource(tmp_path), Span(0, 2))
+
+
+@pytest.mark.parametrize("span", [Span(0, 2), Span(1, 3)], ids=str)
+def test_a_checkpoint_with_more_blocks_than_its_config_says_is_refused(
+    tmp_path: Path, span: Span
+) -> None:
+    _, source = saved("llama", tmp_path)
+    shortened = Reconfigured(source, num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"says 3 blocks .*the checkpoint has 4"):
+        load(shortened, span)
+    with pytest.raises(ModelError, match="the checkpoint has 4"):
+        estimate_span_bytes(shortened, span)
+    assert source.was_read == []
+
+
+@pytest.mark.parametrize(("predicting", "fits"), [(0, False), (1, True), (2, True)])
+def test_blocks_that_predict_further_tokens_may_follow_where_the_config_says_so(
+    tmp_path: Path, predicting: int, fits: bool
+) -> None:
+    model, source = saved("llama", tmp_path)
+    shortened = Reconfigured(source, num_hidden_layers=3, num_nextn_predict_layers=predicting)
+    if not fits:
+        with pytest.raises(ModelError, match="num_nextn_predict_layers"):
+            load(shortened, Span(1, 3))
+        return
+    loaded = load(shortened, Span(1, 3))
+    assert len(loaded.model.layers) == 2
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not [name for name in source.was_read if name.startswith("model.layers.3.")]
 
 
 def test_a_span_beyond_the_model_is_refused(tmp_path: Path) -> None:
