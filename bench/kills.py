@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import statistics
 import sys
 import threading
@@ -97,8 +98,13 @@ def one(nodes: LocalSwarm, bystander: LocalNode, place: str, phase: str) -> Run:
     known = first + [a for a in nodes.addresses if a not in first]
     with Client(known, timeout=120.0) as client:
         plain = client.complete(prompt, max_tokens=TOKENS, ignore_eos=True, allow_redirect=redirect)
+        # With a salt of its own: what the undisturbed one left behind would spare it the prefill.
         tokens = client.generate(
-            prompt, max_tokens=TOKENS, ignore_eos=True, allow_redirect=redirect
+            prompt,
+            max_tokens=TOKENS,
+            ignore_eos=True,
+            allow_redirect=redirect,
+            cache_salt=secrets.token_hex(8),
         )
         if phase == "decode":
             before = kill_in_decode(nodes, tokens, place)

@@ -14,19 +14,23 @@ from dataclasses import dataclass, field
 
 from swarmd.core.frames import Close, Keep, SessionFrame, Step
 from swarmd.core.peers import ModelInfo
+from swarmd.core.prefix import prefix_keys
 from swarmd.core.route import Hop, Route
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span, missing_blocks
 from swarmd.pipeline.driver import Driver, DriverState, Request
 from swarmd.pipeline.events import (
+    Attach,
     Computed,
     ComputeFailed,
     Drain,
     DriverAction,
     DriverEvent,
+    Drop,
     Emit,
     Finished,
     Free,
+    Freeze,
     HopAction,
     HopEvent,
     NeedRoute,
@@ -159,6 +163,12 @@ class SimNode:
                 self._work()
         self.swarm.wake(self, self.table.next_deadline())
 
+    def drop_prefixes(self) -> None:
+        """Forget at once what is shared and not in use."""
+        for action in self.table.prefixes.clear():
+            assert isinstance(action, Drop)
+            self.stage.drop(action.unit)
+
     def lost(self, peer_id: str) -> None:
         """Notice that a link is gone."""
         self.handle(PeerLost(peer_id))
@@ -186,6 +196,12 @@ class SimNode:
         elif isinstance(action, Free):
             self.stage.free(action.session)
             self._broken.discard(action.session)
+        elif isinstance(action, Attach):
+            self.stage.attach(action.session, action.units)
+        elif isinstance(action, Freeze):
+            self.stage.freeze(action.session, action.unit, action.start, action.end)
+        elif isinstance(action, Drop):
+            self.stage.drop(action.unit)
 
     def _compute(self, submit: Submit) -> Computed | ComputeFailed:
         if self.swarm.random.random() < self.swarm.weather.compute_failures:
@@ -356,6 +372,8 @@ class Swarm:
             known_ids=tuple(client.ids),
             epoch=client.epoch,
             route=client.route,
+            prefix=known.prefix,
+            prefix_unit=known.prefix_unit,
         )
         driver = Driver(request, self.driver_policy, jitter=self.random.random())
         run = client.run = SimRun(self.nodes[coordinator], client, driver)
@@ -372,6 +390,8 @@ class Swarm:
     ) -> Client:
         """Make a client with a request; `start` begins it."""
         session = number.to_bytes(16, "big")
+        unit = self.hop_policy.prefix_unit
+        keys = prefix_keys(prompt_ids, self.model.digest, chunk_size, unit=unit) if unit else ()
         return Client(
             Request(
                 session=session,
@@ -382,6 +402,8 @@ class Swarm:
                 sampling=sampling or SamplingParams(),
                 max_tokens=max_tokens,
                 chunk_size=chunk_size,
+                prefix=keys,
+                prefix_unit=unit,
             )
         )
 

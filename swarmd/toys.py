@@ -53,6 +53,30 @@ class ToyStage:
         self.applied: set[tuple[bytes, int, int, int]] = set()
         """(session, epoch, round, position): each may come once."""
         self._kv: dict[bytes, _ToyKV] = {}
+        self._units: dict[bytes, _ToyKV] = {}
+
+    def attach(self, session: bytes, units: tuple[bytes, ...]) -> None:
+        """Begin a session, which must be new, with shared units, which must be there."""
+        assert session not in self._kv, "attached to a session that has begun"
+        parts = [self._units[unit] for unit in units]
+        states = [state for part in parts for state in part.states]
+        self._kv[session] = _ToyKV(parts[0].blocks, states)
+
+    def freeze(self, session: bytes, unit: bytes, start: int, end: int) -> None:
+        """Keep computed positions of a session as a shared unit, which must be new."""
+        kv = self._kv[session]
+        assert len(kv.states) >= end, "shared before it was computed"
+        assert unit not in self._units, "a unit was made twice"
+        self._units[unit] = _ToyKV(kv.blocks, kv.states[start:end])
+
+    def drop(self, unit: bytes) -> None:
+        """Forget a shared unit, which must be there."""
+        del self._units[unit]
+
+    @property
+    def units(self) -> int:
+        """Number of shared units."""
+        return len(self._units)
 
     def compute(self, submit: Submit) -> Computed:
         """Apply a step, which must follow what is held. Raises AssertionError otherwise."""
@@ -131,6 +155,13 @@ class ToyAccount:
 
     def release(self, session: bytes) -> None:
         self.reserved.pop(session, None)
+
+    def lacking(self, session: bytes, blocks: Span, positions: int) -> int:
+        growth = self.size(blocks, positions) - self.reserved.get(session, 0)
+        return growth - self.free_bytes()
+
+    def size(self, blocks: Span, positions: int) -> int:
+        return positions * len(blocks)
 
     def capacity(self, blocks: Span) -> int:
         return self.total // len(blocks)

@@ -49,6 +49,9 @@ class GenerateOptions:
     top_logprobs: int = 0
     ids_only: bool = False
     """Text is neither wanted nor made; works without a tokenizer."""
+    cache_salt: str = ""
+    """What is computed for the beginning of a prompt is used again for prompts of the same salt
+    only: tenants that must not learn of each other have different ones."""
 
 
 class GenerateArguments(TypedDict, total=False):
@@ -71,6 +74,7 @@ class GenerateArguments(TypedDict, total=False):
     ignore_eos: bool
     top_logprobs: int
     ids_only: bool
+    cache_salt: str
     timeout: float | None
     """Seconds for the whole generation, resuming included."""
     allow_redirect: bool
@@ -88,6 +92,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         include_stop=options.include_stop,
         ignore_eos=options.ignore_eos,
         ids_only=options.ids_only,
+        cache_salt=_text(options.cache_salt, "cache_salt"),
     )
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise RequestError(f"{len(request.stop_token_ids)} stop_token_ids, at most {MAX_STOP_IDS}")

@@ -143,6 +143,11 @@ class NodeConfig:
     chunk_size: int = _key(
         256, "Longest piece of a prompt that is computed at once.", options.whole(1, 8192), "N"
     )
+    no_prefix_cache: bool = _key(
+        False,
+        "Compute every prompt anew, also where it begins as others did.",
+        options.flag,
+    )
     gap_wait: float = _key(
         30.0,
         "How long a running session waits for a peer with blocks that nobody holds.",

@@ -93,6 +93,12 @@ class Open:
     """Only to the last hop, with `token_ids`."""
     token_ids: tuple[int, ...] = ()
     """Prompt and output so far: only to the last hop, whose sampler may need them."""
+    prefix: tuple[bytes, ...] = ()
+    """Keys of the prompt's units, each for `prefix_unit` positions: what the hop has computed for
+    one of these, in whatever session, need not be computed again. Empty: share nothing."""
+    prefix_unit: int = 0
+    prefix_grain: int = 0
+    """The session may begin at multiples of it only, where its chunks begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,8 @@ class Opened:
     refusal: Refusal | None = None
     message: str = ""
     kv_length: int = 0
-    """Positions that this hop holds or has accepted: `[0, kv_length)`."""
+    """Positions that this hop holds or has accepted: `[0, kv_length)`. In a fresh session they are
+    what other sessions have computed."""
     log_start: int = 0
     """The replay log can send every output of `[log_start, kv_length)`."""
     kv_free_bytes: int = 0

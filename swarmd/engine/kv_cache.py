@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 
 from swarmd.core.errors import SessionError
+from swarmd.engine.tiles import SEGMENT, BlockKV
 
-SEGMENT = 64
-"""Positions in a tile: storage grows by it, and whole tiles are what sessions can share."""
+__all__ = ["SEGMENT", "BlockKV", "KVBudget", "KVSegment", "RaggedCache", "SequenceCache"]
 
 
 class SequenceCache(Protocol):
@@ -38,80 +38,6 @@ class SequenceCache(Protocol):
         ...
 
 
-class BlockKV:
-    """Keys and values of one block, in tiles of `SEGMENT` positions from position 0 on.
-
-    A tile has keys `(kv_heads, head_dim, SEGMENT)`, so that the scores of consecutive positions are
-    computed side by side, and values `(kv_heads, SEGMENT, value_dim)`. What is not written yet is
-    zero: a masked position has weight 0, and 0 times anything finite changes no bit.
-    """
-
-    __slots__ = ("keys", "values")
-
-    def __init__(self) -> None:
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-
-    def write(self, key: torch.Tensor, value: torch.Tensor, position: int) -> None:
-        """Store `(kv_heads, n, head_dim)` at positions `[position, position + n)`.
-
-        Raises SessionError when this block holds nothing before them.
-        """
-        end = position + key.shape[1]
-        self.grow(key, value, position, end)
-        for tile in range(position // SEGMENT, -(-end // SEGMENT)):
-            start = tile * SEGMENT
-            first, last = max(position, start), min(end, start + SEGMENT)
-            rows, place = (
-                slice(first - position, last - position),
-                slice(first - start, last - start),
-            )
-            self.keys[tile][:, :, place] = key[:, rows].transpose(1, 2)
-            self.values[tile][:, place] = value[:, rows]
-
-    def grow(self, key: torch.Tensor, value: torch.Tensor, position: int, end: int) -> None:
-        """Make room up to `end`, in tiles for keys and values like those given."""
-        if position > self.capacity:
-            raise SessionError(
-                f"a step at position {position} came to a block that has room for {self.capacity}: "
-                "its session, or the prefix that it shares, ran other blocks"
-            )
-        heads = key.shape[0]
-        while self.capacity < end:
-            self.keys.append(key.new_zeros(heads, key.shape[2], SEGMENT))
-            self.values.append(value.new_zeros(heads, SEGMENT, value.shape[2]))
-
-    def read(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys `(kv_heads, n, head_dim)` and values, in one piece, of `[begin, end)`."""
-        first, last = begin // SEGMENT, -(-end // SEGMENT)
-        place = slice(begin - first * SEGMENT, end - first * SEGMENT)
-        keys = torch.cat([tile.transpose(1, 2) for tile in self.keys[first:last]], 1)
-        return keys[:, place], torch.cat(self.values[first:last], 1)[:, place]
-
-    def own(self, tile: int) -> None:
-        """Replace a tile that others may hold by a copy."""
-        self.keys[tile] = self.keys[tile].clone()
-        self.values[tile] = self.values[tile].clone()
-
-    def keep(self, tiles: int) -> None:
-        """Drop all but the first tiles."""
-        del self.keys[tiles:]
-        del self.values[tiles:]
-
-    @property
-    def capacity(self) -> int:
-        """Positions that there is room for."""
-        return len(self.keys) * SEGMENT
-
-    @property
-    def nbytes(self) -> int:
-        return _nbytes(self.keys) + _nbytes(self.values)
-
-
-def _nbytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class KVSegment:
     """Positions `[start, end)` of a prefix: tiles that any number of sessions hold and none writes.
@@ -122,14 +48,13 @@ class KVSegment:
 
     start: int
     end: int
-    keys: tuple[tuple[torch.Tensor, ...], ...]
-    """Per block of the stage's span, its tiles; none where the session did not run the block."""
-    values: tuple[tuple[torch.Tensor, ...], ...]
+    blocks: tuple[BlockKV, ...]
+    """Of the stage's span; those that the session did not run are empty."""
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated, once for all who share it."""
-        return sum(_nbytes(tiles) for tiles in (*self.keys, *self.values))
+        return sum(block.nbytes for block in self.blocks)
 
 
 class RaggedCache:
@@ -161,13 +86,8 @@ class RaggedCache:
                 f"out of the {self.length} positions held"
             )
         self.frozen = max(self.frozen, end)
-        tiles = slice(start // SEGMENT, end // SEGMENT)
-        return KVSegment(
-            start,
-            end,
-            tuple(tuple(block.keys[tiles]) for block in self.blocks),
-            tuple(tuple(block.values[tiles]) for block in self.blocks),
-        )
+        tiles = start // SEGMENT, end // SEGMENT
+        return KVSegment(start, end, tuple(block.part(*tiles) for block in self.blocks))
 
     def attach(self, segments: Sequence[KVSegment]) -> None:
         """Begin this session, which holds nothing yet, with a prefix that others have computed.
@@ -182,8 +102,7 @@ class RaggedCache:
         for index, block in enumerate(self.blocks):
             block.keep(0)
             for segment in segments:
-                block.keys += segment.keys[index]
-                block.values += segment.values[index]
+                block.extend(segment.blocks[index])
         self.length = self.frozen = ends[-1]
 
     def truncate(self, length: int) -> int:
@@ -255,6 +174,11 @@ class KVBudget:
             self._reserved[key] = nbytes
             self._used += growth
             return True
+
+    def lacking(self, key: bytes, nbytes: int) -> int:
+        """Return how many bytes are missing for a reservation; 0 or less when it would fit."""
+        with self._lock:
+            return nbytes - self._reserved.get(key, 0) - self.free_bytes
 
     def release(self, key: bytes) -> int:
         """Drop the reservation of `key`; return the bytes that came free (0 if it had none)."""

@@ -17,8 +17,15 @@ class StageAccount:
 
     def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
         """Set the reservation of a session; False, and no change, when it does not fit."""
-        nbytes = self._stage.kv_bytes(positions, blocks.start, blocks.end)
-        return self._stage.budget.reserve(session, nbytes)
+        return self._stage.budget.reserve(session, self.size(blocks, positions))
+
+    def lacking(self, session: bytes, blocks: Span, positions: int) -> int:
+        """Bytes that are missing for such a reservation; 0 or less when it would fit."""
+        return self._stage.budget.lacking(session, self.size(blocks, positions))
+
+    def size(self, blocks: Span, positions: int) -> int:
+        """Bytes of KV that so many positions take over these blocks."""
+        return self._stage.kv_bytes(positions, blocks.start, blocks.end)
 
     def release(self, session: bytes) -> None:
         """Give a session's reservation back."""

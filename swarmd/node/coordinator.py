@@ -17,15 +17,20 @@ from typing import Any, Protocol
 from swarmd.core.errors import CoverageError, QueueFull, RequestError, SwarmdError
 from swarmd.core.frames import SessionFrame
 from swarmd.core.peers import ModelInfo
+from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
 from swarmd.core.route import Route
 from swarmd.core.span import Span
+from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation
 from swarmd.node.timer import Deadline
 from swarmd.pipeline import events as ev
-from swarmd.pipeline.driver import Driver, Request
+from swarmd.pipeline.driver import Driver, DriverState, Request
 from swarmd.pipeline.policy import DriverPolicy
 
 log = logging.getLogger(__name__)
+
+MAX_TURN_S = 10.0
+"""How long a session waits for another one's prompt, should that one be held up."""
 
 Output = ev.Routed | ev.Emit | ev.Finished
 
@@ -54,6 +59,8 @@ class CoordinatorLimits:
 
     max_sessions: int
     chunk_size: int
+    prefix_unit: int = PREFIX_UNIT
+    """Positions of prompts that sessions share together; 0 shares nothing."""
 
 
 @dataclass(slots=True)
@@ -78,10 +85,17 @@ class Run:
         self.chunk_size = chunk_size
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.deadline: Deadline | None = None
+        self.has_begun = False
+        """Whether its prompt is computed: a token came, or it ended without one."""
 
     @property
     def repairs(self) -> int:
         return self.driver.repairs
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens that needed no prefill."""
+        return self.driver.cached
 
     @property
     def recomputed(self) -> int:
@@ -118,6 +132,7 @@ class Coordinator:
         self._limits = limits
         self._spawn = spawn
         self._runs: dict[bytes, Run] = {}
+        self._book = PromptBook(limits.prefix_unit)
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -130,11 +145,42 @@ class Coordinator:
         """
         run = self._start(generation)
         try:
-            self._handle(run, ev.Start())
+            self._begin(run)
             yield run
         finally:
             self.stop(run, "cancelled")
             self._forget(run)
+
+    def _begin(self, run: Run) -> None:
+        """Start, or wait until another one has computed what begins alike."""
+        request = run.driver.request
+        if request.resumed or self._book.begin(run.session, request.prefix):
+            self._handle(run, ev.Start())
+        else:
+            asyncio.get_running_loop().call_later(MAX_TURN_S, self._start_late, run)
+
+    def _start_late(self, run: Run) -> None:
+        if run.driver.state is DriverState.NEW:
+            self._handle(run, ev.Start())
+
+    def _prompt_done(self, run: Run) -> None:
+        """Let those begin that waited for this prompt."""
+        for session in self._book.done(run.session):
+            other = self._runs.get(session)
+            if other is not None and other.driver.state is DriverState.NEW:
+                self._begin(other)
+
+    def _learn(self, run: Run, output: Output) -> None:
+        """Note what hops hold of prompts, when they say it and when they have computed it."""
+        keys, driver = run.driver.request.prefix, run.driver
+        if isinstance(output, ev.Routed):
+            for peer, answer in driver.held.items():
+                self._book.correct(keys, peer, answer.kv_length)
+        elif not run.has_begun:
+            run.has_begun = True
+            if isinstance(output, ev.Emit):
+                self._book.learn(keys, driver.held)
+            self._prompt_done(run)
 
     def stop(self, run: Run, reason: str) -> None:
         """End a session before its driver would."""
@@ -165,7 +211,8 @@ class Coordinator:
             raise QueueFull(f"{len(self._runs)} sessions are coordinated here already", 1.0)
         resume = generation.resume
         chunk_size = resume.chunk_size if resume else self._limits.chunk_size
-        request = _request(generation, self._model, self._own_id, chunk_size)
+        prefix_unit = self._limits.prefix_unit
+        request = _request(generation, self._model, self._own_id, chunk_size, prefix_unit)
         driver = Driver(request, self._policy, jitter=random.random())
         positions = len(generation.prompt_ids) + generation.max_tokens
         run = Run(generation.session, driver, positions, chunk_size)
@@ -191,6 +238,7 @@ class Coordinator:
             # Later, not now: the driver's other actions come first.
             asyncio.get_running_loop().call_soon(self._find_route, run, action)
         else:
+            self._learn(run, action)
             run.outputs.put_nowait(action)
             self.stats.tokens_emitted += isinstance(action, ev.Emit)
             if isinstance(action, ev.Finished):
@@ -223,22 +271,29 @@ class Coordinator:
     def _forget(self, run: Run) -> None:
         if self._runs.get(run.session) is run:
             del self._runs[run.session]
+            self._prompt_done(run)
             self.stats.repairs += run.driver.repairs
         if run.deadline is not None:
             run.deadline.set(None)
 
 
-def _request(generation: Generation, model: ModelInfo, own_id: str, chunk_size: int) -> Request:
-    resume = generation.resume
+def _request(
+    generation: Generation, model: ModelInfo, own_id: str, chunk_size: int, prefix_unit: int
+) -> Request:
+    resume, salt = generation.resume, generation.cache_salt.encode()
+    ids = generation.prompt_ids
+    keys = prefix_keys(ids, model.digest, chunk_size, salt, prefix_unit) if prefix_unit else ()
     return Request(
         session=generation.session,
         secret=generation.secret,
         model=model,
         me=own_id,
-        prompt_ids=generation.prompt_ids,
+        prompt_ids=ids,
         sampling=generation.sampling,
         max_tokens=generation.max_tokens,
         chunk_size=chunk_size,
+        prefix=keys,
+        prefix_unit=prefix_unit,
         stop_ids=generation.stop_token_ids,
         ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
         known_ids=resume.output_ids if resume else (),

@@ -22,6 +22,7 @@ from swarmd.core.clock import SystemClock
 from swarmd.core.config import NodeConfig
 from swarmd.core.errors import SwarmdError
 from swarmd.core.peers import Announcement
+from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.core.span import Span
 from swarmd.engine.load import default_threads
 from swarmd.engine.stage import Stage
@@ -246,7 +247,9 @@ class Node:
             self._exchange.send,
             routes,
             DriverPolicy(gap_wait=self._config.gap_wait, keep_every=self._config.orphan_grace / 4),
-            CoordinatorLimits(self._config.max_sessions, self._chunk_size(stage)),
+            CoordinatorLimits(
+                self._config.max_sessions, self._chunk_size(stage), self._prefix_unit(stage)
+            ),
             self._spawn,
         )
         self._exchange.open(host, coordinator, routes)
@@ -287,6 +290,10 @@ class Node:
         """Some recurrent families compute the chunks after the first row by row: one chunk then."""
         return self._config.chunk_size if stage.chunked_prefill else stage.info.max_model_len
 
+    def _prefix_unit(self, stage: Stage) -> int:
+        shares = stage.shares_prefixes and not self._config.no_prefix_cache
+        return PREFIX_UNIT if shares else 0
+
     def _start_stage(self, stage: Stage) -> tuple[Executor, StageHost]:
         loop = asyncio.get_running_loop()
 
@@ -308,6 +315,7 @@ class Node:
             orphan_grace=self._config.orphan_grace,
             max_sessions=self._config.max_sessions,
             replay_log_bytes=self._config.replay_memory,
+            prefix_unit=self._prefix_unit(stage),
         )
         host = StageHost(HopTable(facts, account, policy), executor, self._exchange.send)
         assert self._description is not None

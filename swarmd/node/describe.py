@@ -74,7 +74,7 @@ class Description:
             sessions=len(self._host.table.sessions),
             queue_depth=self._executor.queue_depth,
             kv_total_bytes=budget.total_bytes,
-            kv_free_bytes=max(0, budget.free_bytes),
+            kv_free_bytes=max(0, self._host.table.free_bytes()),
             kv_bytes_per_token=self._stage.kv_bytes_per_token,
             replay_exact=self._stage.replay_exact,
             ragged=self._stage.ragged,

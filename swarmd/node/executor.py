@@ -21,14 +21,14 @@ from swarmd.core.frames import Payload
 from swarmd.core.span import Span
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
-from swarmd.engine.kv_cache import SequenceCache
+from swarmd.engine.kv_cache import KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.pipeline import events as ev
 
 log = logging.getLogger(__name__)
 
-Op = ev.Submit | ev.Truncate | ev.Free
+Op = ev.Operation
 Result = ev.Computed | ev.ComputeFailed
 
 
@@ -58,7 +58,7 @@ class _Session:
 
     def __init__(self, cache: SequenceCache) -> None:
         self.cache = cache
-        self.ops: deque[Op] = deque()
+        self.ops: deque[ev.Submit | ev.Truncate] = deque()
         self.sampler: Sampler | None = None
 
 
@@ -81,6 +81,7 @@ class Executor:
         self._inbox: queue.SimpleQueue[Op | None] = queue.SimpleQueue()
         self._queued = 0
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._units: dict[bytes, KVSegment] = {}
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
 
     def start(self) -> None:
@@ -136,15 +137,24 @@ class Executor:
             return True
 
     def _accept(self, op: Op) -> None:
-        session = self._sessions.get(op.session)
+        if isinstance(op, ev.Drop):
+            del self._units[op.unit]
+            return
         if isinstance(op, ev.Free):
             # Nobody waits for what the session had queued.
             self._sessions.pop(op.session, None)
             return
+        session = self._sessions.get(op.session)
         if session is None:
             session = self._sessions[op.session] = _Session(self._stage.new_cache())
-        session.ops.append(op)
-        self._truncate_if_next(session)
+        if isinstance(op, ev.Attach):
+            _ragged(session).attach([self._units[unit] for unit in op.units])
+        elif isinstance(op, ev.Freeze):
+            # What is queued does not touch these positions: they are computed and stay.
+            self._units[op.unit] = _ragged(session).freeze(op.start, op.end)
+        else:
+            session.ops.append(op)
+            self._truncate_if_next(session)
 
     def _truncate_if_next(self, session: _Session) -> None:
         while session.ops and isinstance(op := session.ops[0], ev.Truncate):
@@ -260,6 +270,12 @@ class Executor:
         if all(submit.step.length == 1 for submit in submits):
             new = seconds * 1000
             stats.step_ms = new if not stats.step_ms else 0.9 * stats.step_ms + 0.1 * new
+
+
+def _ragged(session: _Session) -> RaggedCache:
+    """The session's cache, where stages share prefixes."""
+    assert isinstance(session.cache, RaggedCache)
+    return session.cache
 
 
 def _work(key: bytes, submit: ev.Submit) -> Work:

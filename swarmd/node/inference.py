@@ -263,5 +263,6 @@ def _finished(
             output_tokens=count,
             repairs=run.repairs,
             recomputed_tokens=run.recomputed,
+            cached_tokens=run.cached,
         )
     )

@@ -20,6 +20,7 @@ from swarmd.wire import frames
 
 DEFAULT_MAX_TOKENS = 1024
 MAX_STOP_IDS = 256
+MAX_SALT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Generation:
     include_stop: bool
     ids_only: bool
     resume: Resumption | None = None
+    cache_salt: str = ""
+    """Prefixes are shared with generations of the same salt only."""
 
 
 def parse(
@@ -75,7 +78,14 @@ def parse(
         include_stop=request.include_stop,
         ids_only=request.ids_only,
         resume=resume,
+        cache_salt=_cache_salt(request.cache_salt),
     )
+
+
+def _cache_salt(salt: str) -> str:
+    if len(salt) > MAX_SALT:
+        raise RequestError(f"a cache salt of {len(salt)} characters; at most {MAX_SALT} fit")
+    return salt
 
 
 def check_ids(ids: Sequence[int], model: ModelInfo, what: str) -> None:

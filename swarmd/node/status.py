@@ -57,7 +57,10 @@ class StatusReport:
         values = {
             f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()
         }
-        values["hop_kv_reserved_bytes"] = float(self._budget.used_bytes)
+        prefixes = self._host.table.prefixes
+        values["hop_kv_reserved_bytes"] = float(self._budget.used_bytes - prefixes.idle_bytes)
+        values["hop_prefix_idle_bytes"] = float(prefixes.idle_bytes)
+        values["hop_prefix_units"] = float(len(prefixes))
         values["hop_sessions"] = float(len(self._host.table.sessions))
         values["coordinator_sessions"] = float(len(self._coordinator))
         return values

@@ -71,6 +71,8 @@ class Driver:
         self.repairs = 0
         self.error: errors.SwarmdError | None = None
         """Why the last repair began."""
+        self.cached = 0
+        """Positions that were not computed for this session, since hops had them."""
         self.held: dict[str, Opened] = {}
         """What the hops of the route answered in this epoch."""
         self.feed = Feed(
@@ -275,10 +277,22 @@ class Driver:
         if self._started:
             behind -= self._catch_up()
         else:
-            self._keep()
+            behind -= self._begin()
         self._started = True
         self._pump()
         self._due = now + self.policy.time_for(behind)
+
+    def _begin(self) -> int:
+        """Start a session where all hops have what others computed; return that position.
+
+        It is a chunk's start, so that what follows is cut as it would have been without.
+        """
+        self._keep()
+        lengths = [answer.kv_length for answer in self.held.values()]
+        self.cached = self.feed.chunks.floor(min(*lengths, self.feed.known - 1))
+        if any(lengths):
+            self.feed.rewind(self.cached)
+        return self.cached
 
     def _catch_up(self) -> int:
         """Let all hops come to hold the same; return what the one that is furthest behind holds."""

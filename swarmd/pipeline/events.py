@@ -132,15 +132,15 @@ class Send:
     frame: SessionFrame
 
 
-# Actions of the hop table only. The three for the executor keep their order.
+# Actions of the hop table only. Those for the executor keep their order.
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
     """Compute a step over `blocks`; answer with `Computed` or `ComputeFailed`, in order.
 
-    KV for `session` and `blocks` is made at its first submit. `sampling` is set on the last hop,
-    and `ids`, the ids of positions `[0, step.end)`, where sampling needs them.
+    KV for `session` and `blocks` is made at its first submit, or by an `Attach`. `sampling` is set
+    on the last hop, and `ids`, the ids of positions `[0, step.end)`, where sampling needs them.
     """
 
     session: bytes
@@ -167,6 +167,31 @@ class Free:
     """Forget the session; results of its submitted steps are no longer wanted."""
 
     session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Make KV for a new session that begins with these shared units, in order from position 0."""
+
+    session: bytes
+    units: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Keep positions `[start, end)` of a session, which are computed, as a shared unit."""
+
+    session: bytes
+    unit: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a shared unit: no session uses it."""
+
+    unit: bytes
 
 
 # Actions of the driver only.
@@ -212,6 +237,8 @@ class Finished:
 
 
 HopEvent = Received | PeerLost | Tick | Computed | ComputeFailed | Drain
-HopAction = Send | Submit | Truncate | Free
+Operation = Submit | Truncate | Free | Attach | Freeze | Drop
+"""What the executor is told."""
+HopAction = Send | Operation
 DriverEvent = Received | PeerLost | Tick | Start | RouteFound | RouteMissing | RoutesChanged | Stop
 DriverAction = Send | NeedRoute | Routed | Emit | Finished

@@ -39,6 +39,7 @@ from swarmd.pipeline.events import (
 )
 from swarmd.pipeline.hop_session import HopInput, HopSession, HopState
 from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageFacts
+from swarmd.pipeline.prefix_index import PrefixIndex
 from swarmd.pipeline.replay_log import ReplayBudget, ReplayLog
 from swarmd.pipeline.steps import cut
 
@@ -57,6 +58,9 @@ class HopTable:
         self.sessions: dict[bytes, HopSession] = {}
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
+        unit = self.policy.prefix_unit if facts.rewinds else 0
+        output_limit = self.policy.replay_log_bytes
+        self.prefixes = PrefixIndex(account, self.counters, unit, output_limit)
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None
@@ -103,39 +107,59 @@ class HopTable:
             if session and (session.blocks != order.blocks or (order.fresh and session.length)):
                 actions += self._free(session)
                 session = None
-            session = self._admit(order, session)
+            new = session is None
+            session, made = self._admit(sender, order, session)
         except Refused as no:
             self.counters.refused += 1
             answer = Opened(order.session, no.epoch or order.epoch, no.refusal, str(no))
             return [*actions, Send(sender, answer)]
         session.point(sender, order)
         session.seen_at = now
-        if not session.length:
+        if new or not session.length:
             session.lapses_at = now + self.policy.reservation
         self._remind(session)
-        return [*actions, self._opened(session)]
+        return [*actions, *made, self._opened(session)]
 
-    def _admit(self, order: Open, session: HopSession | None) -> HopSession:
-        if session is None and self.draining:
+    def _admit(
+        self, sender: str, order: Open, known: HopSession | None
+    ) -> tuple[HopSession, list[HopAction]]:
+        """Make room for a session; return it, with what the executor has to do for it."""
+        if known is None and self.draining:
             raise Refused(Refusal.DRAINING, "this node is draining")
         capacity = self._account.capacity(order.blocks)
         check_length(order, min(capacity, self.facts.model.max_model_len))
-        if session is None and len(self.sessions) >= self.policy.max_sessions:
+        if known is None and len(self.sessions) >= self.policy.max_sessions:
             raise Refused(Refusal.KV_EXHAUSTED, f"{len(self.sessions)} sessions are open here")
-        if not self._account.reserve(order.session, order.blocks, order.max_positions):
+        session, actions = known or self._new(sender, order), []
+        session.max_positions, before = order.max_positions, session.max_positions
+        if known is None:
+            actions = self.prefixes.attach(session)
+        fits, dropped = self.prefixes.reserve(session)
+        if not fits:
+            session.max_positions = before
+            if known is None:
+                self.prefixes.release(session)
+                session.log.truncate(0)
             message = (
                 f"KV for {order.max_positions} positions does not fit now: "
-                f"{self._account.free_bytes()} bytes are free"
+                f"{self.free_bytes()} bytes are free"
             )
             raise Refused(Refusal.KV_EXHAUSTED, message)
-        if session is not None:
-            self.counters.adopted += 1
-            return session
-        self.counters.opened += 1
+        self.counters.adopted += known is not None
+        self.counters.opened += known is None
+        self.sessions[order.session] = session
+        return session, [*dropped, *actions]
+
+    def _new(self, sender: str, order: Open) -> HopSession:
         log = ReplayLog(self.budget)
         session = HopSession(order.session, order.secret, order.blocks, log, self._ticket)
-        self.sessions[order.session] = session
+        session.prompt_tokens, session.next_peer = order.prompt_tokens, order.next_peer
+        session.prefix, session.grain = self.prefixes.names(sender, order), order.prefix_grain
         return session
+
+    def free_bytes(self) -> int:
+        """Bytes of KV that a new session could have."""
+        return self._account.free_bytes() + self.prefixes.idle_bytes
 
     def _opened(self, session: HopSession) -> Send:
         answer = Opened(
@@ -143,7 +167,7 @@ class HopTable:
             session.epoch,
             kv_length=session.length,
             log_start=session.log.start,
-            kv_free_bytes=self._account.free_bytes(),
+            kv_free_bytes=self.free_bytes(),
             pid=self.facts.pid,
         )
         return Send(session.coordinator, answer)
@@ -219,7 +243,11 @@ class HopTable:
         session.lapses_at = None
         if sender == session.coordinator:
             session.seen_at = now
-        return [*self._new_round(session, step), *self._take(session, step)]
+        rewound = self._new_round(session, step)
+        if rewound is None:
+            message = f"KV of its own for {session.max_positions} positions does not fit now"
+            return [*self._free(session), self._fail(session, Refusal.KV_EXHAUSTED, message)]
+        return [*rewound, *self._take(session, step)]
 
     def _misfit(self, session: HopSession, step: Step) -> str:
         model = self.facts.model
@@ -239,14 +267,19 @@ class HopTable:
             return f"this hop needs hidden states of shape {(step.length, model.hidden_size)}"
         return ""
 
-    def _new_round(self, session: HopSession, step: Step) -> list[HopAction]:
+    def _new_round(self, session: HopSession, step: Step) -> list[HopAction] | None:
+        """Rewind as a step of a new round says; None when what was shared has no room now."""
         if step.round == session.round:
             return []
         session.round = step.round
         keep = step.position if self.facts.rewinds or step.position >= session.length else 0
         gone = session.rewind(step.position, keep)
+        if not gone:
+            return []
         self.counters.recomputed_positions += gone
-        return [Truncate(session.id, keep)] if gone else []
+        self.prefixes.rewind(session)
+        fits, dropped = self.prefixes.reserve(session)
+        return [*dropped, Truncate(session.id, keep)] if fits else None
 
     def _take(self, session: HopSession, step: Step) -> list[HopAction]:
         if step.position > session.length:
@@ -303,20 +336,23 @@ class HopTable:
         logs = (other.log for other in self.sessions.values())
         self.counters.evicted_positions += self.budget.enforce(logs)
         onward = session.onward(done)
-        return [] if onward is None else [Send(session.next_peer, onward)]
+        shared = self.prefixes.share(session, session.computed)
+        return shared if onward is None else [Send(session.next_peer, onward), *shared]
 
     def _tokens(self, session: HopSession, event: Computed) -> list[HopAction]:
         result = session.drawn(event.ticket, event.tokens)
+        shared = self.prefixes.share(session, session.computed)
         if result is None:
-            return []
+            return shared
         step, drawn = result
-        return [
+        tokens = [
             Send(
                 session.coordinator,
                 Token(session.id, step.epoch, step.round, t.position, t.id, t.logprob, t.top),
             )
             for t in drawn
         ]
+        return [*tokens, *shared]
 
     def _compute_failed(self, event: ComputeFailed, now: float) -> list[HopAction]:
         session = self.sessions.get(event.session)
@@ -338,6 +374,8 @@ class HopTable:
         for session in self.sessions.values():
             if session.next_peer == event.peer_id:
                 session.move(HopInput.NEXT_LOST)
+                if session.coordinator == event.peer_id:
+                    continue  # it cannot be told either, and to try would lose it again
                 message = f"the next hop {event.peer_id} cannot be reached"
                 actions.append(self._fail(session, refusal, message, event.peer_id))
         return actions
@@ -382,6 +420,7 @@ class HopTable:
     def _free(self, session: HopSession) -> list[HopAction]:
         del self.sessions[session.id]
         session.log.truncate(0)
+        self.prefixes.release(session)
         self._account.release(session.id)
         self.counters.freed += 1
         return [Free(session.id)]

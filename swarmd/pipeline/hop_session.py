@@ -67,6 +67,14 @@ class HopSession:
     sampling: SamplingParams | None = None
     ids: list[int] = field(default_factory=list)
     """On the last hop: prompt and output so far, as penalties count them."""
+    prefix: tuple[bytes, ...] = ()
+    """Names of the units of the prompt, as far as they may be shared."""
+    shared: dict[int, bytes] = field(default_factory=dict)
+    """Index -> name of the units that are shared, wherever they came from."""
+    grain: int = 1
+    """Length of the prompt's chunks."""
+    next_unit: int = 0
+    """Units below it have been looked at for sharing."""
     state: HopState = HopState.HELD
     length: int = 0
     send_from: int = 0
@@ -81,6 +89,11 @@ class HopSession:
     """When the coordinator was last heard of."""
     lapses_at: float | None = None
     """Until it is used, when the reservation lapses."""
+
+    @property
+    def computed(self) -> int:
+        """Positions `[0, computed)` are computed; those above are with the executor, or unknown."""
+        return min((step.position for step in self.pending.values()), default=self.length)
 
     @property
     def last(self) -> bool:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from swarmd.core.peers import ModelInfo
+from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.core.span import Span
 
 
 class KVAccount(Protocol):
-    """The stage's KV budget: counts of bytes, no memory."""
+    """The stage's KV budget: counts of bytes, no memory. Shared units are reserved by name, too."""
 
     def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:
         """Make the session's reservation so large; False, and no change, when it does not fit."""
@@ -21,6 +22,14 @@ class KVAccount(Protocol):
 
     def release(self, session: bytes) -> None:
         """Give the session's reservation back."""
+        ...
+
+    def lacking(self, session: bytes, blocks: Span, positions: int) -> int:
+        """Bytes that are missing for such a reservation; 0 or less when it would fit."""
+        ...
+
+    def size(self, blocks: Span, positions: int) -> int:
+        """Bytes of KV that so many positions take over these blocks."""
         ...
 
     def capacity(self, blocks: Span) -> int:
@@ -48,6 +57,9 @@ class HopPolicy:
     a replay of everything cannot overrun it."""
     replay_step: int = 256
     """Positions in one step out of a replay log."""
+    prefix_unit: int = PREFIX_UNIT
+    """Positions of prompts that sessions share together; 0 shares nothing. The outputs that are
+    kept with them take as much memory as all replay logs may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,8 @@ class StageFacts:
     span: Span
     pid: int = 0
     rewinds: bool = True
-    """Whether KV can be cut to any length; otherwise (recurrent state) only to 0."""
+    """Whether KV can be cut to any length; otherwise (recurrent state) only to 0, and sessions
+    cannot share prefixes."""
 
 
 @dataclass(slots=True)
@@ -87,3 +100,7 @@ class HopCounters:
     """Given up in rewinds, so computed again."""
     evicted_positions: int = 0
     """Dropped from the replay logs for want of room."""
+    prefix_hit_positions: int = 0
+    """Positions with which sessions began, since others had computed them."""
+    prefix_evicted_positions: int = 0
+    """Shared positions dropped for want of room."""

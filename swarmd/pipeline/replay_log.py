@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from swarmd.core.errors import SessionError
 from swarmd.core.frames import Step
@@ -16,8 +17,9 @@ ENTRY_OVERHEAD = 400
 """Bytes of Python objects per logged step, beside its payload."""
 
 
-def _cost(step: Step) -> int:
-    return ENTRY_OVERHEAD + (step.hidden.nbytes if step.hidden is not None else 0)
+def _is_edge(step: Step, position: int) -> bool:
+    """Whether a chunk of the step begins at that position."""
+    return position in accumulate(step.chunks, initial=step.position)
 
 
 class ReplayBudget:
@@ -46,6 +48,8 @@ class ReplayLog:
         self.start = 0
         self.end = 0
         self.nbytes = 0
+        self._shared = 0
+        """Steps that end here or before lie in memory that is counted elsewhere."""
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -56,17 +60,32 @@ class ReplayLog:
             raise SessionError(f"the replay log ends at {self.end}, not at {step.position}")
         self._steps.append(step)
         self.end = step.end
-        self._account(_cost(step))
+        self._account(self._cost(step))
+
+    def adopt(self, step: Step) -> None:
+        """Add an output that another session computed: its memory is counted elsewhere."""
+        self._shared = step.end
+        self.append(step)
+
+    def share(self, position: int) -> None:
+        """Count no longer what lies below `position`: another session may use it from now on."""
+        for step in self._steps:
+            if step.end > position:
+                break
+            if step.end > self._shared and step.hidden is not None:
+                self._account(-step.hidden.nbytes)
+        self._shared = max(self._shared, position)
 
     def truncate(self, length: int) -> None:
         """Forget positions at and above `length`."""
         while self._steps and self._steps[-1].end > length:
             last = self._steps.pop()
-            self._account(-_cost(last))
+            self._account(-self._cost(last))
             if last.position < length:
                 kept = cut(last, last.position, length)
                 self._steps.append(kept)
-                self._account(_cost(kept))
+                self._account(self._cost(kept))
+        self._shared = min(self._shared, length)
         self.end = min(self.end, length)
         self.start = min(self.start, self.end)
 
@@ -76,12 +95,24 @@ class ReplayLog:
             if step.end > position:
                 yield cut(step, position, step.end)
 
+    def chunk(self, start: int, end: int) -> Step | None:
+        """The output of exactly this chunk; None if it is not here, or was computed otherwise."""
+        for step in self._steps:
+            if step.position <= start and end <= step.end:
+                part = cut(step, start, end)
+                return part if part.chunks == (end - start,) and _is_edge(step, start) else None
+        return None
+
     def drop_oldest(self) -> int:
         """Forget the oldest step; return the number of its positions."""
         first = self._steps.popleft()
-        self._account(-_cost(first))
+        self._account(-self._cost(first))
         self.start = first.end
         return first.length
+
+    def _cost(self, step: Step) -> int:
+        counted = step.hidden is not None and step.end > self._shared
+        return ENTRY_OVERHEAD + (step.hidden.nbytes if step.hidden and counted else 0)
 
     def _account(self, nbytes: int) -> None:
         self.nbytes += nbytes

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from swarmd.core.errors import PromptTooLong, RequestError
 from swarmd.core.frames import Open
 from swarmd.core.peers import ModelInfo
+from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.core.route import Hop, Route
 from swarmd.core.sampling import SamplingParams
 
@@ -38,6 +39,9 @@ class Request:
     """The last epoch that is known of; 0 for a new session."""
     route: Route = ()
     """The route of that epoch, as far as it is known."""
+    prefix: tuple[bytes, ...] = ()
+    """Keys of the prompt's units, for hops to share; see `core.prefix`."""
+    prefix_unit: int = PREFIX_UNIT
 
     @property
     def resumed(self) -> bool:
@@ -99,5 +103,8 @@ def open_frames(
                 prompt_tokens=len(request.prompt_ids),
                 sampling=request.sampling if last else None,
                 token_ids=ids if last else (),
+                prefix=request.prefix,
+                prefix_unit=request.prefix_unit if request.prefix else 0,
+                prefix_grain=request.chunk_size if request.prefix else 0,
             ),
         )

@@ -180,7 +180,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., seed: _Optional[int] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids")
+    __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids", "prefix", "prefix_unit", "prefix_grain")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,9 @@ class Open(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_UNIT_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_GRAIN_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -207,7 +210,10 @@ class Open(_message.Message):
     prompt_tokens: int
     sampling: Sampling
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    prefix: _containers.RepeatedScalarFieldContainer[bytes]
+    prefix_unit: int
+    prefix_grain: int
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., prefix_grain: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "epoch", "refusal", "message", "kv_length", "log_start", "kv_free_bytes", "pid")

@@ -32,6 +32,7 @@ from swarmd.core.frames import (
     Token,
 )
 from swarmd.core.peers import PEER_ID_HEX
+from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
@@ -141,6 +142,9 @@ def _open_to_pb(frame: Open) -> pb.Frame:
             prompt_tokens=frame.prompt_tokens,
             sampling=sampling,
             token_ids=frame.token_ids,
+            prefix=frame.prefix,
+            prefix_unit=frame.prefix_unit,
+            prefix_grain=frame.prefix_grain,
         )
     )
 
@@ -292,8 +296,21 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             prompt_tokens=_position(m.prompt_tokens, "prompt_tokens"),
             sampling=sampling_from_pb(m.sampling) if m.HasField("sampling") else None,
             token_ids=tuple(m.token_ids),
+            prefix=_prefix(m),
+            prefix_unit=m.prefix_unit,
+            prefix_grain=_position(m.prefix_grain, "prefix_grain"),
         ),
     )
+
+
+def _prefix(m: pb.Open) -> tuple[bytes, ...]:
+    if len(m.prefix) * m.prefix_unit > m.prompt_tokens or (m.prefix and not m.prefix_unit):
+        raise ProtocolError(
+            f"{len(m.prefix)} units of {m.prefix_unit} for a prompt of {m.prompt_tokens} positions"
+        )
+    if any(len(key) != KEY_BYTES for key in m.prefix):
+        raise ProtocolError(f"the key of a prompt's unit has {KEY_BYTES} bytes")
+    return tuple(m.prefix)
 
 
 def _opened_from_pb(m: pb.Opened) -> tuple[Opened]:

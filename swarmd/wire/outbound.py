@@ -185,7 +185,8 @@ def _size(frame: SessionFrame) -> int:
         return 16 * len(frame.top) + _FRAME_OVERHEAD
     if isinstance(frame, Open):
         biases = len(frame.sampling.logit_bias) if frame.sampling is not None else 0
-        return 5 * len(frame.token_ids) + 13 * biases + 2 * _FRAME_OVERHEAD
+        numbers = 5 * len(frame.token_ids) + 13 * biases + 18 * len(frame.prefix)
+        return numbers + 2 * _FRAME_OVERHEAD
     if isinstance(frame, Keep):
         return 18 * len(frame.sessions) + _FRAME_OVERHEAD
     return 6 * limits.MAX_TEXT if hasattr(frame, "message") else _FRAME_OVERHEAD

@@ -77,7 +77,7 @@ def test_a_killed_coordinator_is_replaced_by_another_node(
 
 def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: LocalSwarm) -> None:
     undisturbed = client.complete(LONG_PROMPT, max_tokens=24, ignore_eos=True)
-    tokens = client.generate(LONG_PROMPT, max_tokens=24, ignore_eos=True)
+    tokens = client.generate(LONG_PROMPT, max_tokens=24, ignore_eos=True, cache_salt="afresh")
     came: list[int] = []
     came_before: list[int] = []
 

@@ -352,6 +352,14 @@ def test_the_loss_of_the_next_hop_is_told_and_outputs_are_held_back() -> None:
     assert bench.open(epoch=2, fresh=False).kv_length == 4
 
 
+def test_a_lost_coordinator_that_is_the_next_hop_is_not_told_of_its_own_loss() -> None:
+    bench = Bench()
+    bench.open(next_peer="boss")
+    submit = only(bench.step(0, 4), Submit)
+    assert bench.lose("boss") == []
+    assert bench.compute(submit) == []
+
+
 def test_a_next_hop_that_the_view_does_not_hold_is_told_as_such() -> None:
     bench = Bench()
     bench.open()

@@ -46,6 +46,8 @@ HAPPENS = (
     "duplicates",
     "evicted_positions",
     "orphaned",
+    "prefix_evicted_positions",
+    "prefix_hit_positions",
     "recomputed_positions",
     "replayed_positions",
     "stale_epochs",
@@ -78,7 +80,10 @@ class Storm:
                 notice=(0.001, draw.choice([0.08, 1.0])),
                 compute_failures=draw.choice([0.0, 0.0, 0.005]),
             ),
-            HopPolicy(replay_log_bytes=draw.choice([WHOLE_LOGS, 1 << 14, 0])),
+            HopPolicy(
+                replay_log_bytes=draw.choice([WHOLE_LOGS, 1 << 14, 0]),
+                prefix_unit=draw.choice([0, 4, 8]),
+            ),
             DriverPolicy(
                 window=draw.choice([2, 8, 64]),
                 replay_step=draw.choice([4, 256]),
@@ -87,6 +92,8 @@ class Storm:
             ),
         )
         self.kv_bytes = draw.choice([1 << 20, 1 << 20, 256 * self.num_blocks])
+        self.chunk_size = draw.choice([2, 4, 8, 3, 16])
+        self.preamble = [draw.randrange(50_000) for _ in range(50)]
         self.stages = self._stages()
         self.coordinators = self._coordinators()
         self.clients = [self._client(number) for number in range(1, draw.randint(2, 8))]
@@ -124,10 +131,13 @@ class Storm:
     def _client(self, number: int) -> Client:
         draw = self.random
         prompt = tuple(draw.randrange(50_000) for _ in range(draw.randint(1, 60)))
+        if draw.random() < 0.5:  # as agents do: the same beginning, then what each has to say
+            prompt = (*self.preamble[: draw.randint(1, 50)], *prompt[:10])
         sampling = SamplingParams(
             temperature=1.0, seed=number, presence_penalty=draw.choice([0.0, 0.5])
         )
-        max_tokens, chunk_size = draw.randint(10, 80), draw.randint(1, 16)
+        max_tokens = draw.randint(10, 80)
+        chunk_size = draw.choice([self.chunk_size, self.chunk_size, draw.randint(1, 16)])
         return self.swarm.client(number, prompt, max_tokens, sampling, chunk_size)
 
     # Faults.
@@ -302,10 +312,12 @@ class Storm:
     def check_nodes(self) -> None:
         for node in self.swarm.nodes.values():
             if node.alive:
+                node.drop_prefixes()
                 assert not node.table.sessions, f"{node.peer_id} still has sessions"
                 assert not node.account.reserved, f"{node.peer_id} still has KV reserved"
                 assert node.table.budget.used == 0, f"{node.peer_id} still has a replay log"
                 assert len(node.stage) == 0, f"{node.peer_id} still has KV"
+                assert node.stage.units == len(node.table.prefixes) == 0, "units that nobody uses"
                 assert not node.drivers
             if not self.swarm.weather.compute_failures:
                 assert node.table.counters.compute_failed == 0, "outputs that fit no session"

@@ -24,6 +24,7 @@ from swarmd.core.frames import (
     Step,
     Token,
 )
+from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.wire import limits
@@ -84,6 +85,8 @@ samplings = st.builds(
 def opens(draw: st.DrawFn) -> Open:
     start = draw(st.integers(0, limits.MAX_BLOCKS - 1))
     ids = draw(st.lists(uint32, max_size=20))
+    keys = draw(st.lists(st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES), max_size=4))
+    unit = draw(st.integers(1, 64)) if keys else 0
     return Open(
         session=draw(sessions),
         secret=draw(st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES)),
@@ -94,9 +97,12 @@ def opens(draw: st.DrawFn) -> Open:
         next_peer=draw(peer_ids | st.just("")),
         prev_peer=draw(peer_ids),
         max_positions=draw(st.integers(len(ids), limits.MAX_POSITIONS)),
-        prompt_tokens=draw(positions),
+        prompt_tokens=draw(st.integers(len(keys) * unit, limits.MAX_POSITIONS)),
         sampling=draw(st.none() | samplings),
         token_ids=tuple(ids),
+        prefix=tuple(keys),
+        prefix_unit=unit,
+        prefix_grain=draw(positions),
     )
 
 

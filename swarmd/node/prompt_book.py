@@ -1,0 +1,83 @@
+"""What a coordinator knows of the prompts that it has sent out: who holds what, and who is at it.
+
+Of prompts that begin alike, one goes ahead and the others find what it has computed. Decisions
+only: `swarmd.node.coordinator` carries them out, and hops have the last word on what they hold.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+MAX_KEYS = 1 << 16
+"""Units that are remembered; the ones that were used least lately are forgotten."""
+
+
+class PromptBook:
+    """Prompts by the keys of their units (see `swarmd.core.prefix`)."""
+
+    def __init__(self, unit: int, max_keys: int = MAX_KEYS) -> None:
+        self._unit = unit
+        self._max_keys = max_keys
+        self._holders: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._ahead: dict[bytes, Sequence[bytes]] = {}
+        self._behind: dict[bytes, list[bytes]] = {}
+
+    # Who holds what.
+
+    def held(self, keys: Sequence[bytes]) -> dict[str, int]:
+        """Return for each peer how many of the prompt's first positions it should have."""
+        found: dict[str, int] = {}
+        candidates: set[str] | None = None
+        for count, key in enumerate(keys, start=1):
+            holders = self._holders.get(key, set())
+            candidates = holders if candidates is None else candidates & holders
+            if not candidates:
+                break
+            for peer in candidates:
+                found[peer] = count * self._unit
+        return found
+
+    def learn(self, keys: Sequence[bytes], peers: Iterable[str]) -> None:
+        """A session with this prompt has been computed by these peers."""
+        holders = tuple(peers)
+        for key in reversed(keys):
+            self._holders.setdefault(key, set()).update(holders)
+            self._holders.move_to_end(key)
+        while len(self._holders) > self._max_keys:
+            self._holders.popitem(last=False)
+
+    def correct(self, keys: Sequence[bytes], peer: str, length: int) -> None:
+        """A peer says that it has only so many of the prompt's positions."""
+        for key in keys[length // self._unit :]:
+            holders = self._holders.get(key)
+            if holders is not None:
+                holders.discard(peer)
+
+    # Who goes first.
+
+    def begin(self, session: bytes, keys: Sequence[bytes]) -> bool:
+        """Return whether a session may start; if not, `done` names it when its turn has come.
+
+        It waits for one that is being computed if that spares it much: half of what is left to
+        compute of the other one's prompt at least.
+        """
+        known = max(self.held(keys).values(), default=0) // self._unit
+        for other, theirs in self._ahead.items():
+            shared = _common(keys, theirs)
+            if shared > known and 2 * (shared - known) >= len(theirs) - known:
+                self._behind.setdefault(other, []).append(session)
+                return False
+        self._ahead[session] = keys
+        return True
+
+    def done(self, session: bytes) -> list[bytes]:
+        """A session's prompt is computed, or will not be; return who may try to start now."""
+        self._ahead.pop(session, None)
+        return self._behind.pop(session, [])
+
+
+def _common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """Length of the common beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,0 +1,61 @@
+"""Prompts that begin alike are computed once, and give the ids that they give alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from swarmd.cli.local_swarm import LocalSwarm
+from swarmd.client import Client
+
+SYSTEM = "\n\n".join(f"def helper_{i}(value):\n    return value * {i}" for i in range(40))
+CHUNK = 64
+
+
+def test_a_second_prompt_begins_where_the_first_has_been(client: Client) -> None:
+    plain = [
+        client.complete(SYSTEM + tail, max_tokens=24, ignore_eos=True, cache_salt=f"alone {tail}")
+        for tail in ("\n\ndef first(", "\n\nclass Second:")
+    ]
+    assert [done.cached_tokens for done in plain] == [0, 0]
+    first = client.complete(SYSTEM + "\n\ndef first(", max_tokens=24, ignore_eos=True)
+    second = client.complete(SYSTEM + "\n\nclass Second:", max_tokens=24, ignore_eos=True)
+    assert second.cached_tokens >= second.num_prompt_tokens - 2 * CHUNK > 0
+    assert second.cached_tokens % CHUNK == 0
+    assert [first.token_ids, second.token_ids] == [done.token_ids for done in plain]
+
+
+def test_tenants_of_different_salts_learn_nothing_of_each_other(client: Client) -> None:
+    for salt in ("one tenant", "another"):
+        done = client.complete(SYSTEM, max_tokens=2, ignore_eos=True, cache_salt=salt)
+        assert done.cached_tokens == 0
+    again = client.complete(SYSTEM, max_tokens=2, ignore_eos=True, cache_salt="another")
+    assert again.cached_tokens > 0
+
+
+def test_a_crowd_that_begins_alike_computes_the_beginning_once(client: Client) -> None:
+    tails = [f"\n\ndef agent_{i}(" for i in range(6)]
+
+    def ask(tail: str, salt: str) -> tuple[int, tuple[int, ...]]:
+        done = client.complete(SYSTEM + tail, max_tokens=8, ignore_eos=True, cache_salt=salt)
+        return done.cached_tokens, done.token_ids
+
+    with ThreadPoolExecutor(len(tails)) as pool:
+        together = list(pool.map(lambda tail: ask(tail, "crowd"), tails))
+    assert sorted(cached > 0 for cached, _ in together) == [False] + [True] * (len(tails) - 1)
+    alone = [ask(tail, f"alone {tail}")[1] for tail in tails]
+    assert [ids for _, ids in together] == alone
+
+
+def test_a_session_that_began_with_shared_kv_survives_the_death_of_a_hop(
+    client: Client, whole_swarm: LocalSwarm
+) -> None:
+    prompt = SYSTEM + "\n\ndef survivor("
+    undisturbed = client.complete(prompt, max_tokens=60, ignore_eos=True)
+    tokens = client.generate(prompt, max_tokens=60, ignore_eos=True)
+    for count, _ in enumerate(tokens, start=1):
+        if count == 20:
+            whole_swarm.node_of(tokens.route[1].pid).kill()
+    done = tokens.result
+    assert done.repairs >= 1
+    assert done.cached_tokens > 0
+    assert done.token_ids == undisturbed.token_ids

@@ -1,0 +1,317 @@
+"""Sessions that begin alike: what a hop computes once, keeps, gives to others and gives up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bench_hop import MODEL, SECRET, hidden, numbers, only
+
+from swarmd.core.frames import Close, Open, Opened, Refusal, Step
+from swarmd.core.prefix import prefix_keys
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+from swarmd.pipeline.events import (
+    Attach,
+    Computed,
+    Drop,
+    Free,
+    Freeze,
+    HopAction,
+    Received,
+    Send,
+    Submit,
+    Truncate,
+)
+from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
+from swarmd.toys import ToyAccount
+
+UNIT = 4
+CHUNK = 8
+PROMPT = tuple(range(100, 130))
+BLOCKS = Span(2, 4)
+
+
+class Shop:
+    """A hop with room for `total` positions, and sessions of one coordinator, or of several."""
+
+    def __init__(self, total: int = 1000, unit: int = UNIT, log_bytes: int = 1 << 20) -> None:
+        policy = HopPolicy(prefix_unit=unit, replay_log_bytes=log_bytes)
+        self.account = ToyAccount(total * len(BLOCKS))
+        self.table = HopTable(StageFacts(MODEL, BLOCKS), self.account, policy)
+        self.actions: list[HopAction] = []
+
+    def open(
+        self, number: int, ids: tuple[int, ...] = PROMPT, boss: str = "boss", **changes: Any
+    ) -> Opened:
+        """Open a session for a prompt and 10 more; return the answer."""
+        order = Open(
+            session=bytes([number]) * 16,
+            secret=SECRET,
+            epoch=1,
+            fresh=True,
+            model_digest=MODEL.digest,
+            blocks=BLOCKS,
+            next_peer="after",
+            prev_peer="before",
+            max_positions=len(ids) + 10,
+            prompt_tokens=len(ids),
+            prefix=prefix_keys(ids, MODEL.digest, CHUNK, unit=UNIT),
+            prefix_unit=UNIT,
+            prefix_grain=CHUNK,
+        )
+        self.actions = self.table.handle(Received(boss, replace(order, **changes)), 0.0)
+        answer = only(self.actions, Send).frame
+        assert isinstance(answer, Opened)
+        return answer
+
+    def step(self, number: int, position: int, length: int, round: int = 0) -> list[HopAction]:
+        """One chunk comes in and is computed: row r of the output is `position + r`."""
+        step = Step(
+            bytes([number]) * 16, 1, round, position, (length,), (), hidden(position, length)
+        )
+        taken = self.table.handle(Received("before", step), 0.0)
+        submit = only(taken, Submit)
+        done = Computed(submit.session, submit.ticket, hidden(position, length))
+        return [*taken, *self.table.handle(done, 0.0)]
+
+    def prefill(self, number: int, ids: tuple[int, ...] = PROMPT, start: int = 0) -> list[Freeze]:
+        """Compute a prompt in chunks; return what was shared of it."""
+        round = int(start > 0)
+        made: list[HopAction] = []
+        for position in range(start, len(ids), CHUNK):
+            made += self.step(number, position, min(CHUNK, len(ids) - position), round)
+        return [action for action in made if isinstance(action, Freeze)]
+
+    def close(self, number: int, boss: str = "boss") -> list[HopAction]:
+        return self.table.handle(Received(boss, Close(bytes([number]) * 16, 1)), 0.0)
+
+
+def test_a_second_session_begins_where_the_first_chunk_of_its_own_begins() -> None:
+    shop = Shop()
+    assert shop.open(1).kv_length == 0
+    assert [(f.start, f.end) for f in shop.prefill(1)] == [(n, n + 4) for n in range(0, 28, 4)]
+    # 7 units are there; 24 is the last multiple of a chunk among them.
+    assert shop.open(2, (*PROMPT[:29], 7, 7)).kv_length == 24
+    assert only(shop.actions, Attach).units == tuple(
+        shop.table.sessions[bytes([1]) * 16].prefix[:6]
+    )
+    assert shop.table.counters.prefix_hit_positions == 24
+
+
+def test_what_is_computed_twice_at_the_same_time_is_shared_once() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.open(2)
+    assert len(shop.prefill(1)) == 7
+    assert shop.prefill(2) == []
+    assert len(shop.table.prefixes) == 7
+
+
+def test_the_last_position_of_a_prompt_is_always_computed() -> None:
+    shop = Shop()
+    shop.open(1, PROMPT[:16])
+    shop.prefill(1, PROMPT[:16])
+    assert shop.open(2, PROMPT[:16]).kv_length == 8
+
+
+def test_prompts_that_differ_share_up_to_where_they_do() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    assert shop.open(2, (*PROMPT[:18], *range(12))).kv_length == 16
+    assert shop.open(3, (1, *PROMPT[1:])).kv_length == 0
+
+
+def test_another_coordinator_shares_nothing() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    assert shop.open(2, boss="mallory").kv_length == 0
+
+
+def test_a_prompt_without_keys_shares_nothing() -> None:
+    shop = Shop()
+    shop.open(1, prefix=())
+    assert shop.prefill(1) == []
+    shop.open(2, prefix_unit=UNIT + 1)
+    assert shop.prefill(2) == []
+
+
+def test_a_node_that_shares_nothing_computes_all() -> None:
+    shop = Shop(unit=0)
+    shop.open(1)
+    assert shop.prefill(1) == []
+    assert shop.open(2).kv_length == 0
+
+
+def test_outputs_of_shared_positions_can_be_replayed_in_their_chunks() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    shop.close(1)
+    answer = shop.open(2)
+    assert (answer.kv_length, answer.log_start) == (24, 0)
+    log = shop.table.sessions[bytes([2]) * 16].log
+    assert [(step.position, step.chunks) for step in log.since(0)] == [
+        (0, (8,)),
+        (8, (8,)),
+        (16, (8,)),
+    ]
+    assert [n for step in log.since(0) for n in numbers(step.hidden)] == list(range(24))
+    assert all(step.session == bytes([2]) * 16 and not step.wants for step in log.since(0))
+
+
+def test_kv_is_reserved_once_for_all_that_share_it() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    alone = sum(shop.account.reserved.values())
+    assert alone == 40 * len(BLOCKS)
+    shop.open(2)
+    assert sum(shop.account.reserved.values()) == alone + (40 - 24) * len(BLOCKS)
+    shop.close(1)
+    shop.close(2)
+    assert shop.table.prefixes.idle_bytes == sum(shop.account.reserved.values()) == 28 * 2
+    assert shop.table.free_bytes() == 1000 * len(BLOCKS)
+
+
+def test_what_nobody_uses_goes_when_room_is_needed_ends_first() -> None:
+    shop = Shop(total=60)
+    shop.open(1)
+    shop.prefill(1)
+    shop.close(1)
+    assert shop.open(2, tuple(range(30))).refusal is None
+    dropped = [action.unit for action in shop.actions if isinstance(action, Drop)]
+    assert len(dropped) == 2  # 40 positions were wanted, 32 were free
+    shop.close(2)
+    assert shop.open(3).kv_length == 16
+    assert shop.table.counters.prefix_evicted_positions == 8
+
+
+def test_what_is_in_use_stays_whatever_is_asked_for() -> None:
+    shop = Shop(total=60)
+    shop.open(1)
+    shop.prefill(1)
+    answer = shop.open(2, tuple(range(30)))
+    assert answer.refusal is Refusal.KV_EXHAUSTED
+    assert not any(isinstance(action, Drop) for action in shop.actions)
+    assert len(shop.table.prefixes) == 7
+
+
+def test_a_refusal_that_no_eviction_would_spare_evicts_nothing() -> None:
+    shop = Shop(total=100)
+    shop.open(1)
+    shop.prefill(1)
+    shop.close(1)
+    shop.open(2, tuple(range(80)))
+    before = len(shop.table.prefixes)
+    assert before == 2  # 90 of 100 positions are taken now
+    assert shop.open(3, tuple(range(500, 580))).refusal is Refusal.KV_EXHAUSTED
+    assert len(shop.table.prefixes) == before
+    assert not any(isinstance(action, Attach | Drop) for action in shop.actions)
+
+
+def test_a_rewind_into_what_is_shared_gives_it_up_and_reserves_its_own() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    shop.close(1)
+    shop.open(2)
+    actions = shop.step(2, 8, 8, round=1)
+    assert only(actions, Truncate).length == 8
+    session = shop.table.sessions[bytes([2]) * 16]
+    assert sorted(session.shared) == [0, 1]
+    assert shop.account.reserved[session.id] == (40 - 8) * len(BLOCKS)
+    # It may go on to share what nobody else has.
+    shop.step(2, 16, 8, round=1)
+    shop.step(2, 24, 6, round=1)
+    assert sorted(session.shared) == [0, 1]
+    assert len(shop.table.prefixes) == 7
+
+
+def test_a_rewind_that_has_no_room_fails_the_session() -> None:
+    shop = Shop(total=75)
+    shop.open(1)
+    shop.prefill(1)
+    shop.open(2)
+    shop.open(3, prefix=())
+    step = Step(bytes([2]) * 16, 1, 1, 0, (8,), (), hidden(0, 8))
+    actions = shop.table.handle(Received("before", step), 0.0)
+    assert only(actions, Free).session == bytes([2]) * 16
+    assert only(actions, Send).frame.refusal is Refusal.KV_EXHAUSTED
+
+
+def test_the_outputs_that_are_kept_are_bounded() -> None:
+    limit = 2000
+    shop = Shop(log_bytes=limit)
+    for number in range(1, 9):
+        ids = tuple(range(number * 100, number * 100 + 30))
+        shop.open(number, ids)
+        shop.prefill(number, ids)
+        shop.close(number)
+    kept = sum(
+        step.hidden.nbytes
+        for unit in shop.table.prefixes._units.values()
+        for step in unit.outputs.values()
+        if step.hidden
+    )
+    assert 0 < kept <= limit
+    assert 0 < shop.table.counters.prefix_evicted_positions < 8 * 28
+
+
+def test_a_session_that_came_to_nothing_still_gives_its_units_back() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    shop.close(1)
+    shop.open(2)
+    assert shop.table.prefixes.idle_bytes == 1 * UNIT * len(BLOCKS)
+    shop.table.handle(Received("boss", Close(bytes([2]) * 16, 1)), 0.0)
+    assert shop.table.prefixes.idle_bytes == 7 * UNIT * len(BLOCKS)
+    assert len(shop.table.prefixes.clear()) == 7
+    assert not shop.account.reserved
+
+
+def test_the_last_hop_shares_as_well() -> None:
+    policy = HopPolicy(prefix_unit=UNIT)
+    account = ToyAccount(10_000)
+    table = HopTable(StageFacts(MODEL, Span(4, 8)), account, policy)
+    order = Open(
+        session=b"a" * 16,
+        secret=SECRET,
+        epoch=1,
+        fresh=True,
+        model_digest=MODEL.digest,
+        blocks=Span(4, 8),
+        next_peer="",
+        prev_peer="before",
+        max_positions=40,
+        prompt_tokens=len(PROMPT),
+        sampling=SamplingParams(),
+        token_ids=PROMPT,
+        prefix=prefix_keys(PROMPT, MODEL.digest, CHUNK, unit=UNIT),
+        prefix_unit=UNIT,
+        prefix_grain=CHUNK,
+    )
+    table.handle(Received("boss", order), 0.0)
+    step = Step(order.session, 1, 0, 0, (CHUNK,), (), hidden(0, CHUNK))
+    submit = only(table.handle(Received("before", step), 0.0), Submit)
+    table.handle(Computed(order.session, submit.ticket), 0.0)
+    actions = table.handle(Received("boss", replace(order, session=b"b" * 16)), 0.0)
+    assert only(actions, Send).frame.kv_length == CHUNK
+
+
+def test_keys_depend_on_all_that_the_kv_depends_on() -> None:
+    keys = prefix_keys(PROMPT, MODEL.digest, CHUNK, b"salt", UNIT)
+    assert len(keys) == len(PROMPT) // UNIT
+    assert len(set(keys)) == len(keys)
+    assert prefix_keys(PROMPT[:9], MODEL.digest, CHUNK, b"salt", UNIT) == keys[:2]
+    others = [
+        prefix_keys(PROMPT, MODEL.digest, CHUNK, b"pepper", UNIT),
+        prefix_keys(PROMPT, "cd" * 32, CHUNK, b"salt", UNIT),
+        prefix_keys(PROMPT, MODEL.digest, CHUNK + 1, b"salt", UNIT),
+        prefix_keys((0, *PROMPT[1:]), MODEL.digest, CHUNK, b"salt", UNIT),
+    ]
+    for other in others:
+        assert not set(other) & set(keys)
