@@ -302,6 +302,39 @@ async def test_the_budget_ends_the_rounds_and_says_so() -> None:
         await lab.client.close()
 
 
+async def test_a_round_that_others_disturb_is_repeated() -> None:
+    nodes: Any = SimpleNamespace(nodes=[SimpleNamespace(address="127.0.0.1:1", pid=1)])
+    # Of 10 s on two cores others take 12, 1, 12, 0, ...
+    taken = [0, 12, 12, 13, 13, 25, 25, 25] + [25 + 12 * (n // 2) for n in range(1, 13)]
+    usages = [Usage(at=10 * ((n + 1) // 2), machine_s=s, ours_s=0) for n, s in enumerate(taken)]
+
+    def busy_now_and_then(settings: Settings) -> tuple[Run, Report, Lab]:
+        made = quiet_run(settings)
+        made.others = script(*usages)
+        report = Report("t")
+        lab = Lab(made, report, nodes)
+
+        async def crowd(*_: object) -> CrowdRun:
+            return CrowdRun((SessionRun(0.0, (1,), (1.0,)),), (), ())
+
+        lab.crowd = crowd  # type: ignore[method-assign]
+        return made, report, lab
+
+    settings = Settings(rounds=2, baselines=False)
+    made, report, lab = busy_now_and_then(settings)
+    crowds = await lab.rounds([[1]], "a crowd")
+    assert [crowd.others for crowd in crowds] == pytest.approx([0.05, 0.0])
+    assert made.others.share == pytest.approx(0.025)
+    assert report.notes == ["a crowd: 2 rounds repeated, which others disturbed"]
+    with pytest.raises(SwarmdError, match="60% of the machine while a crowd was measured"):
+        await lab.rounds([[1]], "a crowd")
+    await lab.client.close()
+    made, report, lab = busy_now_and_then(replace(settings, allow_busy=True))
+    assert [c.others for c in await lab.rounds([[1]], "a crowd")] == pytest.approx([0.6, 0.05])
+    assert made.others.share == pytest.approx(0.325)
+    await lab.client.close()
+
+
 def test_baselines_keep_their_part_of_the_budget() -> None:
     with_them = quiet_run(Settings(budget_s=1000.0))
     without = quiet_run(Settings(budget_s=1000.0, baselines=False))

@@ -58,6 +58,8 @@ class CrowdRun:
     """From the moment when all had their first token until the first had its last."""
     client_cpu_s: float = 0.0
     """Of this process, in which all clients are."""
+    others: float = 0.0
+    """Share of the machine that other processes took."""
 
     @property
     def seconds(self) -> float:
@@ -89,6 +91,7 @@ class CrowdRun:
             "stage_step_ms": [work.step_ms for work in works],
             "stage_cpu": [work.cpu_s / work.seconds for work in works],
             "client_cpu": self.client_cpu_s / self.seconds,
+            "others_cpu": self.others,
             "cached_tokens": sum(session.cached_tokens for session in self.sessions),
             "seconds": self.seconds,
             **self._own_cost(works),

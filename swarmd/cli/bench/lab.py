@@ -5,6 +5,7 @@ Which crowds, and what their figures mean, is the scenarios'.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -71,19 +72,36 @@ class Lab:
         tokens: int | None = None,
         rounds: int | None = None,
     ) -> list[CrowdRun]:
-        """Run one crowd as often as wanted and as the budget allows; none if not even once."""
+        """Run one crowd as often as wanted and as the budget allows; none if not even once.
+
+        Rounds that others disturbed are repeated. Raises SwarmdError if they do so again and again.
+        """
         wanted = self._run.settings.rounds if rounds is None else rounds
         done: list[CrowdRun] = []
-        while len(done) < wanted and self._run.affords(done[-1].seconds if done else 0.0):
+        disturbed, took_s = 0, 0.0
+        while len(done) < wanted and self._run.affords(took_s):
             self._run.step(f"{what}, round {len(done) + 1} of {wanted}")
-            with self._run.others.watched():
-                done.append(await self.crowd(prompts, tokens))
-        if len(done) < wanted:
+            with self._run.others.watched() as stretch:
+                crowd = await self.crowd(prompts, tokens)
+            took_s = crowd.seconds
+            if self._run.disturbed(stretch):
+                disturbed += 1
+                self._run.give_up_if_busy(stretch, disturbed, f"while {what} was measured")
+            else:
+                done.append(dataclasses.replace(crowd, others=stretch.share))
+        self._note(what, len(done), wanted, disturbed)
+        return done
+
+    def _note(self, what: str, done: int, wanted: int, disturbed: int) -> None:
+        if disturbed:
             self._report.notes.append(
-                f"{what}: {len(done)} of {wanted} rounds fitted into the budget of "
+                f"{what}: {disturbed} rounds repeated, which others disturbed"
+            )
+        if done < wanted:
+            self._report.notes.append(
+                f"{what}: {done} of {wanted} rounds fitted into the budget of "
                 f"{self._run.settings.budget_s:g} s"
             )
-        return done
 
     def compare_rounds(self, what: str, crowds: Sequence[CrowdRun], seen: list[Ids]) -> None:
         """Compare each session with what `seen` has of its index, and keep there what is new."""

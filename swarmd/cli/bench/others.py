@@ -29,29 +29,49 @@ def read_usage() -> Usage:
     return Usage(time.monotonic(), _busy(psutil.cpu_times()), _tree_s(psutil.Process()))
 
 
+@dataclass(slots=True)
+class Stretch:
+    """A stretch of time that is watched; known when it is over."""
+
+    others_s: float = 0.0
+    capacity_s: float = 0.0
+    """All cores together."""
+
+    @property
+    def share(self) -> float:
+        """Others' share of all cores; 0 while it is not over."""
+        return self.others_s / self.capacity_s if self.capacity_s else 0.0
+
+
 class Others:
     """Adds up, over the stretches that are watched, what others took."""
 
     def __init__(self, cores: int | None = None, read: Callable[[], Usage] = read_usage) -> None:
         self._cores = cores or os.cpu_count() or 1
         self._read = read
-        self._others_s = 0.0
-        self._capacity_s = 0.0
+        self._all = Stretch()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Iterator[Stretch]:
         """Count this stretch. Processes that end within it must be waited for within it."""
-        before = self._read()
-        yield
+        before, stretch = self._read(), Stretch()
+        yield stretch
         after = self._read()
         ours = after.ours_s - before.ours_s
-        self._others_s += max(0.0, after.machine_s - before.machine_s - ours)
-        self._capacity_s += (after.at - before.at) * self._cores
+        stretch.others_s = max(0.0, after.machine_s - before.machine_s - ours)
+        stretch.capacity_s = (after.at - before.at) * self._cores
+        self._all.others_s += stretch.others_s
+        self._all.capacity_s += stretch.capacity_s
+
+    def forget(self, stretch: Stretch) -> None:
+        """Leave out a stretch whose figures are not used."""
+        self._all.others_s -= stretch.others_s
+        self._all.capacity_s -= stretch.capacity_s
 
     @property
     def share(self) -> float:
         """Others' share of all cores over the stretches so far; 0 before the first."""
-        return self._others_s / self._capacity_s if self._capacity_s else 0.0
+        return self._all.share
 
 
 def _busy(times: object) -> float:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from swarmd.cli.bench import models
-from swarmd.cli.bench.others import Others
+from swarmd.cli.bench.others import Others, Stretch
 from swarmd.cli.bench.settings import Settings
 from swarmd.core.config import KEYS, flag_name
 from swarmd.core.errors import SwarmdError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from swarmd.client import AsyncClient
 
 READY_TIMEOUT_S = 300.0
+PATIENCE = 5
+"""So often is something repeated that others disturb."""
 NO_CACHE = "--no-prefix-cache"
 LOOK_S = 1.0
 """How long the machine is watched before anything is started."""
@@ -82,6 +84,18 @@ class Run:
                 f"{limit:.0%} with which a figure means anything; stop them, or add --allow-busy "
                 "to have the result marked"
             )
+
+    def disturbed(self, stretch: Stretch) -> bool:
+        """Whether others took too much in a stretch; if so, it is not counted."""
+        if stretch.share <= self.settings.max_busy or self.settings.allow_busy:
+            return False
+        self.others.forget(stretch)
+        return True
+
+    def give_up_if_busy(self, stretch: Stretch, times: int, when: str) -> None:
+        """Raise SwarmdError when something was disturbed too often."""
+        if times >= PATIENCE:
+            self.refuse_if_busy(stretch.share, when)
 
     @staticmethod
     def without_cache() -> tuple[str, ...]:
