@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 
 from swarmd.core import options
-from swarmd.core.config import KEYS, NodeConfig, default_state_dir, env_name, load_config
+from swarmd.core.config import (
+    KEYS,
+    LEAST_LINK_MEMORY,
+    NodeConfig,
+    default_state_dir,
+    env_name,
+    load_config,
+)
 from swarmd.core.config import render_toml as rendered
 from swarmd.core.errors import ConfigError
+from swarmd.wire import limits
 
 NODE_TOML = Path(__file__).parents[1] / "configs" / "node.toml"
 ENV = {"HOME": "/home/u"}
@@ -36,7 +44,8 @@ def test_every_key_can_come_from_each_source(tmp_path: Path) -> None:
         "model": "m", "revision": "r", "blocks": "2:5", "listen": "127.0.0.1:1", "announce": "a:2",
         "peers": ["b:3", "c:4"], "dht_listen": "127.0.0.1:0", "device": "cuda:1",
         "dtype": "bfloat16", "threads": 3, "kv_memory": "4GiB", "replay_memory": "1MiB",
-        "max_model_len": 77, "max_sessions": 5, "served_model_name": "n", "chunk_size": 9,
+        "link_memory": "65MiB", "max_model_len": 77, "max_sessions": 5,
+        "served_model_name": "n", "chunk_size": 9,
         "no_prefix_cache": True,
         "gap_wait": 1.5, "orphan_grace": 2.5, "link_timeout": 3.5, "drain_timeout": 4.5,
         "lease": 5.5, "state_dir": "/s", "insecure": True, "log_level": "debug",
@@ -129,6 +138,13 @@ def test_a_missing_model_or_file_says_where_to_write_it(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_sizes(text: object, count: int) -> None:
     assert options.size(text) == count
+
+
+def test_the_memory_of_links_holds_a_frame() -> None:
+    assert LEAST_LINK_MEMORY == limits.MAX_FRAME_BYTES
+    assert load_config({"model": "m", "link_memory": "64MiB"}, ENV).link_memory == 64 << 20
+    with pytest.raises(ConfigError, match=r"--link-memory: 63MiB is less .* at least 64MiB"):
+        load_config({"model": "m", "link_memory": "63MiB"}, ENV)
 
 
 def test_sizes_are_written_as_they_are_read() -> None:

@@ -27,6 +27,9 @@ _FOREIGN_PREFIXES = ("SWARMD_SERVICE_", "SWARMD_PORT")
 MIB = 1 << 20
 _LONG = 24 * 3600.0
 
+LEAST_LINK_MEMORY = 64 * MIB
+"""The largest frame that the wire allows."""
+
 
 def default_state_dir(env: Mapping[str, str] = os.environ) -> Path:
     """Return where a node keeps its state: systemd's directory, else the XDG one of the user."""
@@ -122,6 +125,12 @@ class NodeConfig:
     )
     replay_memory: int = _key(
         192 * MIB, "Memory for replay logs, from which a lost hop is rebuilt.", options.size, "SIZE"
+    )
+    link_memory: int = _key(
+        512 * MIB,
+        "Memory for frames of other nodes that have come in part, over all links.",
+        options.size,
+        "SIZE",
     )
     max_model_len: int | None = _key(
         None,
@@ -252,6 +261,11 @@ def load_config(
             "`model` in the configuration file"
         )
     config = NodeConfig(**{"state_dir": default_state_dir(env)} | values)
+    if config.link_memory < LEAST_LINK_MEMORY:
+        raise ConfigError(
+            f"{flag_name('link_memory')}: {options.format_size(config.link_memory)} is less than "
+            f"one frame may take: at least {options.format_size(LEAST_LINK_MEMORY)}"
+        )
     if config.exposed and not config.insecure:
         raise ConfigError(
             f"{' and '.join(config.exposed)} can be reached from other machines, and nothing there "

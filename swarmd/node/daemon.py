@@ -49,6 +49,7 @@ from swarmd.pipeline.policy import DriverPolicy
 from swarmd.swarm.dht import DhtConfig, DhtDirectory
 from swarmd.swarm.identity import Identity
 from swarmd.swarm.placement import choose_span
+from swarmd.wire.assembly_memory import AssemblyMemory
 from swarmd.wire.link import LinkSettings
 from swarmd.wire.links import Links
 
@@ -169,6 +170,7 @@ class Node:
             self._presence.address_of,
             self._spawn,
             LinkSettings(timeout=self._config.link_timeout),
+            AssemblyMemory(self._config.link_memory),
         )
         self._exchange.links = self._links
         self._inference = InferenceService(self._presence)

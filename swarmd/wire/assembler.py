@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from google.protobuf.message import DecodeError
 
-from swarmd.core.errors import ProtocolError
+from swarmd.core.errors import ProtocolError, QueueFull
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import limits, unfold
+from swarmd.wire.assembly_memory import AssemblyMemory
 
 
 class Assembler:
@@ -17,10 +20,15 @@ class Assembler:
         max_frame_bytes: int = limits.MAX_FRAME_BYTES,
         max_total_bytes: int = limits.MAX_ASSEMBLY_BYTES,
         max_unfinished: int = limits.MAX_UNFINISHED,
+        memory: AssemblyMemory | None = None,
+        on_evicted: Callable[[QueueFull], None] = lambda error: None,
     ) -> None:
+        """`memory` is shared with other links; `on_evicted` is to end this one, which held most."""
         self._max_frame = max_frame_bytes
         self._max_total = max_total_bytes
         self._max_unfinished = max_unfinished
+        self._memory = memory or AssemblyMemory()
+        self._on_evicted = on_evicted
         self._parts: dict[int, tuple[int, bytearray]] = {}
         self.held_bytes = 0
 
@@ -28,7 +36,7 @@ class Assembler:
         """Take one fragment; return the frame when it is whole.
 
         Raises ProtocolError when a piece is missing or out of order, a limit is exceeded, or the
-        whole does not parse.
+        whole does not parse; QueueFull when there is no memory left for all links together.
         """
         total, data = self._parts.get(part.frame) or self._begin(part)
         end = len(data) + len(part.data)
@@ -39,6 +47,7 @@ class Assembler:
             )
         if self.held_bytes + len(part.data) > self._max_total:
             raise ProtocolError(f"unfinished frames exceed {self._max_total} bytes")
+        self._memory.take(self, len(part.data))
         self.held_bytes += len(part.data)
         data += part.data
         if end < total:
@@ -46,7 +55,19 @@ class Assembler:
             return None
         self._parts.pop(part.frame, None)
         self.held_bytes -= total
+        self._memory.give_back(total)
         return _parse(bytes(data))
+
+    def clear(self) -> None:
+        """Drop what is unfinished."""
+        self._memory.leave(self)
+        self._parts.clear()
+        self.held_bytes = 0
+
+    def evict(self, error: QueueFull) -> None:
+        """Drop what is unfinished, for others' sake, and end the link."""
+        self.clear()
+        self._on_evicted(error)
 
     def _begin(self, part: pb.Fragment) -> tuple[int, bytearray]:
         if part.total_bytes > self._max_frame:

@@ -20,6 +20,9 @@ MAX_FRAME_BYTES = 64 << 20
 MAX_ASSEMBLY_BYTES = 64 << 20
 """All unfinished frames of one link together; a sender cuts up one at a time."""
 
+MAX_NODE_ASSEMBLY_BYTES = 512 << 20
+"""All unfinished frames of all links of a node together, unless it is told otherwise."""
+
 MAX_UNFINISHED = 16
 """Unfinished frames of one link."""
 

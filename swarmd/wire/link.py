@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from swarmd.core.errors import ConfigError, PeerUnreachable, ProtocolError
+from swarmd.core.errors import ConfigError, PeerUnreachable, ProtocolError, SwarmdError
 from swarmd.core.frames import SessionFrame
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
 from swarmd.wire.assembler import Assembler
+from swarmd.wire.assembly_memory import AssemblyMemory
 from swarmd.wire.outbound import Outbound
 from swarmd.wire.pulse import Pulse
 from swarmd.wire.stream import FrameStream
@@ -78,21 +79,22 @@ class Link:
         settings: LinkSettings,
         events: LinkEvents,
         outbound: Outbound | None = None,
+        memory: AssemblyMemory | None = None,
     ) -> None:
-        """`outbound` may hold what has been waiting for this link."""
+        """`outbound` may hold what has been waiting for this link; `memory` is that of all."""
         self.peer_id = peer_id
         self.outbound = outbound if outbound is not None else Outbound()
         self._stream = stream
         self._settings = settings
         self._events = events
-        self._assembler = Assembler()
+        self._assembler = Assembler(memory=memory, on_evicted=self._end_with)
         self._wake = asyncio.Event()
         self._heard_at = time.monotonic()
         self._pulse = Pulse(settings.heartbeat, self._heard_at)
         self._echo: tuple[int, float] = (0, 0.0)
         self._heartbeat_due = False
         self._finishing = False
-        self._abort_reason = ""
+        self._abort_error: SwarmdError | None = None
         self._aborted = asyncio.Event()
 
     def send(self, batch: Sequence[SessionFrame]) -> None:
@@ -108,13 +110,17 @@ class Link:
 
     def abort(self, reason: str) -> None:
         """End the link as if the peer had been lost."""
-        self._abort_reason = reason
+        self._end_with(PeerUnreachable(reason))
+
+    def _end_with(self, error: SwarmdError) -> None:
+        self._abort_error = error
         self._aborted.set()
 
     async def run(self) -> NoReturn:
         """Carry frames until the link breaks, the peer falls silent or breaks a rule.
 
-        Raises PeerError; anything else is what `events` or this code itself raised.
+        Raises PeerError, or QueueFull when there is no memory for what the peer sends; anything
+        else is what `events` or this code itself raised.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -126,6 +132,7 @@ class Link:
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
+            self._assembler.clear()
             self._stream.close()
         raise PeerUnreachable("the link ended")
 
@@ -166,7 +173,8 @@ class Link:
 
     async def _watch_abort(self) -> NoReturn:
         await self._aborted.wait()
-        raise PeerUnreachable(self._abort_reason)
+        assert self._abort_error is not None
+        raise self._abort_error
 
     async def _beat(self) -> NoReturn:
         while True:

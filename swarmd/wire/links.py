@@ -13,9 +13,10 @@ from typing import Any, NoReturn, Protocol
 
 import grpc
 
-from swarmd.core.errors import ConfigError, PeerError, PeerUnreachable, QueueFull
+from swarmd.core.errors import ConfigError, PeerError, PeerUnreachable, QueueFull, SwarmdError
 from swarmd.core.frames import SessionFrame
 from swarmd.wire import limits
+from swarmd.wire.assembly_memory import AssemblyMemory
 from swarmd.wire.channel import dial
 from swarmd.wire.link import (
     Link,
@@ -26,6 +27,7 @@ from swarmd.wire.link import (
     greet_as_dialler,
 )
 from swarmd.wire.outbound import Outbound
+from swarmd.wire.status import abort
 from swarmd.wire.stream import AcceptedStream, DialledStream, FrameStream
 
 __all__ = ["LinkHandler", "LinkSettings", "Links", "RttSample"]
@@ -64,6 +66,7 @@ class Links:
         resolve: Callable[[str], str | None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         settings: LinkSettings | None = None,
+        memory: AssemblyMemory | None = None,
     ) -> None:
         self.own_id = own_id
         self._address = own_address
@@ -71,6 +74,8 @@ class Links:
         self._resolve = resolve
         self._spawn = spawn
         self._settings = settings or LinkSettings()
+        self.memory = memory or AssemblyMemory()
+        """What frames take that have come in part, over all links."""
         self._live: dict[str, list[Link]] = {}
         self._waiting: dict[str, Outbound] = {}
         self._dials: set[asyncio.Task[None]] = set()
@@ -208,30 +213,35 @@ class Links:
             reason = f"{limits.MAX_LINKS_PER_PEER} links with this peer are open"
             await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         try:
-            await self._carry(stream, peer_id)
+            ended = await self._carry(stream, peer_id)
         except asyncio.CancelledError:
             # gRPC's way to say that the caller has gone, or that the server stops.
             self._lost(peer_id, "the peer closed the link")
             raise
+        if isinstance(ended, QueueFull):
+            await abort(context, ended)
 
-    async def _carry(self, stream: FrameStream, peer_id: str) -> None:
+    async def _carry(self, stream: FrameStream, peer_id: str) -> SwarmdError | None:
+        """Return why the link has ended, where it is no fault of this code."""
         if self._closing:
-            return
+            return None
         waiting = self._waiting.pop(peer_id, None)
-        link = Link(stream, peer_id, self._settings, self._handler, waiting)
+        link = Link(stream, peer_id, self._settings, self._handler, waiting, self.memory)
         # When both sides dial at once there are two links, and each side sends on its first one.
         self._live.setdefault(peer_id, []).append(link)
         log.info("link up peer=%s", peer_id)
+        ended: SwarmdError | None = None
         try:
             await link.run()
-        except PeerError as error:
-            reason = str(error)
+        except (PeerError, QueueFull) as error:
+            ended, reason = error, str(error)
         except Exception as error:
             log.exception("link dropped for an error of this node peer=%s", peer_id)
             reason = f"this node failed: {error!r}"
         finally:
             self._remove(link)
         self._lost(peer_id, reason)
+        return ended
 
     def _remove(self, link: Link) -> None:
         links = self._live[link.peer_id]

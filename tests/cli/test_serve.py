@@ -67,7 +67,8 @@ def logging_as_it_was() -> Iterator[None]:
 FLAGS: dict[str, str] = {
     "revision": "r", "blocks": "2:5", "listen": "127.0.0.1:1", "announce": "a:2",
     "peers": "b:3,c:4", "dht_listen": "127.0.0.1:0", "device": "cuda:1", "dtype": "bfloat16",
-    "threads": "3", "kv_memory": "4GiB", "replay_memory": "1MiB", "max_model_len": "77",
+    "threads": "3", "kv_memory": "4GiB", "replay_memory": "1MiB", "link_memory": "65MiB",
+    "max_model_len": "77",
     "max_sessions": "5", "served_model_name": "n", "chunk_size": "9", "gap_wait": "1.5",
     "orphan_grace": "2.5", "link_timeout": "3.5", "drain_timeout": "4.5", "lease": "5.5",
     "state_dir": "/s", "log_level": "debug",
@@ -75,10 +76,11 @@ FLAGS: dict[str, str] = {
 
 
 def test_every_flag_reaches_the_daemon(daemon: Daemon) -> None:
-    assert {*FLAGS, "model", "insecure"} == KEYS.keys()
+    assert {*FLAGS, "model", "insecure", "no_prefix_cache"} == KEYS.keys()
     line = [word for key, value in FLAGS.items() for word in (flag_name(key), value)]
-    assert run(["serve", "m", *line, "--insecure"]) == 0
-    expected = load_config(FLAGS | {"model": "m", "insecure": True}, {})
+    assert run(["serve", "m", *line, "--insecure", "--no-prefix-cache"]) == 0
+    switched = {"insecure": True, "no_prefix_cache": True}
+    expected = load_config(FLAGS | {"model": "m"} | switched, {})
     assert daemon.configs == [expected]
     defaults = NodeConfig(model="")
     assert all(getattr(expected, key) != getattr(defaults, key) for key in KEYS)
