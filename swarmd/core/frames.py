@@ -149,6 +149,9 @@ class Step:
     hidden: Payload | None = None
     wants: tuple[int, ...] = ()
     """Positions, within this step and ascending, whose next token is to be sampled."""
+    waited_us: int = 0
+    """Microseconds that the session has waited for stages so far, on all hops together: a stage
+    learns from it how long a token is on its way without waiting."""
 
     @property
     def length(self) -> int:
@@ -172,6 +175,8 @@ class Token:
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
     """(id, logprob) of the likeliest tokens, likeliest first."""
+    waited_us: int = 0
+    """As in `Step`."""
 
 
 @dataclass(frozen=True, slots=True)

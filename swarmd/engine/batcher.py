@@ -42,12 +42,14 @@ class Batcher:
         self._max_decodes = max_decodes
         self._max_rows = max_rows
 
-    def choose(self, ready: Sequence[Work]) -> list[Work]:
+    def choose(self, ready: Sequence[Work], max_decodes: int | None = None) -> list[Work]:
         """Return the works of the next microbatch out of `ready`, longest waiting first.
 
         The one that has waited longest is always among them, so nothing starves. With it go decodes
-        of the same blocks and at most one longer step, which is all that a decode ever waits for.
+        of the same blocks, `max_decodes` in all, and at most one longer step, which is all that a
+        decode ever waits for.
         """
+        limit = min(self._max_decodes, max_decodes or self._max_decodes)
         if not ready:
             return []
         first = ready[0]
@@ -60,7 +62,7 @@ class Batcher:
             fits = rows + work.rows <= self._max_rows
             if (work.entry, work.exit) != (first.entry, first.exit) or not fits:
                 continue
-            if work.is_decode and decodes < self._max_decodes:
+            if work.is_decode and decodes < limit:
                 decodes += 1
             elif not work.is_decode and not longer:
                 longer = True

@@ -133,6 +133,8 @@ class Coordinator:
         self._spawn = spawn
         self._runs: dict[bytes, Run] = {}
         self._book = PromptBook(limits.prefix_unit)
+        self._outbox: dict[str, list[SessionFrame]] | None = None
+        """Frames that wait until all that came together is handled."""
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -186,11 +188,18 @@ class Coordinator:
         """End a session before its driver would."""
         self._handle(run, ev.Stop(reason))
 
-    def on_frame(self, peer_id: str, frame: SessionFrame) -> None:
-        """Take a frame that is meant for a coordinator."""
-        run = self._runs.get(getattr(frame, "session", b""))
-        if run is not None:
-            self._handle(run, ev.Received(peer_id, frame))
+    def on_frames(self, peer_id: str, frames: Sequence[SessionFrame]) -> None:
+        """Take frames that are meant for a coordinator; what follows from them leaves together."""
+        self._outbox = {}
+        try:
+            for frame in frames:
+                run = self._runs.get(getattr(frame, "session", b""))
+                if run is not None:
+                    self._handle(run, ev.Received(peer_id, frame))
+        finally:
+            outbox, self._outbox = self._outbox, None
+            for receiver, batch in outbox.items():
+                self._send(receiver, batch)
 
     def on_peer_lost(self, peer_id: str) -> None:
         """Tell every session; those without that hop do not care."""
@@ -232,7 +241,9 @@ class Coordinator:
             run.deadline.set(run.driver.next_deadline())
 
     def _carry_out(self, run: Run, action: ev.DriverAction) -> None:
-        if isinstance(action, ev.Send):
+        if isinstance(action, ev.Send) and self._outbox is not None:
+            self._outbox.setdefault(action.peer_id, []).append(action.frame)
+        elif isinstance(action, ev.Send):
             self._send(action.peer_id, (action.frame,))
         elif isinstance(action, ev.NeedRoute):
             # Later, not now: the driver's other actions come first.

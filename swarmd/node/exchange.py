@@ -17,7 +17,8 @@ from swarmd.pipeline import events as ev
 from swarmd.wire.link import RttSample
 from swarmd.wire.links import Links
 
-_FOR_DRIVERS = (Opened, Token, Gap)
+_FOR_DRIVERS_ONLY = (Opened, Token, Gap)
+_FOR_DRIVERS = (*_FOR_DRIVERS_ONLY, Failed)
 
 
 @dataclass(slots=True)
@@ -68,15 +69,13 @@ class Exchange:
         host, coordinator = self._host, self._coordinator
         if host is None or coordinator is None:
             return
-        for frame in batch:
-            # A hop's failure is for the coordinator; one from downstream also for the hop before.
-            if isinstance(frame, _FOR_DRIVERS):
-                coordinator.on_frame(peer_id, frame)
-            elif isinstance(frame, Failed):
-                coordinator.on_frame(peer_id, frame)
-                host.on_frame(peer_id, frame)
-            else:
-                host.on_frame(peer_id, frame)
+        # A hop's failure is for the coordinator; one from downstream also for the hop before.
+        answers = [frame for frame in batch if isinstance(frame, _FOR_DRIVERS)]
+        orders = [frame for frame in batch if not isinstance(frame, _FOR_DRIVERS_ONLY)]
+        if answers:
+            coordinator.on_frames(peer_id, answers)
+        if orders:
+            host.on_frames(peer_id, orders)
 
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         """Tell both roles; they know which sessions it concerns."""

@@ -11,8 +11,8 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -24,6 +24,7 @@ from swarmd.engine.batcher import Batcher, Work
 from swarmd.engine.kv_cache import KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
+from swarmd.node.pace import Pace
 from swarmd.pipeline import events as ev
 
 log = logging.getLogger(__name__)
@@ -47,18 +48,58 @@ class ComputeStats:
     """CPU time of the compute thread in `Stage.forward`."""
     step_ms: float = 0.0
     """Moving average of a microbatch of decodes, in milliseconds."""
+    decodes: int = 0
+    """Steps of one position."""
+    decode_microbatches: int = 0
+    """Microbatches with such steps in them."""
+    queue_wait_s: float = 0.0
+    """Time that steps have waited here, all together."""
+    held_s: float = 0.0
+    """Time that microbatches have waited for sessions that were about to come."""
+    groups: int = 1
+    """Into how many microbatches the decoding sessions fall at the moment."""
     alive_at: float = 0.0
     """When the thread last went round its loop, by the monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepInterval:
+    """One microbatch: when it was computed, by the wall clock in seconds, and what was in it."""
+
+    began: float
+    ended: float
+    steps: int
+    decodes: int
+    positions: int
+
+
+class StepLog:
+    """The latest microbatches. Written by the compute thread; may be read from anywhere."""
+
+    def __init__(self, size: int = 2048) -> None:
+        self._ring: list[StepInterval | None] = [None] * size
+        self._count = 0
+
+    def add(self, interval: StepInterval) -> None:
+        self._ring[self._count % len(self._ring)] = interval
+        self._count += 1
+
+    def latest(self) -> list[StepInterval]:
+        """Return what is there, oldest first."""
+        held = [interval for interval in self._ring.copy() if interval is not None]
+        return sorted(held, key=lambda interval: interval.began)
 
 
 class _Session:
     """What the compute thread keeps of a session."""
 
-    __slots__ = ("cache", "ops", "sampler")
+    __slots__ = ("cache", "came", "ops", "sampler")
 
     def __init__(self, cache: SequenceCache) -> None:
         self.cache = cache
         self.ops: deque[ev.Submit | ev.Truncate] = deque()
+        self.came: deque[float] = deque()
+        """When each submit came that is in `ops`."""
         self.sampler: Sampler | None = None
 
 
@@ -73,12 +114,15 @@ class Executor:
         died: Callable[[], None],
     ) -> None:
         self.stats = ComputeStats(alive_at=time.monotonic())
+        self.log = StepLog()
         self._stage = stage
         self._threads = threads
         self._deliver = deliver
         self._died = died
         self._batcher = Batcher(ragged=stage.ragged)
-        self._inbox: queue.SimpleQueue[Op | None] = queue.SimpleQueue()
+        self._pace = Pace()
+        self._free_since = time.monotonic()
+        self._inbox: queue.SimpleQueue[Sequence[Op] | None] = queue.SimpleQueue()
         self._queued = 0
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
         self._units: dict[bytes, KVSegment] = {}
@@ -93,9 +137,12 @@ class Executor:
         """Sessions with a step that waits, roughly: read from another thread."""
         return self._inbox.qsize() + self._queued
 
-    def put(self, op: Op) -> None:
-        """Queue an operation; those of one session are done in order."""
-        self._inbox.put(op)
+    def put(self, *ops: Op) -> None:
+        """Queue operations; those of one session are done in order.
+
+        Those that come together are seen together: steps of many sessions can share a microbatch.
+        """
+        self._inbox.put(ops)
 
     def stop(self, timeout: float = 5.0) -> None:
         """Finish the microbatch that runs, then end the thread."""
@@ -120,21 +167,42 @@ class Executor:
         torch.set_num_threads(self._threads)  # counts for the thread that calls it
         while self._take_in():
             self.stats.alive_at = time.monotonic()
-            works = self._batcher.choose(self._ready())
+            works = self._batcher.choose(self._ready(), self._pace.limit)
             if works:
-                self._deliver(self._compute([self._next_submit(work) for work in works]))
+                self._deliver(self._compute_and_count(works))
 
     def _take_in(self) -> bool:
-        """Sort what has come into the sessions; wait when there is nothing to do."""
+        """Sort what has come into the sessions; wait when there is nothing to do yet."""
         try:
             while True:
-                idle = not any(session.ops for session in self._sessions.values())
-                op = self._inbox.get(timeout=1.0) if idle else self._inbox.get_nowait()
-                if op is None:
+                wait = self._wait_s()
+                ops = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+                if ops is None:
                     return False
-                self._accept(op)
+                for op in ops:
+                    self._accept(op)
         except queue.Empty:
             return True
+
+    def _wait_s(self) -> float:
+        """How long to wait for more: until something comes, or for sessions that are due."""
+        came = [session.came[0] for session in self._sessions.values() if session.came]
+        if not came:
+            return 1.0
+        if len(came) > self._decodes_ready():
+            return 0.0
+        now = time.monotonic()
+        since = max(self._free_since, min(came))
+        wait = self._pace.hold_until(len(came), since, now) - now
+        self.stats.held_s += wait
+        return wait
+
+    def _decodes_ready(self) -> int:
+        return sum(
+            isinstance(op := session.ops[0], ev.Submit) and op.step.length == 1
+            for session in self._sessions.values()
+            if session.ops
+        )
 
     def _accept(self, op: Op) -> None:
         if isinstance(op, ev.Drop):
@@ -143,6 +211,7 @@ class Executor:
         if isinstance(op, ev.Free):
             # Nobody waits for what the session had queued.
             self._sessions.pop(op.session, None)
+            self._pace.gone(op.session)
             return
         session = self._sessions.get(op.session)
         if session is None:
@@ -154,6 +223,11 @@ class Executor:
             self._units[op.unit] = _ragged(session).freeze(op.start, op.end)
         else:
             session.ops.append(op)
+            if isinstance(op, ev.Submit):
+                now = time.monotonic()
+                session.came.append(now)
+                if op.step.length == 1:
+                    self._pace.came(op.session, op.step.waited_us / 1e6, now)
             self._truncate_if_next(session)
 
     def _truncate_if_next(self, session: _Session) -> None:
@@ -170,12 +244,47 @@ class Executor:
         self._queued = len(works)
         return works
 
-    def _next_submit(self, work: Work) -> ev.Submit:
+    def _next_submit(self, work: Work) -> tuple[ev.Submit, float]:
+        """Take a session's next step, and when it came."""
         session = self._sessions[work.key]
         op = session.ops.popleft()
         assert isinstance(op, ev.Submit)
         self._sessions.move_to_end(work.key)
-        return op
+        return op, session.came.popleft()
+
+    def _compute_and_count(self, works: Sequence[Work]) -> list[Result]:
+        taken = [self._next_submit(work) for work in works]
+        began, wall = time.monotonic(), time.time()
+        waited = {submit.session: began - came for submit, came in taken}
+        results = self._compute([submit for submit, _ in taken])
+        ended = self._free_since = time.monotonic()
+        decodes = [submit for submit, _ in taken if submit.step.length == 1]
+        self._note(decodes, waited, began, ended)
+        positions = sum(submit.step.length for submit, _ in taken)
+        self.log.add(StepInterval(wall, wall + ended - began, len(taken), len(decodes), positions))
+        return [
+            replace(result, waited_us=int(waited[result.session] * 1e6))
+            if isinstance(result, ev.Computed)
+            else result
+            for result in results
+        ]
+
+    def _note(
+        self,
+        decodes: Sequence[ev.Submit],
+        waited: Mapping[bytes, float],
+        began: float,
+        ended: float,
+    ) -> None:
+        """Tell the pace of decodes that are done, and count."""
+        stats = self.stats
+        stats.queue_wait_s += sum(waited.values())
+        stats.decodes += len(decodes)
+        stats.decode_microbatches += bool(decodes)
+        if decodes:
+            lives = {d.session: d.step.waited_us / 1e6 + waited[d.session] for d in decodes}
+            self._pace.left(lives, began, ended)
+            stats.groups = self._pace.groups
 
     def _compute(self, submits: Sequence[ev.Submit]) -> list[Result]:
         try:

@@ -30,27 +30,33 @@ class StageHost:
         self._send = send
         self._deadline = Deadline(lambda: self.handle(ev.Tick()))
 
-    def on_frame(self, peer_id: str, frame: SessionFrame) -> None:
-        """Take a frame that is meant for a hop."""
-        self.handle(ev.Received(peer_id, frame))
+    def on_frames(self, peer_id: str, frames: Iterable[SessionFrame]) -> None:
+        """Take frames that are meant for a hop."""
+        self.handle(*(ev.Received(peer_id, frame) for frame in frames))
 
     def on_computed(self, results: Iterable[ev.Computed | ev.ComputeFailed]) -> None:
         """Take what a microbatch gave."""
-        for result in results:
-            self.handle(result)
+        self.handle(*results)
 
-    def handle(self, event: ev.HopEvent) -> None:
-        """Feed one event to the table and carry out what follows."""
+    def handle(self, *events: ev.HopEvent) -> None:
+        """Feed events to the table and carry out what follows.
+
+        What they have for the executor, or for one peer, goes there together.
+        """
         now = asyncio.get_running_loop().time()
-        self._carry_out(self.table.handle(event, now))
+        operations: list[ev.Operation] = []
+        frames: dict[str, list[SessionFrame]] = {}
+        for event in events:
+            for action in self.table.handle(event, now):
+                if isinstance(action, ev.Send):
+                    frames.setdefault(action.peer_id, []).append(action.frame)
+                else:
+                    operations.append(action)
+        for peer_id, batch in frames.items():
+            self._send(peer_id, batch)
+        if operations:
+            self._executor.put(*operations)
         self._deadline.set(self.table.next_deadline())
-
-    def _carry_out(self, actions: Sequence[ev.HopAction]) -> None:
-        for action in actions:
-            if isinstance(action, ev.Send):
-                self._send(action.peer_id, (action.frame,))
-            else:
-                self._executor.put(action)
 
     def close(self) -> None:
         """Wake up no more."""

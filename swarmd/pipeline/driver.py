@@ -314,6 +314,7 @@ class Driver:
         assert isinstance(token, Token)
         if not self._current(token.epoch, token.round) or event.peer_id != self.route[-1].peer_id:
             return
+        self.feed.waited_us = token.waited_us
         news = self.feed.answered(token.position)
         if token.position == self.feed.known and 0 <= token.id < self.request.model.vocab_size:
             news = True

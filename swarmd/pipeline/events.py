@@ -59,6 +59,8 @@ class Computed:
     ticket: int
     payload: Payload | None = None
     tokens: tuple[Drawn, ...] = ()
+    waited_us: int = 0
+    """How long the step waited for the executor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class Feed:
         """Positions below it are under way or done, in this round."""
         self.highest = 0
         """Positions below it have been sent at least once."""
+        self.waited_us = 0
+        """How long the session has waited for stages so far, as its last token said."""
         self.resent = 0
         """Positions that were sent more than once."""
         self._window = window
@@ -121,4 +123,5 @@ class Feed:
             sizes,
             token_ids=tuple(self.ids[start:stop]),
             wants=(stop - 1,) if mark or stop == self.known else (),
+            waited_us=self.waited_us,
         )

@@ -328,7 +328,7 @@ class HopTable:
         if event.payload is None:
             return self._broken(session, "no hidden states came out of a step")
         try:
-            done = session.output(event.ticket, event.payload)
+            done = session.output(event.ticket, event.payload, event.waited_us)
         except SessionError as error:
             return self._broken(session, str(error))
         if done is None:
@@ -345,14 +345,10 @@ class HopTable:
         if result is None:
             return shared
         step, drawn = result
-        tokens = [
-            Send(
-                session.coordinator,
-                Token(session.id, step.epoch, step.round, t.position, t.id, t.logprob, t.top),
-            )
-            for t in drawn
-        ]
-        return [*tokens, *shared]
+        place = (session.id, step.epoch, step.round)
+        waited_us = step.waited_us + event.waited_us
+        tokens = (Token(*place, t.position, t.id, t.logprob, t.top, waited_us) for t in drawn)
+        return [*(Send(session.coordinator, token) for token in tokens), *shared]
 
     def _compute_failed(self, event: ComputeFailed, now: float) -> list[HopAction]:
         session = self.sessions.get(event.session)

@@ -146,7 +146,7 @@ class HopSession:
         if self.rewound_to is not None:
             self.send_from = min(send_from, self.rewound_to)
 
-    def output(self, ticket: int, payload: Payload) -> Step | None:
+    def output(self, ticket: int, payload: Payload, waited_us: int = 0) -> Step | None:
         """Log what was computed; return it, or None where a rewind has left nothing of it.
 
         Raises SessionError when it lacks rows of the step, or comes out of order.
@@ -156,7 +156,9 @@ class HopSession:
             return None
         if payload.shape[0] < step.length:
             raise SessionError(f"{payload.shape[0]} rows came out of {step.length} positions")
-        done = replace(step, token_ids=(), hidden=rows(payload, 0, step.length))
+        hidden = rows(payload, 0, step.length)
+        waited_us += step.waited_us
+        done = replace(step, token_ids=(), hidden=hidden, waited_us=waited_us)
         self.log.append(done)
         return done
 

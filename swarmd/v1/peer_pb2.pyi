@@ -252,7 +252,7 @@ class Steps(_message.Message):
     def __init__(self, steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("session", "epoch", "round", "position", "chunks", "token_ids", "hidden", "wants")
+    __slots__ = ("session", "epoch", "round", "position", "chunks", "token_ids", "hidden", "wants", "waited_us")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,7 @@ class Step(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     WANTS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_US_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     round: int
@@ -269,7 +270,8 @@ class Step(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     hidden: Tensor
     wants: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., position: _Optional[int] = ..., chunks: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[Tensor, _Mapping]] = ..., wants: _Optional[_Iterable[int]] = ...) -> None: ...
+    waited_us: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., position: _Optional[int] = ..., chunks: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[Tensor, _Mapping]] = ..., wants: _Optional[_Iterable[int]] = ..., waited_us: _Optional[int] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("tokens",)
@@ -286,7 +288,7 @@ class TopToken(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "round", "position", "id", "logprob", "top")
+    __slots__ = ("session", "epoch", "round", "position", "id", "logprob", "top", "waited_us")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +296,7 @@ class Token(_message.Message):
     ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    WAITED_US_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     round: int
@@ -301,7 +304,8 @@ class Token(_message.Message):
     id: int
     logprob: float
     top: _containers.RepeatedCompositeFieldContainer[TopToken]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., position: _Optional[int] = ..., id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ...) -> None: ...
+    waited_us: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round: _Optional[int] = ..., position: _Optional[int] = ..., id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ..., waited_us: _Optional[int] = ...) -> None: ...
 
 class Gap(_message.Message):
     __slots__ = ("session", "epoch", "round", "kv_length")

@@ -198,6 +198,7 @@ def _add_step(to: Any, step: Step) -> None:
         chunks=step.chunks,
         token_ids=step.token_ids,
         wants=step.wants,
+        waited_us=step.waited_us,
     )
     if step.hidden is not None:
         hidden = message.hidden
@@ -214,6 +215,7 @@ def _add_token(to: Any, token: Token) -> None:
         position=token.position,
         id=token.id,
         logprob=token.logprob,
+        waited_us=token.waited_us,
     )
     for likely, logprob in token.top:
         message.top.add(id=likely, logprob=logprob)
@@ -234,6 +236,10 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     Close: lambda f: pb.Frame(close=pb.Close(session=f.session, epoch=f.epoch)),
     Keep: lambda f: pb.Frame(keep=pb.Keep(sessions=f.sessions)),
 }
+
+
+_MAX_WAITED_US = 1 << 53
+"""Sums of it stay far below what a field holds."""
 
 
 # -- decoding ---------------------------------------------------------------------------------
@@ -390,6 +396,7 @@ def _step_from_pb(m: pb.Step) -> Step:
         token_ids=ids,
         hidden=hidden,
         wants=wants,
+        waited_us=min(m.waited_us, _MAX_WAITED_US),
     )
 
 
@@ -404,6 +411,7 @@ def _token_from_pb(m: pb.Token) -> Token:
         id=m.id,
         logprob=m.logprob,
         top=tuple((top.id, top.logprob) for top in m.top),
+        waited_us=min(m.waited_us, _MAX_WAITED_US),
     )
 
 
