@@ -49,7 +49,7 @@ class PromptBook:
 
     def correct(self, keys: Sequence[bytes], peer: str, length: int) -> None:
         """A peer says that it has only so many of the prompt's positions."""
-        for key in keys[length // self._unit :]:
+        for key in keys[length // self._unit :] if keys else ():
             holders = self._holders.get(key)
             if holders is not None:
                 holders.discard(peer)

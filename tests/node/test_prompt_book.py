@@ -71,3 +71,6 @@ def test_a_prompt_without_units_waits_for_nobody() -> None:
     book = PromptBook(64)
     assert book.begin(A, [])
     assert book.begin(B, [])
+    nothing_is_shared = PromptBook(0)
+    nothing_is_shared.correct([], "p", 0)
+    assert nothing_is_shared.held([]) == {}
