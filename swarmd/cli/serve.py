@@ -51,7 +51,7 @@ def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> in
         return int(_daemon(settings).run(settings, say=say, progress=progress))
 
 
-_LEAN_GRPC = "-event_engine_client,-event_engine_listener,-event_engine_dns"
+_LEAN_GRPC = "-event_engine_client,-event_engine_listener"
 """Without gRPC's pool of event threads each frame wakes two threads less: a sixth of the CPU that a
 token costs a node besides its forward. A version of gRPC that has dropped these switches ignores
 them."""

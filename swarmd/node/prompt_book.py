@@ -17,7 +17,7 @@ class PromptBook:
     """Prompts by the keys of their units (see `swarmd.core.prefix`)."""
 
     def __init__(self, unit: int, max_keys: int = MAX_KEYS) -> None:
-        self._unit = unit
+        self._unit = max(1, unit)  # where nothing is shared there are no keys
         self._max_keys = max_keys
         self._holders: OrderedDict[bytes, set[str]] = OrderedDict()
         self._ahead: dict[bytes, Sequence[bytes]] = {}
@@ -49,7 +49,7 @@ class PromptBook:
 
     def correct(self, keys: Sequence[bytes], peer: str, length: int) -> None:
         """A peer says that it has only so many of the prompt's positions."""
-        for key in keys[length // self._unit :] if keys else ():
+        for key in keys[length // self._unit :]:
             holders = self._holders.get(key)
             if holders is not None:
                 holders.discard(peer)

@@ -74,3 +74,4 @@ def test_a_prompt_without_units_waits_for_nobody() -> None:
     nothing_is_shared = PromptBook(0)
     nothing_is_shared.correct([], "p", 0)
     assert nothing_is_shared.held([]) == {}
+    assert nothing_is_shared.begin(A, [])
