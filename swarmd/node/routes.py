@@ -12,7 +12,9 @@ from swarmd.core.peers import ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
 from swarmd.swarm.health import Fault, Health
-from swarmd.swarm.router import RouteRequest, choose_route, cover
+from swarmd.swarm.placements import Placements
+from swarmd.swarm.router import choose_route, cover
+from swarmd.swarm.terms import RouteRequest
 from swarmd.swarm.view import View
 
 
@@ -33,6 +35,7 @@ class Routes:
         self._look_again = look_again
         self._clock = clock
         self.health = Health()
+        self._placements = Placements()
 
     def find(
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
@@ -43,36 +46,55 @@ class Routes:
         over the blocks next to its own. Raises CoverageError with the missing blocks, or
         CapacityError when only room for the KV is lacking.
         """
-        if not keep and spans == (Span(0, self._model.num_blocks),):
-            request = RouteRequest(positions=positions, exclude=exclude)
-            return choose_route(
-                self._view(), self._model.digest, self.health, request, self._own_id
-            )
-        found: list[Hop] = []
-        for span in spans:
-            found += self._cover(span, exclude, keep, positions)
-        return tuple(found)
+        route = self._find(spans, exclude, keep, positions)
+        self._placements.add(route, positions, self._view(), self._clock.wall())
+        return route
 
     async def refresh(self) -> None:
         """Look at the swarm again."""
         await self._look_again()
 
     def first_hop(self) -> Hop:
-        """Return where a new session would begin. Raises as `find` does."""
-        return self.find((Span(0, self._model.num_blocks),), frozenset(), (), 0)[0]
+        """Return where a new session should begin; one sent elsewhere counts as placed.
+
+        Raises as `find` does.
+        """
+        route = self._find((Span(0, self._model.num_blocks),), frozenset(), (), 0)
+        if route[0].peer_id != self._own_id:
+            self._placements.add(route, 0, self._view(), self._clock.wall())
+        return route[0]
 
     def failed(self, peer_id: str) -> None:
         """Note that the link to a peer broke: prefer others for a while."""
+        self._placements.forget(peer_id)
         self.health.report(peer_id, Fault.FAILED, self._clock.wall())
+
+    def _find(
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
+    ) -> Route:
+        if keep or spans != (Span(0, self._model.num_blocks),):
+            return tuple(
+                hop for span in spans for hop in self._cover(span, exclude, keep, positions)
+            )
+        view = self._view()
+        return choose_route(
+            view,
+            self._model.digest,
+            self.health,
+            RouteRequest(positions=positions, exclude=exclude),
+            self._own_id,
+            self._placements.unseen(view, self._clock.wall()),
+        )
 
     def _cover(
         self, span: Span, exclude: frozenset[str], keep: Route, positions: int
     ) -> tuple[Hop, ...]:
         """Fill one hole; a peer of the same precision first, so that a replay gives the same."""
+        view = self._view()
         before = [hop for hop in keep if hop.blocks.end <= span.start]
         after = [hop for hop in keep if hop.blocks.start >= span.end]
         return cover(
-            self._view(),
+            view,
             self._model.digest,
             span,
             self.health,
@@ -81,4 +103,5 @@ class Routes:
             positions=positions,
             before=before[-1].peer_id if before else self._own_id,
             after=after[0].peer_id if after else self._own_id,
+            unseen=self._placements.unseen(view, self._clock.wall()),
         )

@@ -43,7 +43,9 @@ class Health:
 
     def penalty(self, peer_id: str, now: float) -> float:
         """Return the penalty, 0 for a peer in good standing; it halves every `HALF_LIFE_S`."""
-        total, since = self._penalties.get(peer_id, (0.0, now))
+        if peer_id not in self._penalties:
+            return 0.0
+        total, since = self._penalties[peer_id]
         return float(total * 0.5 ** (max(0.0, now - since) / HALF_LIFE_S))
 
     def forget(self, now: float) -> None:

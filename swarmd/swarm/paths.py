@@ -3,7 +3,8 @@
 What peers offer, and what it costs, is `swarm.router`'s business. A peer may be entered and left in
 the middle of its span, and is used once at most, since a hop knows a session by its id.
 `cheapest_path` relaxes that last rule; `cheapest_route` restores it, by branching over the rare
-paths that break it.
+paths that break it. `cheapest_path` is plain: it says what is right, and `swarm.sweep` finds the
+same faster.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
+from typing import Protocol
 
 from swarmd.core.peers import Announcement
 from swarmd.core.span import Span
 from swarmd.swarm.coordinates import rtt_ms
 
 MAX_BRANCHES = 16
+MAX_WEIGHT = 5_000
+"""Of all offers searched for one route, once a good one is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +38,27 @@ class Offer:
     solid: frozenset[int] = frozenset()
     """Boundaries at which this offer may be neither entered nor left (see `_branches`)."""
 
+    @property
+    def ways(self) -> int:
+        """How many parts it stands for when it has room for some of its blocks only: its weight."""
+        spare = len(self.blocks) - self.max_blocks
+        return 1 + spare if spare > 0 else 1
+
 
 Path = list[tuple[Offer, Span]]
+
+
+class Search(Protocol):
+    """`cheapest_path`, or another function that finds paths of the same cost."""
+
+    def __call__(
+        self,
+        offers: Sequence[Offer],
+        blocks: Span,
+        before: Announcement | None = None,
+        after: Announcement | None = None,
+        repeat: bool = True,
+    ) -> Path | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +104,47 @@ def cheapest_route(
     blocks: Span,
     before: Announcement | None = None,
     after: Announcement | None = None,
+    search: Search | None = None,
+    slack: float = 0.0,
 ) -> Path | None:
     """Return the cheapest path over exactly `blocks` that uses no peer twice, if there is one.
 
     Best first: no route among some offers is cheaper than their cheapest path, so the first path
-    popped that repeats no peer is the optimum. After `MAX_BRANCHES` a good route has to do.
+    popped that repeats no peer is the optimum. `slack` is the share by which the route may be
+    dearer; after `MAX_BRANCHES`, or `MAX_WEIGHT` of them, a good one has to do.
     """
+    search = search or cheapest_path
     order = count()
     heap: list[tuple[float, int, Path, Sequence[Offer]]] = []
 
+    weight = 0
+
     def consider(candidates: Sequence[Offer]) -> None:
-        path = cheapest_path(candidates, blocks, before, after)
+        nonlocal weight
+        weight += sum(offer.ways for offer in candidates)
+        path = search(candidates, blocks, before, after)
         if path is not None:
             heappush(heap, (path_cost(path, before, after), next(order), path, candidates))
 
     consider(offers)
+    if heap and _used_twice(heap[0][2]) is None:
+        return heap[0][2]
+    good = search(offers, blocks, before, after, repeat=False)
+    ceiling = path_cost(good, before, after) if good is not None else inf
     for _ in range(MAX_BRANCHES):
         if not heap:
             return None
-        _, _, path, candidates = heappop(heap)
+        floor, _, path, candidates = heappop(heap)
+        if good is not None and ceiling <= floor * (1 + slack):
+            return good
         twice = _used_twice(path)
         if twice is None:
             return path
+        if good is not None and weight > MAX_WEIGHT:
+            break
         for branch in _branches(candidates, *twice):
             consider(branch)
-    return cheapest_path(offers, blocks, before, after, repeat=False)
+    return good
 
 
 def _used_twice(path: Path) -> tuple[str, Span, Span] | None:

@@ -3,59 +3,66 @@
 The view and the peers' health come from outside; opening the session, and finding out that a peer
 has less room than it announced, are the pipeline's business.
 
-A route's cost is an estimate of the milliseconds that one token takes, plus what keeps a session
-off peers that failed. `swarm.paths` searches.
+What peers offer, and at what cost, is `swarm.terms`'s; `swarm.paths` says what a path costs,
+`swarm.sweep` searches. Among few peers the route is the cheapest there is. Among many, the search
+looks at those through whom `swarm.route_index` expects the cheapest routes, and stops early where
+it can prove that the others have nothing better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import heappop, heappush
+from math import inf
 
 from swarmd.core.errors import CoverageError, KVExhausted, PromptTooLong, SwarmdError
 from swarmd.core.peers import Announcement, ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span, missing_blocks
 from swarmd.swarm.health import Health
-from swarmd.swarm.paths import Offer, cheapest_route
-from swarmd.swarm.view import View, block_ms
+from swarmd.swarm.paths import Offer, Path, cheapest_route, path_cost
+from swarmd.swarm.placements import Load
+from swarmd.swarm.room import Room
+from swarmd.swarm.route_index import RouteIndex
+from swarmd.swarm.sweep import Effort, Limit, swept_path
+from swarmd.swarm.terms import RouteRequest, Terms, price
+from swarmd.swarm.view import View
 
-HOP_MS = 0.5
-"""What a hop costs besides link and blocks: of equal routes the one with fewer hops is taken."""
-PENALTY_MS = 500.0
-"""Per unit of `Health.penalty`."""
-STRANGER_BLOCK_MS = 1e6
-"""Per block on a peer that is not preferred, while preferred ones hold that block."""
-OTHER_DTYPE_BLOCK_MS = 1e4
-BATCHED_SESSION = 0.1
-"""How much of a step another session adds where sessions are batched."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouteRequest:
-    """What a session needs of its route, and what it would rather have."""
-
-    positions: int = 0
-    """KV to reserve: prompt and output together."""
-    exclude: frozenset[str] = frozenset()
-    """Peers that must not be used."""
-    prefer: frozenset[str] = frozenset()
-    """Peers that hold KV of this session already: used wherever they can be."""
-    same_dtype: str = ""
-    """Peers that compute in another dtype are used only where no other is left."""
+SMALL_SWARM = 64
+"""Up to so many peers all are looked at."""
+STAGES = (1_000, 4_000, 12_000)
+"""Among many: pairs of offers that share blocks, first for any route, to learn what none need cost,
+then for a better one. They are what a search takes its time for."""
+DEPTH = 4
+"""Offers of each block that are looked at besides, if there is no route over the first ones."""
+ROUNDING = 1e-9
+SLACK = 0.02
+"""Not worth looking for, in a large swarm, when only the cheapest path's use of a peer as two hops
+stands in the way of the optimum."""
+NONE_PLACED: Mapping[str, Load] = {}
 
 
 def choose_route(
-    view: View, model: str, health: Health, request: RouteRequest, origin: str = ""
+    view: View,
+    model: str,
+    health: Health,
+    request: RouteRequest,
+    origin: str = "",
+    unseen: Mapping[str, Load] = NONE_PLACED,
+    effort: Effort | None = None,
 ) -> Route:
     """Return the cheapest route over all blocks of `model` (a name or digest).
 
     `origin` is the coordinator's peer id: the ids of new tokens come from there and go back there.
-    Raises UnknownModel; CoverageError with the missing blocks; KVExhausted if only room for the KV
-    is lacking now, PromptTooLong if it always will be.
+    `unseen` is the load that announcements do not show yet (see `swarm.placements`); `effort`
+    counts what the search takes. Raises UnknownModel; CoverageError with the missing blocks;
+    KVExhausted if only room for the KV is lacking now, PromptTooLong if it always will be.
     """
-    whole = Span(0, view.find(model).num_blocks)
-    return _route(view, model, whole, health, request, origin, origin)
+    info = view.find(model)
+    terms = Terms(request, Span(0, info.num_blocks), health, view.now, unseen)
+    return _Routing(view, info, terms, (origin, origin), effort).route()
 
 
 def cover(
@@ -70,6 +77,7 @@ def cover(
     positions: int = 0,
     before: str = "",
     after: str = "",
+    unseen: Mapping[str, Load] = NONE_PLACED,
 ) -> tuple[Hop, ...]:
     """Return hops over exactly `blocks`, to fill a hole in a route; raises as `choose_route` does.
 
@@ -77,77 +85,150 @@ def cover(
     the route: a peer is one hop of a session at most.
     """
     request = RouteRequest(positions, frozenset(exclude), frozenset(prefer), same_dtype)
-    return _route(view, model, blocks, health, request, before, after)
+    terms = Terms(request, blocks, health, view.now, unseen)
+    return _Routing(view, view.find(model), terms, (before, after)).route()
 
 
-def _route(
-    view: View,
-    model: str,
-    blocks: Span,
-    health: Health,
-    request: RouteRequest,
-    before: str,
-    after: str,
-) -> Route:
-    info = view.find(model)
-    peers = [p for p in view.serving(info.digest) if p.peer_id not in request.exclude]
-    ends = view.peer(before), view.peer(after)
-    found = (_offer(peer, blocks, health, request, view.now) for peer in peers)
-    path = cheapest_route([offer for offer in found if offer], blocks, *ends)
-    if path is None:
-        raise _why_not(peers, view.serving(info.digest), info, blocks, request.positions)
-    return tuple(
-        Hop(offer.peer.peer_id, span, offer.peer.address, offer.peer.pid, offer.peer.dtype)
-        for offer, span in path
-    )
+class _Routing:
+    """One request, over one view."""
+
+    def __init__(
+        self,
+        view: View,
+        info: ModelInfo,
+        terms: Terms,
+        ends: tuple[str, str],
+        effort: Effort | None = None,
+    ) -> None:
+        self._view = view
+        self._info = info
+        self._terms = terms
+        self._blocks = terms.blocks
+        self._ends = view.peer(ends[0]), view.peer(ends[1])
+        self._peers = view.serving(info.digest)
+        self._search = partial(swept_path, effort=effort)
+
+    def route(self) -> Route:
+        """Return the route, or raise why there is none."""
+        path = self._cheapest()
+        if path is None:
+            raise _why_not(self._view, self._info, self._terms)
+        return tuple(
+            Hop(offer.peer.peer_id, span, offer.peer.address, offer.peer.pid, offer.peer.dtype)
+            for offer, span in path
+        )
+
+    def _cheapest(self) -> Path | None:
+        if len(self._peers) > SMALL_SWARM:
+            return self._cheapest_of_many()
+        offers = [offer for offer in map(self._terms.offer, self._peers) if offer]
+        return cheapest_route(offers, self._blocks, *self._ends, self._search)
+
+    # Of many peers, those that are worth a look ---------------------------------------------
+
+    def _cheapest_of_many(self) -> Path | None:
+        request, index = self._terms.request, self._index()
+        chosen = _Chosen(len(self._blocks))
+        for peer in self._peers:
+            if peer.peer_id in request.prefer and (offer := self._terms.offer(peer)) is not None:
+                chosen.add(offer)
+        ranked = self._ranked(index)
+        limit, known = Limit(inf, index.to_go), None
+        for pairs in STAGES:
+            chosen.add_until(pairs, limit.cost, ranked)
+            if known is None and pairs < STAGES[-1]:
+                known = self._search(chosen.offers, self._blocks, *self._ends, repeat=False)
+                if known is not None:
+                    limit = Limit(path_cost(known, *self._ends) * (1 + ROUNDING), index.to_go)
+        best = self._best(chosen.offers, limit)
+        if best is not None:
+            return best
+        others = (offer for _, offer in ranked)
+        rare = _of_rare_blocks(chosen.offers, others, self._blocks)
+        return self._best([*chosen.offers, *rare], limit) if rare else None
+
+    def _best(self, offers: Sequence[Offer], limit: Limit) -> Path | None:
+        request = self._terms.request
+        # What survivors save is more than any share of what strangers cost.
+        slack = 0.0 if request.prefer or request.same_dtype else SLACK
+        search = partial(self._search, limit=limit)
+        return cheapest_route(offers, self._blocks, *self._ends, search, slack)
+
+    def _ranked(self, index: RouteIndex) -> Iterator[tuple[float, Offer]]:
+        """Yield the offers of all that are not preferred, the lowest bound first."""
+        terms = self._terms
+        dearer: list[tuple[float, str, Offer]] = []
+        for bound, plain in index:
+            while dearer and dearer[0][0] <= bound:
+                least, _, offer = heappop(dearer)
+                yield least, offer
+            found = terms.applied_to(plain)
+            if found is None or plain.peer.peer_id in terms.request.prefer:
+                continue
+            extra = terms.surcharge(plain, found)
+            if extra > 0:
+                # Such as all nodes of a site that failed: they stand behind others now.
+                heappush(dearer, (bound + extra, plain.peer.peer_id, found))
+            else:
+                yield bound, found
+        for least, _, offer in sorted(dearer, key=lambda item: item[:2]):
+            yield least, offer
+
+    def _index(self) -> RouteIndex:
+        def make() -> RouteIndex:
+            return RouteIndex(self._peers, self._blocks, *self._ends, price)
+
+        ends = tuple(end and end.peer_id for end in self._ends)
+        return self._view.remember(("routes", self._info.digest, self._blocks, ends), make)
 
 
-# What a peer offers, and at what cost -------------------------------------------------------------
+@dataclass(slots=True)
+class _Chosen:
+    """Offers of some of so many blocks."""
+
+    num_blocks: int
+    offers: list[Offer] = field(default_factory=list)
+    _parts: int = 0
+    _held: int = 0
+
+    def add(self, offer: Offer) -> None:
+        ways = offer.ways
+        self.offers.append(offer)
+        self._parts += ways
+        self._held += ways * min(len(offer.blocks), offer.max_blocks)
+
+    def add_until(self, pairs: int, ceiling: float, ranked: Iterator[tuple[float, Offer]]) -> None:
+        """Add offers, in order, up to a number of pairs or a bound."""
+        while self._parts * self._held < pairs * self.num_blocks:
+            bound, offer = next(ranked, (inf, None))
+            if offer is None or bound >= ceiling:
+                return
+            self.add(offer)
 
 
-def _offer(
-    peer: Announcement, blocks: Span, health: Health, request: RouteRequest, now: float
-) -> Offer | None:
-    """Return what a peer offers of `blocks`; None without a block, or without room for its KV."""
-    start, end = max(peer.span.start, blocks.start), min(peer.span.end, blocks.end)
-    room = _blocks_with_room(peer, request.positions)
-    if start >= end or room < 1:
-        return None
-    cost = block_ms(peer)
-    if request.prefer and peer.peer_id not in request.prefer:
-        cost += STRANGER_BLOCK_MS
-    if request.same_dtype not in ("", peer.dtype):
-        cost += OTHER_DTYPE_BLOCK_MS
-    distrust = PENALTY_MS * health.penalty(peer.peer_id, now)
-    return Offer(peer, Span(start, end), room, cost, HOP_MS + _waiting_ms(peer) + distrust)
-
-
-def _blocks_with_room(peer: Announcement, positions: int) -> int:
-    """Return for how many of its blocks the peer has KV: each takes an equal share."""
-    needed = positions * peer.kv_bytes_per_token
-    if needed <= peer.kv_free_bytes:
-        return len(peer.span)
-    return peer.kv_free_bytes * len(peer.span) // needed
-
-
-def _waiting_ms(peer: Announcement) -> float:
-    """Return how long a step waits for others: one after the other where nothing is batched."""
-    step = block_ms(peer) * len(peer.span)
-    return step * (peer.queue_depth + peer.sessions * (BATCHED_SESSION if peer.ragged else 1.0))
+def _of_rare_blocks(chosen: Sequence[Offer], others: Iterable[Offer], blocks: Span) -> list[Offer]:
+    """Return others, in order, that hold blocks of which there are only few offers so far."""
+    counts = dict.fromkeys(range(blocks.start, blocks.end), 0)
+    for offer in chosen:
+        for block in range(offer.blocks.start, offer.blocks.end):
+            counts[block] += 1
+    added = []
+    for offer in others:
+        held = range(offer.blocks.start, offer.blocks.end)
+        if any(counts[block] < DEPTH for block in held):
+            added.append(offer)
+            for block in held:
+                counts[block] += 1
+    return added
 
 
 # Why there is no route ----------------------------------------------------------------------------
 
 
-def _why_not(
-    peers: Sequence[Announcement],
-    everybody: Sequence[Announcement],
-    info: ModelInfo,
-    blocks: Span,
-    positions: int,
-) -> SwarmdError:
-    """Return why `peers` make no route. Waiting helps if `everybody`, idle, would make one."""
-    gaps = _gaps(peers, blocks)
+def _why_not(view: View, info: ModelInfo, terms: Terms) -> SwarmdError:
+    """Return why there is no route. Waiting helps if all peers, idle, would make one."""
+    everybody, blocks = view.serving(info.digest), terms.blocks
+    gaps = _gaps((p for p in everybody if p.peer_id not in terms.request.exclude), blocks)
     if gaps:
         names = ", ".join(f"{start}:{end}" for start, end in gaps)
         return CoverageError(
@@ -155,37 +236,20 @@ def _why_not(
             f"`swarmd serve {info.name} --blocks {names.partition(',')[0]}` adds them",
             gaps,
         )
+    positions = terms.request.positions
     text = f"{positions} positions of {info.name} need KV on every block of {blocks}"
-    idle = [replace(peer, kv_free_bytes=peer.kv_total_bytes) for peer in everybody]
-    if _has_route(idle, blocks, positions):
-        total = sum(peer.kv_total_bytes for peer in everybody)
-        free = sum(peer.kv_free_bytes for peer in everybody) / max(total, 1)
-        return KVExhausted(f"{text}, and {free:.0%} of the peers' KV is free now: try again soon")
-    return PromptTooLong(
-        f"{text}, the peers have room for {_longest(idle, blocks, positions)} when idle: "
-        "shorten the prompt or ask for fewer tokens"
-    )
+    room = view.remember(("room", info.digest, blocks), lambda: Room(everybody, blocks))
+    if not room.fits(positions):
+        return PromptTooLong(
+            f"{text}, the peers have room for {room.below(positions)} when idle: "
+            "shorten the prompt or ask for fewer tokens"
+        )
+    total = sum(peer.kv_total_bytes for peer in everybody)
+    free = sum(peer.kv_free_bytes for peer in everybody) / max(total, 1)
+    return KVExhausted(f"{text}, and {free:.0%} of the peers' KV is free now: try again soon")
 
 
-def _longest(peers: Sequence[Announcement], blocks: Span, too_many: int) -> int:
-    """Return for how many positions there is a route, when there is none for `too_many`."""
-    fits = 0
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if _has_route(peers, blocks, middle):
-            fits = middle
-        else:
-            too_many = middle
-    return fits
-
-
-def _has_route(peers: Sequence[Announcement], blocks: Span, positions: int) -> bool:
-    request, nobody = RouteRequest(positions), Health()
-    found = (_offer(peer, blocks, nobody, request, 0.0) for peer in peers)
-    return cheapest_route([offer for offer in found if offer], blocks) is not None
-
-
-def _gaps(peers: Sequence[Announcement], blocks: Span) -> tuple[tuple[int, int], ...]:
+def _gaps(peers: Iterable[Announcement], blocks: Span) -> tuple[tuple[int, int], ...]:
     """Return the parts of `blocks` that no peer holds."""
     shifted = (
         Span(max(p.span.start, blocks.start) - blocks.start, p.span.end - blocks.start)

@@ -7,12 +7,15 @@ Where they come from is the directory's business; routes and placement are decid
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property
+from typing import TypeVar
 
 from swarmd.core.errors import UnknownModel
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span, missing_blocks, replicas_per_block
+
+T = TypeVar("T")
 
 DEFAULT_BLOCK_MS = 1.0
 """Taken for a peer that has not measured its steps yet."""
@@ -43,10 +46,20 @@ class View:
             for peer_id in sorted(latest)
             if latest[peer_id].state is not NodeState.GONE and latest[peer_id].expires_at > now
         )
+        self._remembered: dict[Hashable, object] = {}
 
     def peer(self, peer_id: str) -> Announcement | None:
         """Return what that peer announces, None if it is not here."""
         return self._by_id.get(peer_id)
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` made of this view when it was first asked under that key.
+
+        One key always goes with the same function, so that the type is right.
+        """
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]  # type: ignore[return-value]
 
     @cached_property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -67,6 +80,8 @@ class View:
         if not namesakes:
             known = ", ".join(sorted({info.name for info in self.models})) or "none"
             raise UnknownModel(f"nobody in the swarm serves {model!r}; models here: {known}")
+        if len(namesakes) == 1:
+            return namesakes[0]
         return min(namesakes, key=self._incompleteness)
 
     def of_model(self, model: str) -> tuple[Announcement, ...]:
@@ -78,7 +93,11 @@ class View:
 
     def serving(self, model: str) -> tuple[Announcement, ...]:
         """Return the peers that take new sessions."""
-        return tuple(peer for peer in self.of_model(model) if peer.state is NodeState.SERVING)
+
+        def serving() -> tuple[Announcement, ...]:
+            return tuple(peer for peer in self.of_model(model) if peer.state is NodeState.SERVING)
+
+        return self.remember(("serving", model), serving)
 
     def placed(self, model: str) -> tuple[Announcement, ...]:
         """Return the peers that hold their span or are loading it."""

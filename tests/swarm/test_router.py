@@ -15,8 +15,10 @@ from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.route import Hop, Route, check_route
 from swarmd.core.span import Span
 from swarmd.swarm.health import Fault, Health
-from swarmd.swarm.paths import Offer, Path, cheapest_path, cheapest_route, path_cost
-from swarmd.swarm.router import RouteRequest, choose_route, cover
+from swarmd.swarm.paths import Offer, Path, Search, cheapest_path, cheapest_route, path_cost
+from swarmd.swarm.router import choose_route, cover
+from swarmd.swarm.sweep import Limit, swept_path
+from swarmd.swarm.terms import RouteRequest
 from swarmd.swarm.view import View
 
 ANY = RouteRequest()
@@ -228,11 +230,15 @@ def offers_of(draw: st.DrawFn, limited: bool) -> list[Offer]:
     return offers
 
 
+SEARCHES = pytest.mark.parametrize("search", [cheapest_path, swept_path])
+
+
+@SEARCHES
 @settings(max_examples=150, deadline=None)
-@given(st.booleans().flatmap(offers_of))
-def test_the_search_finds_the_cheapest_of_all_routes(offers: list[Offer]) -> None:
+@given(offers=st.booleans().flatmap(offers_of))
+def test_the_search_finds_the_cheapest_of_all_routes(search: Search, offers: list[Offer]) -> None:
     origin = peer(99, 0, 1, coordinate=(3.0, 3.0, 1.0))
-    found = cheapest_route(offers, Span(0, 6), origin, origin)
+    found = cheapest_route(offers, Span(0, 6), origin, origin, search)
     costs = [path_cost(path, origin, origin) for path in all_paths(offers, 0, 6)]
     if not costs:
         assert found is None
@@ -245,21 +251,30 @@ def test_the_search_finds_the_cheapest_of_all_routes(offers: list[Offer]) -> Non
     assert all(o.blocks.covers(span) and len(span) <= o.max_blocks for o, span in found)
 
 
+@SEARCHES
 @settings(max_examples=50, deadline=None)
-@given(offers_of(limited=False))
-def test_without_time_to_branch_there_is_still_a_route(offers: list[Offer]) -> None:
+@given(offers=offers_of(limited=False))
+def test_without_time_to_branch_there_is_still_a_route(search: Search, offers: list[Offer]) -> None:
     best = cheapest_route(offers, Span(0, 6))
-    quick = cheapest_path(offers, Span(0, 6), repeat=False)
+    quick = search(offers, Span(0, 6), repeat=False)
     assert (quick is None) == (best is None)
     if quick is not None and best is not None:
         assert len({offer.peer.peer_id for offer, _ in quick}) == len(quick)
         assert path_cost(quick, None, None) >= path_cost(best, None, None) - 1e-9
 
 
-def test_a_thousand_peers_make_a_route() -> None:
-    peers = [
-        peer(n, n % 29, n % 29 + 4, 32, coordinate=(n % 17, n % 13, 1.0), step_ms=4.0 + n % 7)
-        for n in range(1000)
-    ]
-    route = choose_route(View(peers, NOW), "demo", Health(), RouteRequest())
-    check_route(route, 32)
+@settings(max_examples=100, deadline=None)
+@given(offers_of(limited=True), st.floats(0.5, 2.0))
+def test_a_limit_hides_only_what_is_dearer(offers: list[Offer], share: float) -> None:
+    origin = peer(99, 0, 1, coordinate=(3.0, 3.0, 1.0))
+    best = swept_path(offers, Span(0, 6), origin, origin)
+    if best is None:
+        return
+    cost = path_cost(best, origin, origin)
+    limit = Limit(cost * share, dict.fromkeys(range(7), 0.0))
+    found = swept_path(offers, Span(0, 6), origin, origin, limit=limit)
+    if share >= 1.001:
+        assert found is not None
+        assert path_cost(found, origin, origin) == pytest.approx(cost)
+    elif share <= 0.999:
+        assert found is None
