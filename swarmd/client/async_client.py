@@ -111,9 +111,15 @@ class AsyncClient:
             raise RequestError('chat takes messages: [{"role": "user", "content": TEXT}, ...]')
         return await self.complete(messages, **arguments)
 
-    async def status(self, *, timeout: float | None = None) -> SwarmStatus:
-        """Return the swarm as the first node that answers sees it."""
-        reply = await self._ask(lambda stub, t: stub.Status(pb.StatusRequest(), timeout=t), timeout)
+    async def status(
+        self, *, microbatches: bool = False, timeout: float | None = None
+    ) -> SwarmStatus:
+        """Return the swarm as the first node that answers sees it.
+
+        With `microbatches` also the latest ones that this node has computed.
+        """
+        request = pb.StatusRequest(microbatches=microbatches)
+        reply = await self._ask(lambda stub, t: stub.Status(request, timeout=t), timeout)
         return values.swarm_status(reply)
 
     async def tokenize(

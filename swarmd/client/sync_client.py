@@ -185,9 +185,12 @@ class Client:
         """Answer a conversation with the model's own chat template; arguments as for `generate`."""
         return self._thread.wait(self._client.chat(messages, **arguments))
 
-    def status(self, *, timeout: float | None = None) -> SwarmStatus:
-        """Return the swarm as the first node that answers sees it."""
-        return self._thread.wait(self._client.status(timeout=timeout))
+    def status(self, *, microbatches: bool = False, timeout: float | None = None) -> SwarmStatus:
+        """Return the swarm as the first node that answers sees it.
+
+        With `microbatches` also the latest ones that this node has computed.
+        """
+        return self._thread.wait(self._client.status(microbatches=microbatches, timeout=timeout))
 
     def tokenize(
         self,

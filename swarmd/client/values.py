@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from swarmd.core.errors import ConfigError, ProtocolError
 from swarmd.core.frames import SECRET_BYTES, SESSION_ID_BYTES
 from swarmd.core.results import (
+    Microbatch,
     ModelStatus,
     PeerStatus,
     RouteHop,
@@ -62,6 +63,10 @@ def swarm_status(message: pb.StatusReply) -> SwarmStatus:
         peers=tuple(_peer(peer) for peer in message.peers),
         models=tuple(_model(model) for model in message.models),
         counters={printable(name): value for name, value in message.counters.items()},
+        microbatches=tuple(
+            Microbatch(m.began, m.ended, m.steps, m.decodes, m.positions)
+            for m in message.microbatches
+        ),
     )
 
 

@@ -153,6 +153,19 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Microbatch:
+    """One microbatch of a node: when it was computed, by that node's wall clock, and what of."""
+
+    began: float
+    ended: float
+    steps: int
+    """Sessions in it."""
+    decodes: int
+    """Those of them that decoded."""
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
 class SwarmStatus:
     """The swarm as one node sees it."""
 
@@ -162,6 +175,8 @@ class SwarmStatus:
     models: tuple[ModelStatus, ...]
     counters: Mapping[str, float]
     """Of the node that answered, by name."""
+    microbatches: tuple[Microbatch, ...] = ()
+    """The latest ones of the node that answered, oldest first, if asked for."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `swarmd status --json` prints."""

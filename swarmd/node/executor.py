@@ -63,8 +63,8 @@ class ComputeStats:
 
 
 @dataclass(frozen=True, slots=True)
-class StepInterval:
-    """One microbatch: when it was computed, by the wall clock in seconds, and what was in it."""
+class Microbatch:
+    """When it was computed, by the wall clock in seconds, and what was in it."""
 
     began: float
     ended: float
@@ -73,18 +73,18 @@ class StepInterval:
     positions: int
 
 
-class StepLog:
+class MicrobatchLog:
     """The latest microbatches. Written by the compute thread; may be read from anywhere."""
 
     def __init__(self, size: int = 2048) -> None:
-        self._ring: list[StepInterval | None] = [None] * size
+        self._ring: list[Microbatch | None] = [None] * size
         self._count = 0
 
-    def add(self, interval: StepInterval) -> None:
+    def add(self, interval: Microbatch) -> None:
         self._ring[self._count % len(self._ring)] = interval
         self._count += 1
 
-    def latest(self) -> list[StepInterval]:
+    def latest(self) -> list[Microbatch]:
         """Return what is there, oldest first."""
         held = [interval for interval in self._ring.copy() if interval is not None]
         return sorted(held, key=lambda interval: interval.began)
@@ -114,7 +114,7 @@ class Executor:
         died: Callable[[], None],
     ) -> None:
         self.stats = ComputeStats(alive_at=time.monotonic())
-        self.log = StepLog()
+        self.log = MicrobatchLog()
         self._stage = stage
         self._threads = threads
         self._deliver = deliver
@@ -261,7 +261,7 @@ class Executor:
         decodes = [submit for submit, _ in taken if submit.step.length == 1]
         self._note(decodes, waited, began, ended)
         positions = sum(submit.step.length for submit, _ in taken)
-        self.log.add(StepInterval(wall, wall + ended - began, len(taken), len(decodes), positions))
+        self.log.add(Microbatch(wall, wall + ended - began, len(taken), len(decodes), positions))
         return [
             replace(result, waited_us=int(waited[result.session] * 1e6))
             if isinstance(result, ev.Computed)

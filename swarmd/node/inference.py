@@ -121,7 +121,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         await self._presence.look_again()
         if self.parts is None:
             return swarm_report(self._presence)
-        return self.parts.report.reply()
+        return self.parts.report.reply(microbatches=request.microbatches)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeReply:
         """Text or a chat to ids, or ids to text, by this node's own model."""

@@ -1,8 +1,10 @@
 """How many sessions a stage should take into one microbatch, so that the other stages work as well.
 
 If one stage takes all sessions at once, they all wait at the next one, and the stages compute in
-turns. So the sessions fall into as many groups as steps of this stage fit into the time that a
-token takes to come round. Every stage decides for itself, from what it measures; times are told.
+turns. If it takes few, a step costs nearly as much and does less. A token that falls into one of
+`g` groups comes round after `away + step(n / g)`, but not before this stage has done all groups:
+`g * step(n / g)`. The stage takes the fewest groups with which the longer of the two is about as
+short as it can be. Every stage decides for itself, from what it measures; times are told.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from collections.abc import Mapping
 MAX_GROUPS = 64
 _WEIGHT = 0.2
 """Of a new measurement in a moving average."""
+_TOLERANCE = 1.03
+"""How much longer than the best a round may take with fewer groups."""
 _HOLD = 0.15
 """Share of a step for which a microbatch waits for sessions that are about to come back."""
+_MEMORY = 0.98
+_FIRST_SHARE = 0.5
 _ROUNDS = 4
 """A session that has not come back for so many rounds does not decode any more."""
 
@@ -33,6 +39,7 @@ class Pace:
         self._absent_s = 0.0
         """With it."""
         self._step_s = 0.0
+        self._cost = StepCost()
 
     def came(self, session: bytes, waited: float, now: float) -> None:
         """A session's next decode came in, having waited so long for stages in all its life."""
@@ -46,6 +53,7 @@ class Pace:
     def left(self, sessions: Mapping[bytes, float], began: float, now: float) -> None:
         """A microbatch of decodes is done. `sessions` says how long each has waited in its life."""
         self._step_s = _moved(self._step_s, now - began)
+        self._cost.add(len(sessions), now - began)
         for session, waited in sessions.items():
             self._left_at[session] = now
             self._left_at.move_to_end(session)
@@ -64,9 +72,17 @@ class Pace:
     @property
     def groups(self) -> int:
         """Into how many microbatches the sessions should fall."""
-        if not self._step_s:
+        count = len(self._left_at)
+        if not count:
             return 1
-        return min(MAX_GROUPS, max(1, round(1 + self._away_s / self._step_s)))
+        rounds = [self._round_s(count, groups) for groups in range(1, min(MAX_GROUPS, count) + 1)]
+        good = _TOLERANCE * min(rounds)
+        return 1 + next(index for index, took in enumerate(rounds) if took <= good)
+
+    def _round_s(self, count: int, groups: int) -> float:
+        """How long a token takes to come round when the sessions fall into so many groups."""
+        step = self._cost.of(count / groups)
+        return max(self._away_s + step, groups * step)
 
     @property
     def limit(self) -> int:
@@ -84,6 +100,36 @@ class Pace:
         expected = (self._left_at[session] + self._absent_s for session in self._waited)
         soon = [at for at in expected if at <= latest]
         return latest if soon and latest > now else now
+
+
+class StepCost:
+    """The time of a step as `fixed + each * sessions`, fitted to the latest ones."""
+
+    def __init__(self) -> None:
+        self._weight = self._sizes = self._times = 0.0
+        self._squares = self._products = 0.0
+        self._share = _FIRST_SHARE
+        """Of `each` in a step of the mean size; kept while all steps are of one size."""
+
+    def add(self, size: int, took: float) -> None:
+        """Note a step."""
+        self._weight = _MEMORY * self._weight + 1
+        self._sizes = _MEMORY * self._sizes + size
+        self._times = _MEMORY * self._times + took
+        self._squares = _MEMORY * self._squares + size * size
+        self._products = _MEMORY * self._products + size * took
+        size_mean, time_mean = self._sizes / self._weight, self._times / self._weight
+        variance = self._squares / self._weight - size_mean**2
+        if variance > 0.05 * size_mean**2:
+            slope = (self._products / self._weight - size_mean * time_mean) / variance
+            self._share = min(1.0, max(0.0, slope * size_mean / time_mean)) if time_mean else 0.0
+
+    def of(self, size: float) -> float:
+        """Return the seconds that a step of so many sessions should take; 0 if none is known."""
+        if not self._weight:
+            return 0.0
+        size_mean, time_mean = self._sizes / self._weight, self._times / self._weight
+        return time_mean * (1 - self._share + self._share * size / size_mean)
 
 
 def _moved(average: float, value: float) -> float:

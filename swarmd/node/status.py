@@ -39,9 +39,13 @@ class StatusReport:
         self._budget = budget
         self._start_drain = start_drain
 
-    def reply(self) -> pb.StatusReply:
+    def reply(self, *, microbatches: bool = False) -> pb.StatusReply:
         """Return the whole report."""
         reply = swarm_report(self._presence)
+        if microbatches:
+            reply.microbatches.extend(
+                pb.Microbatch(**asdict(m)) for m in self._executor.log.latest()
+            )
         for name, value in self.counters().items():
             reply.counters[name] = value
         return reply

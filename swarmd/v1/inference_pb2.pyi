@@ -208,8 +208,24 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., repairs: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("microbatches",)
+    MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
+    microbatches: bool
+    def __init__(self, microbatches: _Optional[bool] = ...) -> None: ...
+
+class Microbatch(_message.Message):
+    __slots__ = ("began", "ended", "steps", "decodes", "positions")
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DECODES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    began: float
+    ended: float
+    steps: int
+    decodes: int
+    positions: int
+    def __init__(self, began: _Optional[float] = ..., ended: _Optional[float] = ..., steps: _Optional[int] = ..., decodes: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
     __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms")
@@ -278,7 +294,7 @@ class ModelStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., covered_blocks: _Optional[int] = ..., replicas: _Optional[int] = ..., missing: _Optional[_Iterable[_Union[BlockRange, _Mapping]]] = ..., max_model_len: _Optional[int] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("peer_id", "peers", "models", "counters")
+    __slots__ = ("peer_id", "peers", "models", "counters", "microbatches")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -290,11 +306,13 @@ class StatusReply(_message.Message):
     PEERS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    MICROBATCHES_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     peers: _containers.RepeatedCompositeFieldContainer[PeerStatus]
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
     counters: _containers.ScalarMap[str, float]
-    def __init__(self, peer_id: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., counters: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    microbatches: _containers.RepeatedCompositeFieldContainer[Microbatch]
+    def __init__(self, peer_id: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., counters: _Optional[_Mapping[str, float]] = ..., microbatches: _Optional[_Iterable[_Union[Microbatch, _Mapping]]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text", "chat", "token_ids", "add_special_tokens")

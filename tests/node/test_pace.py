@@ -105,7 +105,8 @@ def test_a_long_way_round_makes_more_groups() -> None:
     near.run(sessions=32, until=60.0)
     far.run(sessions=32, until=60.0)
     assert max(map(max, far.batches)) < max(map(max, near.batches))
-    assert min(far.busy) > 0.85
+    # A token is 0.2 s on its way and computed for at least twice 21 ms.
+    assert sum(far.batches[0]) / 30 > 0.9 * 32 / (0.2 + 2 * 0.021)
 
 
 def test_one_stage_alone_takes_all() -> None:

@@ -1,0 +1,52 @@
+"""A crowd on two stages: they take their sessions in shares, and both compute at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from e2e_swarm import READY_S
+
+from swarmd.cli.bench import models
+from swarmd.cli.local_swarm import LocalSwarm
+from swarmd.client import Client
+from swarmd.core.results import Microbatch
+
+SESSIONS = 16
+TOKENS = 40
+FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "64MiB")
+
+
+def overlap(one: Sequence[Microbatch], other: Sequence[Microbatch]) -> float:
+    """Seconds in which both compute."""
+    return sum(max(0.0, min(a.ended, b.ended) - max(a.began, b.began)) for a in one for b in other)
+
+
+def test_stages_share_a_crowd_and_compute_at_the_same_time() -> None:
+    model = models.find("small", "float32")
+    with LocalSwarm(str(model.directory), model.spans(2), flags=FLAGS) as nodes:
+        nodes.wait_ready(READY_S)
+        with Client(nodes.addresses[0], timeout=120.0) as client:
+
+            def one(number: int) -> tuple[int, ...]:
+                ids = [(7 * number + i) % 500 for i in range(24)]
+                done = client.complete(ids, max_tokens=TOKENS, ids_only=True, ignore_eos=True)
+                return done.token_ids
+
+            with ThreadPoolExecutor(SESSIONS) as pool:
+                together = list(pool.map(one, range(SESSIONS)))
+            stages = []
+            for address in nodes.addresses:
+                with Client(address) as each:
+                    stages.append(each.status(microbatches=True).microbatches)
+            assert one(3) == together[3]
+    decoding = [[m for m in stage if m.decodes and m.decodes == m.steps] for stage in stages]
+    for batches in decoding:
+        crowded = batches[len(batches) // 8 : -len(batches) // 8]
+        mean = sum(m.decodes for m in crowded) / len(crowded)
+        # Neither one by one nor all at once, which would leave the other stage idle.
+        assert 6 <= mean <= 13, (
+            f"{mean:.1f} decodes in a microbatch: {[m.decodes for m in crowded]}"
+        )
+    busy = [sum(m.ended - m.began for m in batches) for batches in decoding]
+    assert overlap(*decoding) >= 0.5 * min(busy)
