@@ -10,18 +10,21 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from swarmd.node import gguf
+
 Request = dict[str, Any]
 _PAGE = 64
 
 
-def make(request: Request) -> dict[str, Any]:
+def make(request: Request) -> Iterator[dict[str, Any]]:
     """Write a Llama with random weights, in which one head of eight holds keys and values.
 
     Linear maps keep the scale of what they are given and the norms are ones, so that what a token
@@ -41,7 +44,7 @@ def make(request: Request) -> dict[str, Any]:
             else:
                 tensor.normal_(0.0, tensor.shape[-1] ** -0.5)
     model.save_pretrained(request["directory"])
-    return {}
+    yield {}
 
 
 def measure(request: Request) -> Iterator[dict[str, Any]]:
@@ -151,7 +154,18 @@ def _pages(crowd: Sequence[Sequence[int]], tokens: int) -> ContinuousBatchingCon
     )
 
 
+def convert(request: Request) -> Iterator[dict[str, Any]]:
+    """Write the model once more as GGUF."""
+    gguf.write(Path(request["directory"]), Path(request["target"]))
+    yield {}
+
+
+COMMANDS: dict[str, Callable[[Request], Iterator[dict[str, Any]]]] = {
+    "make": make,
+    "measure": measure,
+    "gguf": convert,
+}
+
 if __name__ == "__main__":
-    request: Request = json.load(sys.stdin)
-    for answer in measure(request) if sys.argv[1] == "measure" else [make(request)]:
+    for answer in COMMANDS[sys.argv[1]](json.load(sys.stdin)):
         print(json.dumps(answer), flush=True)

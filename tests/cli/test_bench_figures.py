@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarmd.cli.bench import models, verb
 from swarmd.cli.bench.baselines import CONTINUOUS, STATIC, Job, measure, ratio
@@ -30,7 +32,8 @@ from swarmd.cli.bench.crowd import (
 )
 from swarmd.cli.bench.lab import Lab, spread
 from swarmd.cli.bench.others import Others, Usage
-from swarmd.cli.bench.readings import Reading, StageWork, between, both_busy_at_least
+from swarmd.cli.bench.overlap import share_of_all
+from swarmd.cli.bench.readings import Reading, StageWork, between
 from swarmd.cli.bench.report import Baseline, Chart, Column, Report, Row, compare
 from swarmd.cli.bench.run import Run, Steps
 from swarmd.cli.bench.settings import Settings, counts
@@ -61,8 +64,8 @@ def test_the_rate_while_all_decode_leaves_out_both_ends() -> None:
 
 
 def test_a_crowd_s_figures() -> None:
-    work = StageWork(4.0, 3.0, 2.0, 1.9, microbatches=4, steps=10, tokens=10)
-    idle = replace(work, busy_s=1.0, microbatches=10)
+    work = StageWork(10.0, 14.0, 3.0, 2.0, 1.9, 4, 10, 10, ((9.0, 12.0),))
+    idle = replace(work, busy_s=1.0, microbatches=10, intervals=((11.0, 13.0),))
     sessions = (
         SessionRun(0.0, (1, 2, 3), (1.0, 2.0, 3.0), cached_tokens=5),
         SessionRun(0.0, (1, 2, 3), (2.0, 4.0, 6.0)),
@@ -73,21 +76,42 @@ def test_a_crowd_s_figures() -> None:
     assert figures["slowest_to_mean"] == pytest.approx(0.5 / 0.75)
     assert (figures["ttft_p50_s"], figures["ttft_p99_s"]) == (1.0, 2.0)
     assert (figures["stage_busy"], figures["stage_microbatch"]) == ([0.5, 0.25], [2.5, 1.0])
+    assert figures["all_busy"] == pytest.approx(0.25)
     assert figures["stage_step_ms"] == [500.0, 100.0]
     assert figures["cached_tokens"] == 5
 
 
-def test_what_all_stages_compute_at_least() -> None:
-    busy = StageWork(10.0, 0, 9.0, 0, 1, 1, 1)
-    assert both_busy_at_least([busy, busy]) == pytest.approx(0.8)
-    assert both_busy_at_least([busy, replace(busy, busy_s=0.5)]) == 0.0
+def test_how_long_all_stages_compute_at_the_same_time() -> None:
+    first = [(0.0, 2.0), (3.0, 5.0), (8.0, 20.0)]
+    second = [(1.0, 4.0), (4.0, 4.5), (10.0, 11.0)]
+    # 1-2, 3-4.5 and 10-11; of the last only what lies before the end.
+    assert share_of_all([first, second], 0.0, 20.0) == pytest.approx(3.5 / 20)
+    assert share_of_all([first, second], 0.0, 10.5) == pytest.approx(3.0 / 10.5)
+    assert share_of_all([second], 4.2, 4.4) == pytest.approx(1.0)
+    assert share_of_all([first, second, []], 0.0, 20.0) == 0.0
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=8),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_overlap_is_what_counting_moments_gives(stages: list[list[tuple[int, int]]]) -> None:
+    intervals = [[(float(a), float(a + n)) for a, n in stage] for stage in stages]
+    together = [
+        all(any(a <= moment < a + n for a, n in stage) for stage in stages) for moment in range(40)
+    ]
+    assert share_of_all(intervals, 0.0, 40.0) == pytest.approx(sum(together) / 40)
 
 
 def test_readings_are_subtracted() -> None:
     counters = {"compute_busy_s": 1.0, "compute_steps": 4.0, "compute_microbatches": 2.0}
     before = Reading(10.0, 5.0, counters)
-    after = Reading(12.0, 6.5, {name: 3 * value for name, value in counters.items()})
-    work = between(before, after)
+    grown = {name: 3 * value for name, value in counters.items()}
+    work = between(before, Reading(12.0, 6.5, grown, ((10.0, 11.0),)))
+    assert (work.began, work.ended, work.intervals) == (10.0, 12.0, ((10.0, 11.0),))
     assert (work.seconds, work.cpu_s, work.busy, work.microbatch) == (2.0, 1.5, 1.0, 2.0)
 
 
@@ -107,7 +131,7 @@ def test_medians_over_rounds() -> None:
 
 def test_what_a_token_costs_besides_the_forward() -> None:
     # Two hops, each 10 tokens: 2 ms of forward in each, and 5 ms from token to token.
-    work = StageWork(0.05, 0.03, 0.02, 0.018, microbatches=10, steps=10, tokens=10)
+    work = StageWork(0.0, 0.05, 0.03, 0.02, 0.018, 10, 10, 10)
     session = SessionRun(0.0, (1,) * 11, tuple(0.005 * n for n in range(1, 12)))
     figures = CrowdRun((session,), (), (work, work)).figures()
     assert figures["forward_ms"] == pytest.approx(2.0)
@@ -289,8 +313,9 @@ async def test_the_budget_ends_the_rounds_and_says_so() -> None:
     nodes: Any = SimpleNamespace(nodes=[SimpleNamespace(address="127.0.0.1:1", pid=1)])
     settings = Settings(rounds=3, budget_s=1000.0, baselines=False)
     for seconds, expected in ((1.0, 3), (1e6, 1)):
-        report = Report("t")
-        lab = Lab(quiet_run(settings), report, nodes)
+        report, made = Report("t"), quiet_run(settings)
+        made.others = script(*(Usage(at, 0, 0) for at in range(20)))
+        lab = Lab(made, report, nodes)
 
         async def crowd(*_: object, seconds: float = seconds) -> CrowdRun:
             return CrowdRun((SessionRun(0.0, (1,), (seconds,)),), (), ())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from swarmd.cli.bench import baselines, models
+from swarmd.cli.bench import baselines, llama, models
 from swarmd.cli.bench.baselines import ratio
 from swarmd.cli.bench.crowd import medians
 from swarmd.cli.bench.lab import Ids, Lab, Prompts
@@ -25,20 +25,23 @@ COLUMNS = (
     Column("ratio_to_generate", "  against transformers.generate", ".2f"),
     Column("ratio_to_static", "  against its one batch of all", ".2f"),
     Column("ratio_to_continuous", "  against generate_batch", ".2f"),
-    Column("all_busy_at_least", "all stages compute, at least", ".2f"),
-    Column("stage_busy", "share of time each computes", ".2f"),
+    Column("ratio_to_llama", "  against llama.cpp's RPC servers", ".2f"),
+    Column("all_busy", "share of time all stages compute", ".2f"),
+    Column("stage_busy", "  each", ".2f"),
     Column("stage_microbatch", "mean microbatch of each"),
     Column("stage_step_ms", "its time, ms", ".0f"),
     Column("slowest_to_mean", "slowest session to the mean", ".2f"),
     Column("ttft_p50_s", "first token p50 s", ".3f"),
     Column("ttft_p99_s", "first token p99 s", ".3f"),
 )
+SHORT = {baselines.STATIC: "static", baselines.CONTINUOUS: "continuous", llama.NAME: "llama"}
 CHART = Chart(
     x="sessions",
     series={
         "decode_tokens_per_s": "swarm",
         "static_tokens_per_s": "transformers.generate, one batch",
         "continuous_tokens_per_s": "transformers.generate_batch",
+        "llama_tokens_per_s": "llama.cpp, RPC servers",
     },
     y_title="tokens/s of all sessions",
     x_title="sessions",
@@ -103,18 +106,19 @@ def _baselines(
         jobs += [baselines.Job(name, crowds, s.tokens) for name in names]
     plain, *others = baselines.measure(run, model, jobs, threads=s.stages * s.threads)
     report.baselines += [found.baseline for found in (plain, *others)]
+    report.baselines.append(llama.measure(run, model, s.prompts[:1], s.tokens, s.sessions))
     if plain.ids:
         exact = s.dtype == "float32"
         pair = [(ids[0], plain.ids[0][0])]
         report.comparisons.append(compare("session 0", baselines.GENERATE, pair, must_hold=exact))
     for row in report.rows:
-        _ratios(row, *report.baselines)
+        row["ratio_to_generate"] = ratio(
+            row["decode_tokens_per_s"], baselines.rate(plain.baseline, 1)
+        )
+        for baseline in report.baselines[1:]:
+            _ratio(row, baseline, SHORT[baseline.name])
 
 
-def _ratios(row: Row, plain: Baseline, *others: Baseline) -> None:
-    size = row["sessions"]
-    decode = row["decode_tokens_per_s"]
-    row["ratio_to_generate"] = ratio(decode, baselines.rate(plain, 1))
-    for name, baseline in zip(("static", "continuous"), others, strict=False):
-        row[f"{name}_tokens_per_s"] = other = baselines.rate(baseline, size)
-        row[f"ratio_to_{name}"] = ratio(decode, other)
+def _ratio(row: Row, baseline: Baseline, name: str) -> None:
+    row[f"{name}_tokens_per_s"] = other = baselines.rate(baseline, row["sessions"])
+    row[f"ratio_to_{name}"] = ratio(row["decode_tokens_per_s"], other)

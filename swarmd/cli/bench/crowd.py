@@ -13,13 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from swarmd.cli.bench.readings import (
-    Meter,
-    Reading,
-    StageWork,
-    between,
-    both_busy_at_least,
-)
+from swarmd.cli.bench.readings import Meter, Reading, StageWork, all_busy, between
 
 if TYPE_CHECKING:
     from swarmd.client import AsyncClient
@@ -85,7 +79,7 @@ class CrowdRun:
             "ttft_p50_s": percentile(ttfts, 50),
             "ttft_p99_s": percentile(ttfts, 99),
             "ttft_p99_to_p50": percentile(ttfts, 99) / percentile(ttfts, 50),
-            "all_busy_at_least": both_busy_at_least(works),
+            "all_busy": all_busy(works),
             "stage_busy": [work.busy for work in works],
             "stage_microbatch": [work.microbatch for work in works],
             "stage_step_ms": [work.step_ms for work in works],

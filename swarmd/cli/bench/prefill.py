@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from swarmd.cli.bench import baselines, models
+from swarmd.cli.bench import baselines, llama, models
 from swarmd.cli.bench.baselines import ratio
 from swarmd.cli.bench.crowd import CrowdRun, Figures, medians
 from swarmd.cli.bench.lab import Ids, Lab
@@ -27,6 +27,8 @@ COLUMNS = (
     Column("ratio_to_one_chunk", "  ratio", ".2f"),
     Column("generate_tokens_per_s", "transformers.generate"),
     Column("ratio_to_generate", "  ratio", ".2f"),
+    Column("llama_tokens_per_s", "llama.cpp, RPC servers"),
+    Column("ratio_to_llama", "  ratio", ".2f"),
     Column("overlap", "stages that compute at a time", ".2f"),
     Column("ttft_p50_s", "first token s", ".2f"),
 )
@@ -36,6 +38,7 @@ CHART = Chart(
         "prompt_tokens_per_s": "swarm",
         "one_chunk_tokens_per_s": "swarm, one chunk",
         "generate_tokens_per_s": "transformers.generate",
+        "llama_tokens_per_s": "llama.cpp, RPC servers",
     },
     y_title="prompt tokens/s",
     x_title="prompt tokens",
@@ -147,3 +150,9 @@ def _baseline(run: Run, report: Report, model: models.Model, lengths: list[int])
             rate = ratio(row["prompt"], found["ttft_s"])
             row["generate_tokens_per_s"] = rate
             row["ratio_to_generate"] = ratio(row["prompt_tokens_per_s"], rate)
+    other = llama.measure(run, model, lengths, settings.tokens, [1])
+    report.baselines.append(other)
+    rates = {row["prompt"]: row["prompt_tokens_per_s"] for row in other.rows}
+    for row in report.rows:
+        row["llama_tokens_per_s"] = rates.get(row["prompt"])
+        row["ratio_to_llama"] = ratio(row["prompt_tokens_per_s"], row["llama_tokens_per_s"])

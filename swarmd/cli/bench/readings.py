@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from swarmd.cli.bench.overlap import Interval, share_of_all
+
 if TYPE_CHECKING:
     from swarmd.cli.local_swarm import LocalNode
     from swarmd.client import AsyncClient
@@ -20,19 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One daemon at one moment of the monotonic clock."""
+    """One daemon at one moment."""
 
     at: float
+    """By the wall clock of this machine, as the intervals."""
     cpu_s: float
     """User and system time of the daemon, without its children."""
     counters: Mapping[str, float]
+    intervals: tuple[Interval, ...] = ()
+    """In which it computed, as far back as it remembers."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
     """What one daemon did between two readings."""
 
-    seconds: float
+    began: float
+    ended: float
     cpu_s: float
     busy_s: float
     """In `Stage.forward`, by the wall clock."""
@@ -40,6 +46,11 @@ class StageWork:
     microbatches: float
     steps: float
     tokens: float
+    intervals: tuple[Interval, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
 
     @property
     def busy(self) -> float:
@@ -64,19 +75,23 @@ def between(before: Reading, after: Reading) -> StageWork:
         return after.counters.get(name, 0.0) - before.counters.get(name, 0.0)
 
     return StageWork(
-        seconds=after.at - before.at,
+        began=before.at,
+        ended=after.at,
         cpu_s=after.cpu_s - before.cpu_s,
         busy_s=grown("compute_busy_s"),
         forward_cpu_s=grown("compute_forward_cpu_s"),
         microbatches=grown("compute_microbatches"),
         steps=grown("compute_steps"),
         tokens=grown("compute_tokens"),
+        intervals=after.intervals,
     )
 
 
-def both_busy_at_least(works: Sequence[StageWork]) -> float:
-    """Lower bound of the share of the time in which all compute: their idle shares never meet."""
-    return max(0.0, 1.0 - sum(1.0 - min(1.0, work.busy) for work in works))
+def all_busy(works: Sequence[StageWork]) -> float:
+    """Return the share of the time in which all of them computed."""
+    start = max(work.began for work in works)
+    end = min(work.ended for work in works)
+    return share_of_all([work.intervals for work in works], start, end)
 
 
 class Meter:
@@ -117,6 +132,7 @@ class Meter:
 async def _read(pid: int, client: AsyncClient) -> Reading:
     import psutil
 
-    status = await client.status()
+    status = await client.status(microbatches=True)
     times = psutil.Process(pid).cpu_times()
-    return Reading(time.monotonic(), times.user + times.system, status.counters)
+    intervals = tuple((m.began, m.ended) for m in status.microbatches)
+    return Reading(time.time(), times.user + times.system, status.counters, intervals)
