@@ -7,73 +7,19 @@ really calls this function in every block is `swarmd.engine.probe`'s to find out
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from swarmd.engine.kv_cache import RaggedCache
+from swarmd.engine import tile_attention
+from swarmd.engine.row import RowContext, RowSegment, current, row_context
+from swarmd.engine.tile_attention import Rule
+
+__all__ = ["NAME", "RowContext", "RowSegment", "current", "ragged_attention", "row_context"]
 
 NAME = "swarmd_ragged"
-
-
-@dataclass(slots=True)
-class RowSegment:
-    """Rows `[start, start + length)` of the batch: positions `[position, position + length)`."""
-
-    cache: RaggedCache
-    position: int
-    start: int
-    length: int
-
-
-@dataclass(slots=True)
-class RowContext:
-    """What the attention function must know of a batch; made once per forward, not per block."""
-
-    segments: list[RowSegment]
-    block_offset: int
-    """Index, within the caches, of the first block that runs."""
-    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
-    calls: list[int] = field(default_factory=list)
-    """The `layer_idx` of every call, in order: the probe reads it."""
-    masked: bool = False
-    """Whether a block came with a mask of its own, which is not looked at: the probe refuses."""
-
-
-class _Slot(threading.local):
-    """The batch in flight on this thread; some families drop keyword arguments on the way."""
-
-    context: RowContext | None = None
-
-
-_slot = _Slot()
-
-
-class row_context:
-    """Context manager that puts a batch into the slot for the duration of one forward."""
-
-    __slots__ = ("_context",)
-
-    def __init__(self, context: RowContext) -> None:
-        self._context = context
-
-    def __enter__(self) -> RowContext:
-        _slot.context = self._context
-        return self._context
-
-    def __exit__(self, *_: object) -> None:
-        _slot.context = None
-
-
-def current() -> RowContext:
-    """Return the batch in flight on this thread."""
-    if _slot.context is None:
-        raise RuntimeError("ragged attention was called outside a batch")
-    return _slot.context
 
 
 def ragged_attention(
@@ -99,11 +45,29 @@ def ragged_attention(
     context.calls.append(layer)
     if attention_mask is not None:
         context.masked = True
-    rule = _Rule(scaling, sliding_window or 0, softcap or 0.0, s_aux)
+    rule = Rule(scaling, sliding_window or 0, softcap or 0.0, s_aux)
     block = context.block_offset + layer
+    if context.segments and tile_attention.usable(query, key):
+        context.tiled += 1
+        return tile_attention.attend(context, block, query, key, value, rule), None
+    return one_by_one(context, block, query, key, value, rule), None
+
+
+def one_by_one(
+    context: RowContext,
+    block: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rule: Rule,
+) -> torch.Tensor:
+    """Attend segment by segment, with torch's own operations: the plain way, and the witness.
+
+    Takes and returns what `ragged_attention` does.
+    """
     rows = query.shape[2]
     if len(context.segments) == 1 and context.segments[0].length == rows:
-        return _attend_segment(context, 0, block, query, key, value, rule).transpose(1, 2), None
+        return _attend_segment(context, 0, block, query, key, value, rule).transpose(1, 2)
     out = value.new_zeros(1, rows, query.shape[1], value.shape[3])
     for index, segment in enumerate(context.segments):
         start, end = segment.start, segment.start + segment.length
@@ -117,21 +81,7 @@ def ragged_attention(
             rule,
         )
         out[:, start:end] = result.transpose(1, 2)
-    return out, None
-
-
-@dataclass(slots=True)
-class _Rule:
-    """How one block scores: everything that arrives as a keyword argument."""
-
-    scaling: float | None
-    window: int
-    softcap: float
-    sinks: torch.Tensor | None
-
-    @property
-    def plain(self) -> bool:
-        return not self.softcap and self.sinks is None
+    return out
 
 
 def _attend_segment(
@@ -141,7 +91,7 @@ def _attend_segment(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    rule: _Rule,
+    rule: Rule,
 ) -> torch.Tensor:
     """Append this segment's keys and values, then attend: returns (1, heads, n, dv)."""
     segment = context.segments[index]
@@ -216,7 +166,7 @@ def _spelled_out(
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor | None,
-    rule: _Rule,
+    rule: Rule,
 ) -> torch.Tensor:
     """Attention in plain operations, for soft-capped scores and attention sinks.
 
@@ -246,7 +196,7 @@ def _spelled_out_rows(
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor | None,
-    rule: _Rule,
+    rule: Rule,
 ) -> torch.Tensor:
     heads, kv_heads, rows = query.shape[1], keys.shape[1], query.shape[2]
     groups = heads // kv_heads

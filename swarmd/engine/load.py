@@ -85,6 +85,7 @@ def examine(stage: Stage) -> None:
                 "neither the cache nor its modules show it, so it cannot be served"
             )
     stage.replay_exact = probe.is_replay_exact(stage)
+    stage.chunk_exact = probe.is_chunk_exact(stage)
     size = probe.measure_kv(stage)
     stage.kv_bytes_per_token, stage.kv_bytes_fixed = size.per_token, size.fixed
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from swarmd.engine import attention
-from swarmd.engine.kv_cache import RaggedCache
+from swarmd.engine.kv_cache import SEGMENT, RaggedCache
 from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.engine.view import View
 
@@ -312,6 +312,45 @@ def is_replay_exact(stage: Stage) -> bool:
         _run_pieces(stage, [(again, p, rows[p : p + 1]) for p in range(13, 20)]),
     ]
     return torch.equal(torch.cat(wanted), torch.cat(got))
+
+
+CHUNKS = ((64, 1, 5), (1, 2, 40, 27))
+"""Ways to cut 70 positions, which reach into a second tile of KV."""
+
+
+def is_chunk_exact(stage: Stage) -> bool:
+    """Whether a prompt gives the same bits in whatever chunks, and after a shared prefix.
+
+    Then a chunk may be as long as the load allows, and what was cached stands for what would be
+    computed. In float32 differences are of no consequence, so the answer is always yes.
+    """
+    if stage.dtype == torch.float32:
+        return True
+    total = sum(CHUNKS[0])
+    if not stage.shares_prefixes or stage.info.max_model_len < total:
+        return False
+    rows, other = random_rows(stage, total, seed=10), random_rows(stage, total, seed=11)
+    first = stage.new_cache()
+    wanted = _advance(stage, first, rows, 0)
+    for chunks in CHUNKS:
+        again, mate = stage.new_cache(), stage.new_cache()
+        outputs, start = [], 0
+        for count in chunks:
+            piece = slice(start, start + count)
+            output = _run_pieces(stage, [(mate, start, other[piece]), (again, start, rows[piece])])
+            outputs.append(output[count:])
+            start += count
+        if not torch.equal(torch.cat(outputs), wanted):
+            return False
+    return torch.equal(_after_prefix(stage, first, rows), wanted[SEGMENT:])
+
+
+def _after_prefix(stage: Stage, whole: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Compute the rows after the first tile, which is taken from a session that has it."""
+    cache = stage.new_cache()
+    assert isinstance(cache, RaggedCache)
+    cache.attach([whole.freeze(0, SEGMENT)])
+    return _advance(stage, cache, rows[SEGMENT:], SEGMENT)
 
 
 def _advance(stage: Stage, cache: Any, rows: torch.Tensor, position: int) -> torch.Tensor:

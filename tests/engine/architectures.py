@@ -153,7 +153,8 @@ RAGGED = [
     Architecture("olmo", seed=1),
     Architecture("olmo2", seed=4),
     Architecture("olmo3", {"sliding_window": 16}, seed=3),
-    Architecture("starcoder2", {"sliding_window": 16}, spread=4.0),
+    # Wider, and float32 itself is further from the truth than the tolerance.
+    Architecture("starcoder2", {"sliding_window": 16}, spread=2.5),
     Architecture("smollm3", spread=1.5),
     Architecture("glm", spread=1.5, seed=1),
     Architecture("glm4", spread=1.5, seed=2),

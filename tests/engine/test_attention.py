@@ -1,4 +1,4 @@
-"""The ragged attention function against attention spelled out, one sequence at a time."""
+"""The ragged attention function, both ways, against attention spelled out, one row at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from swarmd.engine import attention
+from swarmd.engine import attention, tile_attention
 from swarmd.engine.attention import RowContext, RowSegment, ragged_attention, row_context
 from swarmd.engine.kv_cache import RaggedCache
 
@@ -41,6 +41,22 @@ def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **rule: A
     return torch.stack(outputs).view(query.shape[0], query.shape[1], -1).float()
 
 
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attend segment by segment."""
+    monkeypatch.setattr(tile_attention, "usable", lambda *_: False)
+
+
+@pytest.fixture(params=["tiled", "plain"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Both ways to attend."""
+    if request.param == "plain":
+        request.getfixturevalue("plainly")
+    elif tile_attention.kernel is None:
+        pytest.skip("no numba on this machine")
+    return str(request.param)
+
+
 RULES: list[dict[str, Any]] = [
     {},
     {"scaling": 0.5},
@@ -58,7 +74,7 @@ RULES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("value_width", [8, 5])
 def test_each_segment_sees_its_own_past_and_nothing_else(
-    rule: dict[str, Any], kv_heads: int, value_width: int
+    rule: dict[str, Any], kv_heads: int, value_width: int, way: str
 ) -> None:
     lengths = {"a": 23, "b": 9, "c": 14}
     generator = torch.Generator().manual_seed(3)
@@ -87,8 +103,9 @@ def test_each_segment_sees_its_own_past_and_nothing_else(
             caches[name].length += count
             start += count
         query, key, value = (torch.cat(parts, 1)[None] for parts in zip(*pieces, strict=True))
-        with row_context(RowContext(segments, 0)):
+        with row_context(RowContext(segments, 0)) as context:
             out, _ = ragged_attention(Block(), query, key, value, None, **rule)
+        assert context.tiled == (way == "tiled")
         assert out.shape == (1, start, HEADS, value_width)
         for segment, (name, count) in zip(segments, batch, strict=True):
             got[name].append(out[0, segment.start : segment.start + count].transpose(0, 1))
@@ -96,6 +113,7 @@ def test_each_segment_sees_its_own_past_and_nothing_else(
         torch.testing.assert_close(torch.cat(got[name], 1), plain(query, key, value, **rule))
 
 
+@pytest.mark.usefixtures("way")
 def test_rows_of_no_segment_touch_nothing() -> None:
     cache = RaggedCache(1)
     query, key, value = (torch.randn(1, HEADS, 3, WIDTH) for _ in range(3))
@@ -103,9 +121,10 @@ def test_rows_of_no_segment_touch_nothing() -> None:
         out, _ = ragged_attention(Block(), query, key, value, None)
     assert torch.equal(out[:, 1:], torch.zeros(1, 2, HEADS, WIDTH))
     assert torch.equal(cache.blocks[0].read(0, 1)[0], key[0, :, :1])
-    assert not cache.blocks[0].keys[0][:, :, 1:].any()
+    assert not cache.blocks[0].read(1, 64)[0].any()
 
 
+@pytest.mark.usefixtures("plainly")
 def test_scores_are_made_in_slices_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = (torch.randn(1, HEADS, 40, WIDTH) for _ in range(3))
 
@@ -124,6 +143,7 @@ def test_scores_are_made_in_slices_that_fit(monkeypatch: pytest.MonkeyPatch) -> 
     assert widths == [7, 7, 7, 7, 7, 5]
 
 
+@pytest.mark.usefixtures("plainly")
 def test_masks_are_made_once_per_batch_not_once_per_block(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     original = attention.causal_mask

@@ -25,6 +25,8 @@ def test_no_other_file_names_a_family() -> None:
     for path in sorted(ENGINE.glob("*.py")):
         if path.name != "families.py":
             code = _without_comments(path.read_text())
+            if path.name == "simd.py":
+                code = code.replace(".phi(", "(")  # an instruction of LLVM
             assert not (found := pattern.findall(code)), f"{path.name} names {found}"
 
 

@@ -11,6 +11,7 @@ import torch
 
 from swarmd.core.errors import SessionError
 from swarmd.engine.kv_cache import SEGMENT, BlockKV, KVBudget, RaggedCache
+from swarmd.engine.tiles import LANES
 
 LONG = 5 * SEGMENT + 11
 
@@ -35,8 +36,10 @@ def assert_holds(cache: RaggedCache, length: int, seed: int = 0) -> None:
         assert torch.equal(value, rows(LONG, seed + number + 50)[:, :length])
 
 
-def test_what_was_written_is_there_after_every_growth() -> None:
-    block, key, value = BlockKV(), rows(500), rows(500, seed=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 7, 1, 33])
+def test_what_was_written_is_there_after_every_growth(dtype: torch.dtype, width: int) -> None:
+    block, (key, value) = BlockKV(), torch.randn(2, 3, 500, width).to(dtype)
     position = 0
     for length in [1, 1, 62, 1, 100, 7, 128, 200]:
         block.write(
@@ -57,20 +60,21 @@ def test_storage_is_taken_in_tiles_that_are_never_moved() -> None:
         assert position < block.capacity <= position + SEGMENT
         assert [tile.data_ptr() for tile in block.keys][: len(tiles)] == tiles
         tiles = [tile.data_ptr() for tile in block.keys]
-    assert block.nbytes == block.capacity * 2 * 8 * 4 * 2
+    assert block.nbytes == block.capacity * 2 * (8 + LANES) * 4
 
 
 def test_keys_and_values_may_have_different_widths() -> None:
     block = BlockKV()
     block.write(torch.ones(3, 5, 12), torch.ones(3, 5, 4), 0)
-    assert block.nbytes == block.capacity * 3 * (12 + 4) * 4
+    assert [tensor.shape for tensor in block.read(0, 5)] == [(3, 5, 12), (3, 5, 4)]
+    assert block.nbytes == block.capacity * 3 * (12 + LANES) * 4
 
 
 def test_what_is_not_written_is_zero() -> None:
     block = BlockKV()
     block.write(rows(3), rows(3), 0)
-    assert not block.keys[0][:, :, 3:].any()
-    assert not block.values[0][:, 3:].any()
+    for part in block.read(0, SEGMENT):
+        assert not part[:, 3:].any()
 
 
 def test_rows_after_a_gap_are_refused() -> None:
@@ -93,7 +97,7 @@ def test_a_prefix_is_shared_without_a_copy() -> None:
     segments = [first.freeze(0, SEGMENT), first.freeze(SEGMENT, 4 * SEGMENT)]
     assert first.nbytes == before
     assert [(s.start, s.end) for s in segments] == [(0, SEGMENT), (SEGMENT, 4 * SEGMENT)]
-    assert sum(s.nbytes for s in segments) == 4 * SEGMENT * 2 * 2 * 8 * 4 * 2
+    assert sum(s.nbytes for s in segments) == 4 * SEGMENT * 2 * 2 * (8 + LANES) * 4
     second = RaggedCache(2)
     second.attach(segments)
     assert second.length == 4 * SEGMENT
@@ -136,7 +140,7 @@ def test_memory_of_a_segment_goes_with_its_last_holder() -> None:
     first, second = filled(2 * SEGMENT), RaggedCache(2)
     segment = first.freeze(0, SEGMENT)
     second.attach([segment])
-    tile = weakref.ref(segment.keys[0][0])
+    tile = weakref.ref(segment.blocks[0].keys[0])
     del segment
     first.truncate(0)
     gc.collect()
@@ -170,7 +174,7 @@ def test_a_session_of_some_blocks_shares_those_only() -> None:
     first.blocks[1].write(rows(SEGMENT), rows(SEGMENT), 0)
     first.length = SEGMENT
     segment = first.freeze(0, SEGMENT)
-    assert [len(tiles) for tiles in segment.keys] == [0, 1, 0]
+    assert [len(block.keys) for block in segment.blocks] == [0, 1, 0]
     second = RaggedCache(3)
     second.attach([segment])
     second.blocks[1].write(rows(1), rows(1), SEGMENT)

@@ -14,6 +14,7 @@ from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.frames import DType
 from swarmd.core.span import Span
 from swarmd.engine import load
+from swarmd.engine.tiles import LANES
 from tests.engine.architectures import Architecture
 from tests.engine.sources import DirectorySource
 
@@ -37,7 +38,7 @@ def test_a_stage_says_what_it_is(source: DirectorySource) -> None:
     assert stage.span == Span(1, 4)
     assert stage.wire_dtype is DType.BFLOAT16
     assert stage.budget.total_bytes == 12345
-    assert stage.kv_bytes_per_token == 3 * 2 * (12 + 12) * 2
+    assert stage.kv_bytes_per_token == 3 * 2 * (12 + LANES) * 2
     assert stage.ragged
     assert stage.ragged_reason == ""
 

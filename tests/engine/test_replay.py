@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from swarmd.core.span import Span
+from swarmd.engine import tile_attention
 from swarmd.engine.kv_cache import RaggedCache
 from swarmd.engine.load import load_stage
 from swarmd.engine.stage import Batch, Segment, SequenceCache, Stage
@@ -126,9 +127,25 @@ def test_a_truncated_and_replayed_session_has_the_same_bits(stages: list[Stage])
     assert_same_bits(again, held)
 
 
+@pytest.mark.parametrize("chunks", [(60,), (50, 10), (1, 59), (7, 2, 41, 10)])
+def test_a_prompt_gives_the_same_bits_in_other_chunks(
+    stages: list[Stage], chunks: tuple[int, ...]
+) -> None:
+    if not all(stage.chunk_exact for stage in stages):
+        pytest.skip("not so on this machine, and the probe says so")
+    held, wanted = undisturbed(stages, 20)
+    again, ids = caches(stages), tokens(0)
+    outputs = [run(stages, [(again, ids, (count,))]) for count in (*chunks, *(1,) * DECODED)]
+    assert torch.equal(torch.cat(outputs), wanted)
+    assert_same_bits(again, held)
+
+
 @pytest.mark.parametrize("stages", ["llama"], indirect=True)
-def test_other_chunks_would_not_give_the_same_bits(stages: list[Stage]) -> None:
+def test_on_the_plain_way_other_chunks_would_not_give_the_same_bits(
+    stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If they did, the tests above would prove nothing."""
+    monkeypatch.setattr(tile_attention, "usable", lambda *_: False)
     held, _ = undisturbed(stages, 20)
     again, ids = caches(stages), tokens(0)
     for _ in range(2):
