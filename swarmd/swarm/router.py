@@ -11,8 +11,9 @@ it can prove that the others have nothing better.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import heappop, heappush
 from math import inf
@@ -32,7 +33,7 @@ from swarmd.swarm.view import View
 
 SMALL_SWARM = 64
 """Up to so many peers all are looked at."""
-STAGES = (1_000, 4_000, 12_000)
+STAGES = (1_000, 3_000, 8_000)
 """Among many: pairs of offers that share blocks, first for any route, to learn what none need cost,
 then for a better one. They are what a search takes its time for."""
 DEPTH = 4
@@ -41,6 +42,8 @@ ROUNDING = 1e-9
 SLACK = 0.02
 """Not worth looking for, in a large swarm, when only the cheapest path's use of a peer as two hops
 stands in the way of the optimum."""
+MAX_HITS = 8
+"""Lengths of computed prompts that are tried."""
 NONE_PLACED: Mapping[str, Load] = {}
 
 
@@ -119,10 +122,29 @@ class _Routing:
         )
 
     def _cheapest(self) -> Path | None:
+        """Return the cheapest path whatever part of the prompt is found computed along it.
+
+        A prefill begins after the shortest hit of its route. So for each length that a peer has,
+        and for none, the path is sought among those that have as much.
+        """
+        plain = [self._cheapest_of_all()]
+        cached = map(self._cheapest_of_holders, _hits(self._terms.request))
+        paths = [path for path in (*plain, *cached) if path is not None]
+        return min(paths, key=lambda path: path_cost(path, *self._ends), default=None)
+
+    def _cheapest_of_all(self) -> Path | None:
         if len(self._peers) > SMALL_SWARM:
             return self._cheapest_of_many()
         offers = [offer for offer in map(self._terms.offer, self._peers) if offer]
         return cheapest_route(offers, self._blocks, *self._ends, self._search)
+
+    def _cheapest_of_holders(self, hit: int) -> Path | None:
+        """Return the cheapest path over peers that have so much of the prompt."""
+        terms = replace(self._terms, hit=hit)
+        holders = [peer for peer in self._peers if peer.peer_id in terms.request.cached]
+        offers = [offer for offer in map(terms.offer, holders) if offer]
+        slack = 0.0 if len(offers) <= SMALL_SWARM else SLACK
+        return cheapest_route(offers, self._blocks, *self._ends, self._search, slack)
 
     # Of many peers, those that are worth a look ---------------------------------------------
 
@@ -180,6 +202,12 @@ class _Routing:
 
         ends = tuple(end and end.peer_id for end in self._ends)
         return self._view.remember(("routes", self._info.digest, self._blocks, ends), make)
+
+
+def _hits(request: RouteRequest) -> list[int]:
+    """Return how much of a prompt may be found computed: the most common lengths, if too many."""
+    lengths = Counter(min(request.prompt_tokens, length) for length in request.cached.values())
+    return [length for length, _ in lengths.most_common(MAX_HITS + 1) if length > 0][:MAX_HITS]
 
 
 @dataclass(slots=True)

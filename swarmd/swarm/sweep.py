@@ -112,11 +112,7 @@ class _Sweep:
         for number, offer in enumerate(self._offers):
             starting[offer.blocks.start].append(number)
             ending[offer.blocks.end].append(number)
-        # The way home is at least a link, less the half of the height that is paid in advance.
-        self._home = [
-            link_ms(offer.peer, after) - height
-            for offer, height in zip(self._offers, self._height, strict=True)
-        ]
+        self._home = self._ways_home(after)
         self._begin(starting[blocks.start], blocks.start, before)
         running = set(starting[blocks.start])
         for at in sorted({*starting, *ending}):
@@ -128,6 +124,17 @@ class _Sweep:
                 self._enter_within(running, leaving, at)
                 running.update(starting[at])
         return self._finish(running, blocks.end)
+
+    def _ways_home(self, after: Announcement | None) -> list[float]:
+        """Return the last link from each offer, less what has been paid for it in advance."""
+        if after is None:
+            return [-height for height in self._height]
+        x, y, height = (value / 2 for value in after.coordinate or UNKNOWN)
+        ways = [hypot(a - x, b - y) + height for a, b in zip(self._x, self._y, strict=True)]
+        for i, peer_id in enumerate(self._peers):
+            if peer_id == after.peer_id:
+                ways[i] = -self._height[i]
+        return ways
 
     def _begin(self, numbers: Sequence[int], at: int, before: Announcement | None) -> None:
         for i in numbers:

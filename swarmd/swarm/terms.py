@@ -30,6 +30,8 @@ there. With a microbatch of 8 a step takes about a third longer than with one, o
 the others waits for that as well, and prefill is not free at all."""
 FULL_KV = 0.5
 """How much of a step it counts that no KV is left: of two equals the one with more is taken."""
+PREFILL_TOKEN = 0.02
+"""What a token of the prompt takes of the step of one that is drawn, as many go in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class RouteRequest:
     """Peers that hold KV of this session already: used wherever they can be."""
     same_dtype: str = ""
     """Peers that compute in another dtype are used only where no other is left."""
+    prompt_tokens: int = 0
+    """Of the positions, those that are computed before the first token is drawn."""
+    cached: Mapping[str, int] = field(default_factory=dict)
+    """By peer id, how many of the first tokens of the prompt are computed there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Terms:
     """Of the clock that `health` goes by."""
     unseen: Mapping[str, Load] = field(default_factory=dict)
     """By peer id, what its announcement does not show yet."""
+    hit: int = 0
+    """Tokens of the prompt that are not computed again: only peers that have them make offers."""
 
     def offer(self, peer: Announcement) -> Offer | None:
         """Return what a peer offers; None without a wanted block, or without room for its KV."""
@@ -68,7 +76,7 @@ class Terms:
     def applied_to(self, offer: Offer) -> Offer | None:
         """Return what is left, on these terms, of an offer that a peer makes to anybody."""
         request, peer = self.request, offer.peer
-        if peer.peer_id in request.exclude:
+        if peer.peer_id in request.exclude or request.cached.get(peer.peer_id, 0) < self.hit:
             return None
         unseen = self.unseen.get(peer.peer_id, NOTHING)
         room = blocks_with_room(peer, request.positions, peer.kv_free_bytes - unseen.kv_bytes)
@@ -76,7 +84,7 @@ class Terms:
             return None
         fixed_cost = PENALTY_MS * self.health.penalty(peer.peer_id, self.now)
         fixed_cost += offer.fixed_cost if unseen is NOTHING else price(peer, unseen)[1]
-        block_cost = offer.block_cost
+        block_cost = offer.block_cost * self._work()
         if request.prefer and peer.peer_id not in request.prefer:
             block_cost += STRANGER_BLOCK_MS
         if self._is_other_dtype(peer):
@@ -94,6 +102,12 @@ class Terms:
             return 0.0
         extra = after.fixed_cost - before.fixed_cost
         return extra + (OTHER_DTYPE_BLOCK_MS if self._is_other_dtype(after.peer) else 0.0)
+
+    def _work(self) -> float:
+        """Return steps per token that is drawn: its own, and its part of the prompt."""
+        request = self.request
+        prefill = max(0, request.prompt_tokens - self.hit)
+        return 1 + PREFILL_TOKEN * prefill / max(1, request.positions - request.prompt_tokens)
 
     def _is_other_dtype(self, peer: Announcement) -> bool:
         return self.request.same_dtype not in ("", peer.dtype)
