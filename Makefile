@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 .PHONY: demo test check protos bench kills simulate clean
 
 demo: $(STAMP)
@@ -38,10 +40,13 @@ kills: $(STAMP)
 # torch first and alone: where the machine's index offers a CPU build, a looser
 # range would draw in several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev,bench]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "swarmd needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.13" >&2; exit 1; }
+	@echo "installing into $(VENV), which takes some minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q -c constraints.txt torch
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev,bench]'
+	@touch $@
 
 # Seeded storms over whole simulated swarms; a failing seed is printed.
 simulate: $(STAMP)

@@ -5,7 +5,9 @@ The daemons are real ones (`swarmd.cli.local_swarm`), the model is the one in th
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -65,6 +67,8 @@ def demo(
         if keep:
             tell(_directions(nodes.addresses[0]))
             _wait(nodes)
+        else:
+            tell(f"\nTo talk to such a swarm: {_command()} demo --keep")
     return 0 if outcome.held else console.FAILED
 
 
@@ -160,15 +164,25 @@ def _disturb(
 
 
 def _directions(node: str) -> str:
+    command = _command()
     return (
         "\nThe swarm runs on; Ctrl-C ends it. In another terminal:\n"
-        f"  swarmd status --node {node}\n"
-        f"  swarmd generate '{PROMPT}' --node {node}\n"
-        f"  swarmd chat --node {node}"
+        f"  {command} status --node {node}\n"
+        f"  {command} generate '{PROMPT}' --node {node}\n"
+        f"  {command} chat --node {node}"
     )
 
 
+def _command() -> str:
+    """Return how to call swarmd from here: in a virtual environment it may not be on the path."""
+    called = sys.argv[0]
+    if Path(called).name != "swarmd" or called == shutil.which("swarmd"):
+        return "swarmd"
+    return called
+
+
 def _wait(nodes: LocalSwarm) -> None:
-    """Return when the last node has ended; an interrupt is the usual end."""
-    while any(node.alive for node in nodes.nodes):
-        time.sleep(0.5)
+    """Return when the last node has ended, or at an interrupt, which is the usual end."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while any(node.alive for node in nodes.nodes):
+            time.sleep(0.5)

@@ -267,11 +267,21 @@ def test_systemd_hears_of_readiness_life_and_the_end(model_dir: Path, tmp_path: 
 # -- the demo --------------------------------------------------------------------------------------
 
 
-def test_the_demo_holds() -> None:
-    done = swarmd("demo", "--json")
-    assert done.code == 0, done.err
-    (line,) = done.out.splitlines()
-    shown = json.loads(line)
+def test_the_demo_holds_and_its_swarm_stays_as_long_as_it_is_wanted() -> None:
+    command = (sys.executable, "-m", "swarmd.cli.main", "demo", "--json", "--keep")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        try:
+            shown = json.loads(demo.stdout.readline())
+            told = next(line for line in demo.stderr if "swarmd status --node" in line)
+            seen = json.loads(swarmd(*told.split()[1:], "--json").out)
+            assert seen["models"][0]["missing"] == []
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(PATIENCE_S) == 0
+        finally:
+            demo.kill()
     assert shown["held"] is True
     assert shown["same_text"] is True
     assert shown["disturbed"]["text"] == shown["undisturbed"]["text"]
