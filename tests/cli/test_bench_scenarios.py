@@ -95,6 +95,18 @@ def test_wan_links_are_as_long_as_they_say(tmp_path: Path, tiny: models.Model) -
     assert len(record["comparisons"]) == 5
 
 
+def test_routing_is_measured_against_the_full_search(tmp_path: Path) -> None:
+    record = bench(tmp_path, "routing", "--sessions", "64,96", "--rounds", "2")
+    assert [row["peers"] for row in record["rows"]] == [64, 96]
+    for row in record["rows"]:
+        assert row["ratio_to_full"] == pytest.approx(
+            row["full_ms_p50"] / row["choose_ms_p50"], rel=1e-4
+        )
+        assert row["ratio_p50"] >= 1.0 - 1e-9
+    found = record["baselines"]["search among all peers"]["rows"]
+    assert [row["peers"] for row in found] == [64, 96]
+
+
 def test_a_scenario_that_cannot_run_says_why_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
