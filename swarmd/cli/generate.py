@@ -59,6 +59,10 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after an end-of-sequence token.")
     ] = False,
+    priority: Annotated[
+        int,
+        typer.Option("--priority", help="Lower numbers go first where sessions wait for room."),
+    ] = 0,
     ids: Annotated[
         bool,
         typer.Option(
@@ -90,6 +94,7 @@ def generate(
         "stop": stop or [],
         "ignore_eos": ignore_eos or ids,
         "ids_only": ids,
+        "priority": priority,
         "timeout": timeout,
     }
     with Client(node) as client, client.generate(asked, **arguments) as stream:

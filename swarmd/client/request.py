@@ -21,6 +21,7 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_PRIORITY = 1000
 _MAX_ID = (1 << 32) - 1
 
 
@@ -52,6 +53,8 @@ class GenerateOptions:
     cache_salt: str = ""
     """What is computed for the beginning of a prompt is used again for prompts of the same salt
     only: tenants that must not learn of each other have different ones."""
+    priority: int = 0
+    """Of generations that wait for room, those with a lower number go first; -1000 to 1000."""
 
 
 class GenerateArguments(TypedDict, total=False):
@@ -75,6 +78,7 @@ class GenerateArguments(TypedDict, total=False):
     top_logprobs: int
     ids_only: bool
     cache_salt: str
+    priority: int
     timeout: float | None
     """Seconds for the whole generation, resuming included."""
     allow_redirect: bool
@@ -93,12 +97,19 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         ignore_eos=options.ignore_eos,
         ids_only=options.ids_only,
         cache_salt=_text(options.cache_salt, "cache_salt"),
+        priority=_priority(options.priority),
     )
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise RequestError(f"{len(request.stop_token_ids)} stop_token_ids, at most {MAX_STOP_IDS}")
     _set_prompt(request, prompt)
     _check_size(request)
     return request
+
+
+def _priority(priority: int) -> int:
+    if not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
+        raise RequestError(f"priority {priority!r} is no whole number from -1000 to 1000")
+    return priority
 
 
 def tokenize_request(prompt: Prompt, model: str, special: bool) -> pb.TokenizeRequest:

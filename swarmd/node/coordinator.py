@@ -14,7 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from swarmd.core.errors import CoverageError, QueueFull, RequestError, SwarmdError
+from swarmd.core.errors import (
+    CoverageError,
+    KVExhausted,
+    QueueFull,
+    RequestError,
+    SwarmdError,
+)
 from swarmd.core.frames import SessionFrame
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
@@ -23,6 +29,7 @@ from swarmd.core.span import Span
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation
 from swarmd.node.timer import Deadline
+from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.driver import Driver, DriverState, Request
 from swarmd.pipeline.policy import DriverPolicy
@@ -85,6 +92,9 @@ class Run:
         self.chunk_size = chunk_size
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.deadline: Deadline | None = None
+        self.priority = 0
+        self.admitted = driver.request.resumed
+        """Whether hops hold KV for it, or did."""
         self.has_begun = False
         """Whether its prompt is computed: a token came, or it ended without one."""
 
@@ -133,6 +143,7 @@ class Coordinator:
         self._spawn = spawn
         self._runs: dict[bytes, Run] = {}
         self._book = PromptBook(limits.prefix_unit)
+        self._line = WaitingLine()
         self._outbox: dict[str, list[SessionFrame]] | None = None
         """Frames that wait until all that came together is handled."""
 
@@ -176,6 +187,8 @@ class Coordinator:
         """Note what hops hold of prompts, when they say it and when they have computed it."""
         keys, driver = run.driver.request.prefix, run.driver
         if isinstance(output, ev.Routed):
+            run.admitted = True
+            self._line.leave(run.session)
             for peer, answer in driver.held.items():
                 self._book.correct(keys, peer, answer.kv_length)
         elif not run.has_begun:
@@ -225,6 +238,7 @@ class Coordinator:
         driver = Driver(request, self._policy, jitter=random.random())
         positions = len(generation.prompt_ids) + generation.max_tokens
         run = Run(generation.session, driver, positions, chunk_size)
+        run.priority = generation.priority
         run.deadline = Deadline(lambda: self._handle(run, ev.Tick()))
         self._runs[run.session] = run
         self.stats.sessions_started += 1
@@ -271,15 +285,29 @@ class Coordinator:
 
     def _look(self, run: Run, need: ev.NeedRoute) -> ev.RouteFound | ev.RouteMissing:
         try:
+            self._wait_in_line(run)
             hops = self._routes.find(need.spans, need.exclude, need.keep, run.positions)
         except CoverageError as error:
             return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:
+            if isinstance(error, KVExhausted) and not run.admitted:
+                self._line.join(run.session, run.priority)
             missing = tuple((span.start, span.end) for span in need.spans)
             return ev.RouteMissing(need.ask, missing, error)
         return ev.RouteFound(need.ask, hops)
 
+    def _wait_in_line(self, run: Run) -> None:
+        """Raise KVExhausted while others that wait for KV go before a session that holds none."""
+        if run.admitted:
+            return
+        if isinstance(run.driver.error, KVExhausted):
+            self._line.join(run.session, run.priority)  # refused by a hop, whatever the view says
+        ahead = self._line.ahead_of(run.session, run.priority)
+        if ahead:
+            raise KVExhausted(f"{ahead} sessions that wait for KV go before this one: try later")
+
     def _forget(self, run: Run) -> None:
+        self._line.leave(run.session)
         if self._runs.get(run.session) is run:
             del self._runs[run.session]
             self._prompt_done(run)

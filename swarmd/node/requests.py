@@ -21,6 +21,7 @@ from swarmd.wire import frames
 DEFAULT_MAX_TOKENS = 1024
 MAX_STOP_IDS = 256
 MAX_SALT = 256
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Generation:
     resume: Resumption | None = None
     cache_salt: str = ""
     """Prefixes are shared with generations of the same salt only."""
+    priority: int = 0
+    """Of generations that wait for room, those with a lower number go first."""
 
 
 def parse(
@@ -79,7 +82,14 @@ def parse(
         ids_only=request.ids_only,
         resume=resume,
         cache_salt=_cache_salt(request.cache_salt),
+        priority=_priority(request.priority),
     )
+
+
+def _priority(priority: int) -> int:
+    if abs(priority) > MAX_PRIORITY:
+        raise RequestError(f"priority {priority} is not within -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    return priority
 
 
 def _cache_salt(salt: str) -> str:
