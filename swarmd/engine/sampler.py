@@ -14,6 +14,7 @@ import torch
 
 from swarmd.core.errors import RequestError, SessionError
 from swarmd.core.sampling import SamplingParams
+from swarmd.engine.shortlist import shortlist
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,16 @@ class Sampler:
 
     def _invert(self, logits: torch.Tensor, position: int) -> int:
         """Draw by inverting the distribution function over token ids, in double precision."""
-        kept = restrict(logits / self.params.temperature, self.params)
+        logits = logits / self.params.temperature
+        tokens = shortlist(logits, self.params)
+        kept = logits if tokens is None else logits[tokens]
         cumulative = torch.softmax(kept.double(), dim=-1).cumsum(-1)
         target = uniform(self.params.seed, position) * float(cumulative[-1])
-        chosen = int((cumulative <= target).sum())
-        # Rounding may leave the target at the very end, past the last token that can be drawn.
-        return min(chosen, int(torch.nonzero(kept > -torch.inf)[-1]))
+        place = int(torch.searchsorted(cumulative, target, right=True))
+        if place == len(kept):
+            # Rounding left the target at the very end, past the last token that can be drawn.
+            place = int(torch.nonzero(kept > -torch.inf)[-1])
+        return place if tokens is None else int(tokens[place])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,10 @@ def penalise(
 
 
 def restrict(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Set to -inf what min-p, top-k and top-p leave out, in this order, as vLLM does."""
+    """Set to -inf what min-p, top-k and top-p leave out, in this order, as vLLM does.
+
+    The witness of `swarmd.engine.shortlist`, which finds the same without sorting all.
+    """
     if params.min_p > 0:
         floor = logits.max() + math.log(params.min_p)
         logits = logits.masked_fill(logits < floor, -torch.inf)
