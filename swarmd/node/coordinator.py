@@ -55,6 +55,10 @@ class RouteFinder(Protocol):
         """
         ...
 
+    def ended(self, route: Route, positions: int) -> None:
+        """Take note that a session has left these hops."""
+        ...
+
     async def refresh(self) -> None:
         """Look at the swarm again."""
         ...
@@ -306,12 +310,21 @@ class Coordinator:
         if ahead:
             raise KVExhausted(f"{ahead} sessions that wait for KV go before this one: try later")
 
+    def _wake_line(self) -> None:
+        """Room has come: whoever stands first in line looks again."""
+        first = self._runs.get(self._line.first or b"")
+        if first is not None:
+            self._handle(first, ev.RoutesChanged())
+
     def _forget(self, run: Run) -> None:
         self._line.leave(run.session)
         if self._runs.get(run.session) is run:
             del self._runs[run.session]
             self._prompt_done(run)
             self.stats.repairs += run.driver.repairs
+            if run.admitted:
+                self._routes.ended(run.driver.route, run.positions)
+                asyncio.get_running_loop().call_soon(self._wake_line)
         if run.deadline is not None:
             run.deadline.set(None)
 

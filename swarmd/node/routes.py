@@ -50,6 +50,10 @@ class Routes:
         self._placements.add(route, positions, self._view(), self._clock.wall())
         return route
 
+    def ended(self, route: Route, positions: int) -> None:
+        """Note that a session of so many positions has left these hops."""
+        self._placements.end(route, positions, self._view(), self._clock.wall())
+
     async def refresh(self) -> None:
         """Look at the swarm again."""
         await self._look_again()

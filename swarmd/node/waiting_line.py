@@ -19,6 +19,11 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def first(self) -> bytes | None:
+        """Who may try next."""
+        return min(self._places, key=self._places.__getitem__, default=None)
+
     def ahead_of(self, session: bytes, priority: int) -> int:
         """Return how many go before a session, whether it stands in line or not."""
         mine = self._places.get(session, (priority, next(self._count)))

@@ -215,7 +215,7 @@ class Driver:
         self._due = until
 
     def _routes_changed(self, event: ev.RoutesChanged, now: float) -> None:
-        if isinstance(self.error, errors.CoverageError):
+        if isinstance(self.error, errors.CoverageError | errors.CapacityError):
             self._seek(now)
 
     # Opening.

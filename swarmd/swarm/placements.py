@@ -36,7 +36,10 @@ NOTHING = Load()
 class _Placed:
     peer_id: str
     at: float
+    sessions: int
+    """1, or -1 for one that has ended."""
     kv_bytes: int
+    """Negative where it has come free."""
 
 
 class Placements:
@@ -50,10 +53,20 @@ class Placements:
 
     def add(self, route: Iterable[Hop], positions: int, view: View, now: float) -> None:
         """Note that a session of so many positions goes over these hops."""
+        self._note(route, 1, positions, view, now)
+
+    def end(self, route: Iterable[Hop], positions: int, view: View, now: float) -> None:
+        """Note that such a session has ended: what it held is free before that is announced."""
+        self._note(route, -1, positions, view, now)
+
+    def _note(
+        self, route: Iterable[Hop], sessions: int, positions: int, view: View, now: float
+    ) -> None:
         for hop in route:
             peer = view.peer(hop.peer_id)
             if peer is not None:
-                self._placed.append(_Placed(hop.peer_id, now, _kv_bytes(peer, hop, positions)))
+                kv_bytes = sessions * _kv_bytes(peer, hop, positions)
+                self._placed.append(_Placed(hop.peer_id, now, sessions, kv_bytes))
 
     def forget(self, peer_id: str) -> None:
         """Note that what was placed on a peer is not there any more."""
@@ -70,7 +83,7 @@ class Placements:
         sessions: defaultdict[str, int] = defaultdict(int)
         kv_bytes: defaultdict[str, int] = defaultdict(int)
         for placed in self._placed:
-            sessions[placed.peer_id] += 1
+            sessions[placed.peer_id] += placed.sessions
             kv_bytes[placed.peer_id] += placed.kv_bytes
         return {peer_id: Load(n, kv_bytes[peer_id]) for peer_id, n in sessions.items()}
 

@@ -117,7 +117,7 @@ def price(peer: Announcement, unseen: Load = NOTHING) -> tuple[float, float]:
     """Return what a peer costs per block and for being a hop at all, to anybody whom it serves."""
     block = block_ms(peer)
     share = BATCHED_SESSION if peer.ragged else 1.0
-    waiting = share * (peer.queue_depth + peer.sessions + unseen.sessions)
+    waiting = share * (peer.queue_depth + max(0, peer.sessions + unseen.sessions))
     if peer.kv_total_bytes > 0:
         free = (peer.kv_free_bytes - unseen.kv_bytes) / peer.kv_total_bytes
         waiting += FULL_KV * min(1.0, max(0.0, 1.0 - free))

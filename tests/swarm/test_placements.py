@@ -134,6 +134,19 @@ def test_a_placement_is_forgotten_after_a_while(passed: float) -> None:
     assert placements.unseen(view, NOW + passed) == {}
 
 
+def test_what_a_session_held_is_free_before_that_is_announced() -> None:
+    full = peer(1, 0, 8, **KV | {"kv_free_bytes": 0})
+    view, placements = View([full], NOW), Placements()
+    with pytest.raises(KVExhausted):
+        choose_route(view, "demo", Health(), RouteRequest(500), unseen=placements.unseen(view, NOW))
+    placements.end([Hop(peer_id(1), Span(0, 8))], 600, view, NOW)
+    assert placements.unseen(view, NOW) == {peer_id(1): Load(-1, -600 * 800)}
+    request, unseen = RouteRequest(500), placements.unseen(view, NOW)
+    assert choose_route(view, "demo", Health(), request, unseen=unseen)
+    placements.add([Hop(peer_id(1), Span(0, 8))], 600, view, NOW)
+    assert placements.unseen(view, NOW) == {peer_id(1): Load(0, 0)}
+
+
 def test_a_peer_that_is_lost_has_no_placements() -> None:
     view = View([peer(1, 0, 8), peer(2, 4, 8)], NOW)
     placements = placed(view)
