@@ -127,8 +127,8 @@ def cheapest_route(
             heappush(heap, (path_cost(path, before, after), next(order), path, candidates))
 
     consider(offers)
-    if heap and _used_twice(heap[0][2]) is None:
-        return heap[0][2]
+    if not heap or _used_twice(heap[0][2]) is None:
+        return heap[0][2] if heap else None
     good = search(offers, blocks, before, after, repeat=False)
     ceiling = path_cost(good, before, after) if good is not None else inf
     for _ in range(MAX_BRANCHES):

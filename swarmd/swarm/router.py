@@ -158,16 +158,14 @@ class _Routing:
         limit, known = Limit(inf, index.to_go), None
         for pairs in STAGES:
             chosen.add_until(pairs, limit.cost, ranked)
-            if known is None and pairs < STAGES[-1]:
+            if known is None and pairs < STAGES[-1] and chosen.is_complete:
                 known = self._search(chosen.offers, self._blocks, *self._ends, repeat=False)
                 if known is not None:
                     limit = Limit(path_cost(known, *self._ends) * (1 + ROUNDING), index.to_go)
-        best = self._best(chosen.offers, limit)
-        if best is not None:
-            return best
-        others = (offer for _, offer in ranked)
-        rare = _of_rare_blocks(chosen.offers, others, self._blocks)
-        return self._best([*chosen.offers, *rare], limit) if rare else None
+        if known is None:
+            others = (offer for _, offer in ranked)
+            chosen.offers += _of_rare_blocks(chosen.offers, others, self._blocks)
+        return self._best(chosen.offers, limit)
 
     def _best(self, offers: Sequence[Offer], limit: Limit) -> Path | None:
         request = self._terms.request
@@ -217,36 +215,45 @@ class _Chosen:
     num_blocks: int
     offers: list[Offer] = field(default_factory=list)
     _parts: int = 0
-    _held: int = 0
+    _length: int = 0
+    _held: set[int] = field(default_factory=set)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is an offer of each block."""
+        return len(self._held) == self.num_blocks
 
     def add(self, offer: Offer) -> None:
         ways = offer.ways
         self.offers.append(offer)
         self._parts += ways
-        self._held += ways * min(len(offer.blocks), offer.max_blocks)
+        self._length += ways * min(len(offer.blocks), offer.max_blocks)
+        self._held.update(range(offer.blocks.start, offer.blocks.end))
 
     def add_until(self, pairs: int, ceiling: float, ranked: Iterator[tuple[float, Offer]]) -> None:
         """Add offers, in order, up to a number of pairs or a bound."""
-        while self._parts * self._held < pairs * self.num_blocks:
+        while self._parts * self._length < pairs * self.num_blocks:
             bound, offer = next(ranked, (inf, None))
             if offer is None or bound >= ceiling:
                 return
             self.add(offer)
 
 
-def _of_rare_blocks(chosen: Sequence[Offer], others: Iterable[Offer], blocks: Span) -> list[Offer]:
+def _of_rare_blocks(chosen: Sequence[Offer], others: Iterator[Offer], blocks: Span) -> list[Offer]:
     """Return others, in order, that hold blocks of which there are only few offers so far."""
     counts = dict.fromkeys(range(blocks.start, blocks.end), 0)
     for offer in chosen:
         for block in range(offer.blocks.start, offer.blocks.end):
             counts[block] += 1
-    added = []
-    for offer in others:
+    rare = {block for block, count in counts.items() if count < DEPTH}
+    added: list[Offer] = []
+    while rare and (offer := next(others, None)) is not None:
         held = range(offer.blocks.start, offer.blocks.end)
-        if any(counts[block] < DEPTH for block in held):
+        if not rare.isdisjoint(held):
             added.append(offer)
             for block in held:
                 counts[block] += 1
+            rare = {block for block in rare if counts[block] < DEPTH}
     return added
 
 
