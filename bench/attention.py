@@ -1,7 +1,8 @@
-"""What a stage needs for a microbatch of decodes: time, tokens/s, and the share of attention in it.
+"""What a stage needs for a microbatch: time, tokens/s, and the share of attention in it.
 
 One stage (half of a 1.1B-shape Llama with random weights, bfloat16, one thread) decodes for 1 to 64
-sessions at a short and a long context, alone or with one prefix that all share.
+sessions at a short and a long context, each with its own past or with one prefix that all share,
+and computes prompts in chunks. Needs a minute and a half, and nobody else on the machine.
 
     python bench/attention.py [--record LABEL]
 """
@@ -46,8 +47,9 @@ CONFIG = LlamaConfig(
     max_position_embeddings=4096,
     dtype="bfloat16",
 )
-SESSIONS = (1, 4, 8, 16, 32, 64)
-CONTEXTS = (64, 2048)
+DECODES = (1, 4, 8, 16, 32, 64)
+LONG = 2048
+CHUNKS = (128, 512)
 
 
 class RandomSource:
@@ -82,25 +84,35 @@ class RandomSource:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Sessions that decode together, from a context of so many positions each."""
+    """Sessions that compute so many rows each, from a context of so many positions."""
 
     sessions: int
     context: int
-    shared: int = 0
-    """Leading positions that all have in common, held once."""
+    shared: bool = False
+    """Whether the context, as far as it fills tiles, is held once for all."""
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """Medians over the steps of a case."""
 
-    sessions: int
-    context: int
-    shared: int
+    case: Case
     step_ms: float
     tokens_per_s: float
     attention_ms: float
     attention_share: float
+
+    def __str__(self) -> str:
+        case = self.case
+        kind = "shared" if case.shared else "chunk" if case.rows > 1 else ""
+        return (
+            f"{case.sessions:8} {case.context:8} {case.rows:5} {kind:7} {self.step_ms:8.1f} "
+            f"{self.tokens_per_s:9.1f} {self.attention_ms:8.1f} {self.attention_share:6.2f}"
+        )
+
+
+HEADER = "sessions  context  rows kind     step ms  tokens/s  attn ms  share"
 
 
 class _Timer:
@@ -129,23 +141,27 @@ class _Timer:
 
 def caches(stage: Stage, case: Case) -> list[RaggedCache]:
     """Sessions with random keys and values of the case's context."""
-    made = []
+    made: list[RaggedCache] = []
     for _ in range(case.sessions):
         cache = stage.new_cache()
         assert isinstance(cache, RaggedCache)
-        for block in cache.blocks:
-            key, value = (torch.randn(4, case.context, 64).to(stage.dtype) for _ in range(2))
-            block.write(key, value, 0)
-        cache.length = case.context
+        if made and case.shared:
+            cache.attach([made[0].freeze(0, case.context)])
+        elif case.context:
+            for block in cache.blocks:
+                key, value = (torch.randn(4, case.context, 64).to(stage.dtype) for _ in range(2))
+                block.write(key, value, 0)
+            cache.length = case.context
         made.append(cache)
     return made
 
 
-def decode(stage: Stage, held: list[RaggedCache], rows: torch.Tensor) -> float:
-    """One step of all sessions; return its seconds."""
-    segments = tuple(Segment(cache, cache.length, 1) for cache in held)
+def step(stage: Stage, held: list[RaggedCache], rows: torch.Tensor) -> float:
+    """Compute the next rows of all sessions, as many for each; return the seconds."""
+    count = len(rows) // len(held)
+    segments = tuple(Segment(cache, cache.length, count) for cache in held)
     ids, hidden = (rows, None) if stage.is_first else (None, rows)
-    wanted = tuple(range(len(held))) if stage.is_last else ()
+    wanted = tuple(range(count - 1, len(rows), count)) if stage.is_last else ()
     batch = Batch(stage.span.start, stage.span.end, segments, ids, hidden, wanted)
     began = time.perf_counter()
     stage.forward(batch)
@@ -159,67 +175,70 @@ def inputs(stage: Stage, count: int) -> torch.Tensor:
 
 
 def measure(stage: Stage, case: Case, steps: int) -> Figure:
-    held, rows = caches(stage, case), inputs(stage, case.sessions)
+    held, rows = caches(stage, case), inputs(stage, case.sessions * case.rows)
     timer = _Timer()
+    whole, inside = [], []
     with timer.around():
-        for _ in range(2):
-            decode(stage, held, rows)
-        whole, inside = [], []
-        for _ in range(steps):
+        for number in range(steps + 2):
             timer.seconds = 0.0
-            whole.append(decode(stage, held, rows))
-            inside.append(timer.seconds)
-    step, share = statistics.median(whole), statistics.median(inside)
+            seconds = step(stage, held, rows)
+            if case.rows > 1:
+                for cache in held:
+                    cache.truncate(case.context)
+            if number >= 2:
+                whole.append(seconds)
+                inside.append(timer.seconds)
+    took, attending = statistics.median(whole), statistics.median(inside)
     return Figure(
-        case.sessions,
-        case.context,
-        case.shared,
-        round(step * 1e3, 2),
-        round(case.sessions / step, 1),
-        round(share * 1e3, 2),
-        round(share / step, 3),
+        case,
+        round(took * 1e3, 2),
+        round(case.sessions * case.rows / took, 1),
+        round(attending * 1e3, 2),
+        round(attending / took, 3),
     )
 
 
 def profile(stage: Stage, case: Case, rows_shown: int) -> str:
     """Where the time of a step goes, by operation."""
-    held, rows = caches(stage, case), inputs(stage, case.sessions)
-    decode(stage, held, rows)
+    held, rows = caches(stage, case), inputs(stage, case.sessions * case.rows)
+    step(stage, held, rows)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        decode(stage, held, rows)
+        step(stage, held, rows)
     table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=rows_shown)
     return str(table)
+
+
+def cases(shares: bool) -> Iterator[Case]:
+    for sessions in DECODES:
+        yield Case(sessions, 64)
+    for sessions in DECODES[:-1]:
+        yield Case(sessions, LONG)
+    if shares:
+        for sessions in DECODES[3:]:
+            yield Case(sessions, LONG, shared=True)
+    for rows in CHUNKS:
+        yield Case(1, 0, rows=rows)
+        yield Case(1, LONG - rows, rows=rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", metavar="LABEL", help="keep the figures under this name")
-    parser.add_argument("--span", default="11:22")
-    parser.add_argument("--sessions", default=",".join(map(str, SESSIONS)))
-    parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)))
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--span", default="11:22", help="blocks; the last ones have the head")
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", type=int, default=0, metavar="ROWS")
     options = parser.parse_args()
     start, end = map(int, options.span.split(":"))
     stage = load_stage(
         RandomSource(CONFIG), Span(start, end), dtype="bfloat16", threads=1, kv_memory=0
     )
-    print(f"ragged {stage.ragged} {stage.ragged_reason} replay_exact {stage.replay_exact}")
-    print(f"{'sessions':>8} {'context':>8} {'step ms':>8} {'tok/s':>8} {'attn ms':>8} {'share':>6}")
+    print(HEADER)
     figures = []
-    for context in map(int, options.contexts.split(",")):
-        for sessions in map(int, options.sessions.split(",")):
-            case = Case(sessions, context)
-            if options.profile:
-                print(profile(stage, case, options.profile))
-            figure = measure(stage, case, options.steps)
-            figures.append(figure)
-            print(
-                f"{figure.sessions:8} {figure.context:8} {figure.step_ms:8.1f} "
-                f"{figure.tokens_per_s:8.1f} {figure.attention_ms:8.1f} "
-                f"{figure.attention_share:6.2f}",
-                flush=True,
-            )
+    for case in cases(getattr(stage, "shares_prefixes", False)):
+        if options.profile:
+            print(profile(stage, case, options.profile))
+        figures.append(measure(stage, case, options.steps))
+        print(figures[-1], flush=True)
     if options.record:
         record(options.record, figures)
 
@@ -238,9 +257,13 @@ def record(label: str, figures: list[Figure]) -> None:
         "torch": torch.__version__,
         "threads": 1,
         "load_before": round(os.getloadavg()[0], 2),
-        "figures": [asdict(figure) for figure in figures],
+        "figures": [{**asdict(figure.case), **_figures(figure)} for figure in figures],
     }
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _figures(figure: Figure) -> dict[str, float]:
+    return {name: value for name, value in asdict(figure).items() if name != "case"}
 
 
 if __name__ == "__main__":

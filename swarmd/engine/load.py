@@ -6,6 +6,7 @@ Reading weights is `swarmd.engine.weights`' business, finding out what the loade
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -16,13 +17,15 @@ from transformers import PreTrainedConfig
 from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
-from swarmd.engine import attention, packed, probe
+from swarmd.engine import attention, packed, probe, tile_attention
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
 from swarmd.engine.progress import Progress
 from swarmd.engine.source import Source, TensorMeta
 from swarmd.engine.stage import Stage
 from swarmd.engine.weights import load_span, needed_names
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
@@ -58,6 +61,7 @@ def load_stage(
     model = load_span(source, config, span, kind, where, progress, layout)
     info = model_info(source, config, name, max_model_len)
     packed.pack(model)
+    check_kernel(where, kind)
     stage = Stage(model, layout, span, info, kind, where)
     examine(stage)
     if packed.unpack_those_read(model):
@@ -65,6 +69,23 @@ def load_stage(
         examine(stage)
     stage.budget = KVBudget(kv_memory if kv_memory is not None else free_memory(where) // 2)
     return stage
+
+
+def check_kernel(device: torch.device, dtype: torch.dtype) -> None:
+    """Compile the attention kernel if this stage will use it, and give it up if it is wrong."""
+    if not tile_attention.available(device, dtype):
+        return
+    try:
+        error = probe.kernel_error(dtype)
+        good, problem = (
+            error <= probe.TOLERANCE[dtype],
+            f"it differs by {error:.1e} from the plain way",
+        )
+    except Exception as failure:
+        good, problem = False, f"{type(failure).__name__}: {failure}"
+    if not good:
+        log.warning("the attention kernel is not used on this machine: %s", problem)
+        tile_attention.give_up()
 
 
 def examine(stage: Stage) -> None:

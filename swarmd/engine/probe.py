@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from swarmd.engine import attention
+from swarmd.engine import attention, tile_attention
 from swarmd.engine.kv_cache import SEGMENT, RaggedCache
 from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.engine.view import View
@@ -41,6 +41,22 @@ def why_not_ragged(stage: Stage) -> str:
             return _Trial(stage).verdict()
         except Exception as error:
             return f"packing two sequences failed: {type(error).__name__}: {error}"
+
+
+def kernel_error(dtype: torch.dtype) -> float:
+    """Return by how much attention in the kernel differs from the plain way, relatively.
+
+    A CPU or compiler that nobody has tried may get it wrong. Raises what the compiler raises.
+    """
+    generator = torch.Generator().manual_seed(12)
+    query, key, value = (
+        torch.randn(1, heads, 70, 8, generator=generator).to(dtype) for heads in (6, 2, 2)
+    )
+    outputs = []
+    for way in (tile_attention.attend, attention.one_by_one):
+        context = attention.RowContext([attention.RowSegment(RaggedCache(1), 0, 0, 70)], 0)
+        outputs.append(way(context, 0, query, key, value, tile_attention.Rule())[0].flatten(1))
+    return _difference(outputs[0].float(), outputs[1].float())
 
 
 def why_not_apart(stage: Stage) -> str:

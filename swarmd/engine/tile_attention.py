@@ -52,13 +52,22 @@ class Rule:
         return not self.softcap and self.sinks is None
 
 
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for a device and a type."""
+    return kernel is not None and device.type == "cpu" and dtype in DTYPES
+
+
+def give_up() -> None:
+    """Use the kernel no more in this process."""
+    global kernel
+    kernel = None  # type: ignore[assignment]
+
+
 def usable(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether the kernel takes (1, heads, rows, dim) and (1, kv_heads, rows, dim)."""
     heads, kv_heads = query.shape[1], key.shape[1]
     return (
-        kernel is not None
-        and query.device.type == "cpu"
-        and query.dtype in DTYPES
+        available(query.device, query.dtype)
         and key.dtype == query.dtype
         and heads % kv_heads == 0
         and heads // kv_heads <= kernel.ROWS

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from swarmd.core.span import Span
-from swarmd.engine import attention, tile_attention
+from swarmd.engine import attention, load, tile_attention
 from swarmd.engine.attention import RowContext, RowSegment, ragged_attention, row_context
 from swarmd.engine.kv_cache import SEGMENT, RaggedCache
-from swarmd.engine.load import load_stage
 from swarmd.engine.stage import Batch, Segment, Stage
 from tests.engine.architectures import Architecture
 from tests.engine.sources import DirectorySource
@@ -225,11 +224,33 @@ def test_other_types_and_devices_go_the_plain_way() -> None:
     assert not tile_attention.usable(torch.randn(1, 65, 1, 8), torch.randn(1, 1, 1, 8))
 
 
+def wrong(*_: Any) -> torch.Tensor:
+    return torch.zeros(1, 70, 6, 8)
+
+
+def broken(*_: Any) -> torch.Tensor:
+    raise RuntimeError("no such instruction")
+
+
+@pytest.mark.parametrize("attend", [wrong, broken])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_that_is_wrong_is_given_up(
+    attend: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randn(1, 4, 3, 8, dtype=dtype)
+    monkeypatch.setattr(tile_attention, "kernel", tile_attention.kernel)
+    load.check_kernel(torch.device("cpu"), dtype)
+    assert tile_attention.usable(rows, rows)
+    monkeypatch.setattr(tile_attention, "attend", attend)
+    load.check_kernel(torch.device("cpu"), dtype)
+    assert not tile_attention.usable(rows, rows)
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     where: Path = tmp_path_factory.mktemp("model")
     Architecture("llama").build().save_pretrained(where)
-    return load_stage(DirectorySource(where), Span(0, 4), dtype="float32", kv_memory=0)
+    return load.load_stage(DirectorySource(where), Span(0, 4), dtype="float32", kv_memory=0)
 
 
 def test_a_microbatch_of_many_sessions_is_attended_at_once(
