@@ -126,9 +126,10 @@ class SimNode:
         self.died_at = float("inf")
         self.busy_until = 0.0
         self.frozen_until = 0.0
-        self.stage = ToyStage(swarm.model)
+        self.stage = ToyStage(swarm.model, chunk_exact=swarm.chunk_exact)
         self.account = ToyAccount(kv_bytes)
-        facts = StageFacts(swarm.model, span or Span(0, 1), rewinds=rewinds)
+        exact = swarm.chunk_exact
+        facts = StageFacts(swarm.model, span or Span(0, 1), chunk_exact=exact, rewinds=rewinds)
         self.table = HopTable(facts, self.account, swarm.hop_policy)
         self.drivers: dict[bytes, SimRun] = {}
         self._queue: deque[HopAction] = deque()
@@ -295,8 +296,11 @@ class Swarm:
         weather: Weather | None = None,
         hop_policy: HopPolicy | None = None,
         driver_policy: DriverPolicy | None = None,
+        *,
+        chunk_exact: bool = False,
     ) -> None:
         self.model = model
+        self.chunk_exact = chunk_exact
         self.random = random.Random(seed)
         self.weather = weather or Weather()
         self.hop_policy = hop_policy or HopPolicy()

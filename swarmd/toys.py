@@ -48,8 +48,10 @@ class ToyStage:
     changes every token that follows.
     """
 
-    def __init__(self, model: ModelInfo) -> None:
+    def __init__(self, model: ModelInfo, *, chunk_exact: bool = False) -> None:
         self.model = model
+        self.chunk_exact = chunk_exact
+        """Whether it does not matter in which chunks positions are computed."""
         self.applied: set[tuple[bytes, int, int, int]] = set()
         """(session, epoch, round, position): each may come once."""
         self._kv: dict[bytes, _ToyKV] = {}
@@ -118,6 +120,7 @@ class ToyStage:
             value = bytes(step.hidden.data[index * width : (index + 1) * width])
         past = kv.states[-1] if kv.states else [b""] * len(kv.blocks)
         states = []
+        chunk = 0 if self.chunk_exact else chunk
         for block, before in zip(range(kv.blocks.start, kv.blocks.end), past, strict=True):
             value = _digest(block, position, chunk, value, before)
             states.append(value)
@@ -176,9 +179,11 @@ def toy_oracle(
     sampling: SamplingParams,
     max_tokens: int,
     chunk_size: int,
+    *,
+    chunk_exact: bool = False,
 ) -> list[int]:
     """The output ids of one process that holds all blocks and is never disturbed."""
-    stage = ToyStage(model)
+    stage = ToyStage(model, chunk_exact=chunk_exact)
     blocks = Span(0, model.num_blocks)
     plan = ChunkPlan(len(prompt_ids), chunk_size)
     ids = list(prompt_ids)

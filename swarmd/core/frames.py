@@ -98,7 +98,8 @@ class Open:
     one of these, in whatever session, need not be computed again. Empty: share nothing."""
     prefix_unit: int = 0
     prefix_grain: int = 0
-    """The session may begin at multiples of it only, where its chunks begin."""
+    """Length of the prompt's chunks: the session may begin at multiples of it only, unless the hop
+    computes the same bits in whatever chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ class Opened:
     """The replay log can send every output of `[log_start, kv_length)`."""
     kv_free_bytes: int = 0
     pid: int = 0
+    chunk_exact: bool = False
+    """The hop computes the same bits in whatever chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,9 @@ class Close:
 
     session: bytes
     epoch: int
+    prefix: tuple[bytes, ...] = ()
+    """Keys of the units of prompt and output: what is computed of them may be shared later on."""
+    prefix_unit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from swarmd.core.route import Route
 from swarmd.core.span import Span
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation
+from swarmd.node.routes import Asked
 from swarmd.node.timer import Deadline
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
@@ -46,7 +47,7 @@ class RouteFinder(Protocol):
     """Where routes come from."""
 
     def find(
-        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
     ) -> Route:
         """Return hops that cover exactly the spans.
 
@@ -195,11 +196,14 @@ class Coordinator:
             self._line.leave(run.session)
             for peer, answer in driver.held.items():
                 self._book.correct(keys, peer, answer.kv_length)
-        elif not run.has_begun:
+            return
+        if not run.has_begun:
             run.has_begun = True
             if isinstance(output, ev.Emit):
                 self._book.learn(keys, driver.held)
             self._prompt_done(run)
+        if isinstance(output, ev.Finished) and output.error is None:
+            self._book.learn(driver.keys, driver.held)
 
     def stop(self, run: Run, reason: str) -> None:
         """End a session before its driver would."""
@@ -290,7 +294,9 @@ class Coordinator:
     def _look(self, run: Run, need: ev.NeedRoute) -> ev.RouteFound | ev.RouteMissing:
         try:
             self._wait_in_line(run)
-            hops = self._routes.find(need.spans, need.exclude, need.keep, run.positions)
+            request = run.driver.request
+            asked = Asked(run.positions, len(request.prompt_ids), self._book.held(request.prefix))
+            hops = self._routes.find(need.spans, need.exclude, need.keep, asked)
         except CoverageError as error:
             return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:
@@ -346,6 +352,7 @@ def _request(
         chunk_size=chunk_size,
         prefix=keys,
         prefix_unit=prefix_unit,
+        cache_salt=salt,
         stop_ids=generation.stop_token_ids,
         ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
         known_ids=resume.output_ids if resume else (),

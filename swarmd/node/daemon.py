@@ -312,7 +312,13 @@ class Node:
         executor = Executor(stage, threads, deliver, died)
         account = StageAccount(stage)
         own = self._announcement()
-        facts = StageFacts(stage.info, stage.span, pid=own.pid, rewinds=stage.ragged)
+        facts = StageFacts(
+            stage.info,
+            stage.span,
+            pid=own.pid,
+            chunk_exact=stage.chunk_exact,
+            rewinds=stage.ragged,
+        )
         policy = HopPolicy(
             orphan_grace=self._config.orphan_grace,
             max_sessions=self._config.max_sessions,

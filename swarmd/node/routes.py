@@ -5,7 +5,8 @@ Which path is cheapest is `swarmd.swarm.router`'s decision; the view is `swarmd.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from swarmd.core.clock import Clock
 from swarmd.core.peers import ModelInfo
@@ -16,6 +17,17 @@ from swarmd.swarm.placements import Placements
 from swarmd.swarm.router import choose_route, cover
 from swarmd.swarm.terms import RouteRequest
 from swarmd.swarm.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a session needs of its route, and what speeds it up."""
+
+    positions: int = 0
+    """KV to reserve: prompt and output together."""
+    prompt_tokens: int = 0
+    cached: Mapping[str, int] = field(default_factory=dict)
+    """By peer id, how many of the prompt's first positions it should have computed already."""
 
 
 class Routes:
@@ -38,7 +50,7 @@ class Routes:
         self._placements = Placements()
 
     def find(
-        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
     ) -> Route:
         """Return hops that cover exactly `spans`, in order.
 
@@ -46,8 +58,8 @@ class Routes:
         over the blocks next to its own. Raises CoverageError with the missing blocks, or
         CapacityError when only room for the KV is lacking.
         """
-        route = self._find(spans, exclude, keep, positions)
-        self._placements.add(route, positions, self._view(), self._clock.wall())
+        route = self._find(spans, exclude, keep, asked)
+        self._placements.add(route, asked.positions, self._view(), self._clock.wall())
         return route
 
     def ended(self, route: Route, positions: int) -> None:
@@ -63,7 +75,7 @@ class Routes:
 
         Raises as `find` does.
         """
-        route = self._find((Span(0, self._model.num_blocks),), frozenset(), (), 0)
+        route = self._find((Span(0, self._model.num_blocks),), frozenset(), (), Asked())
         if route[0].peer_id != self._own_id:
             self._placements.add(route, 0, self._view(), self._clock.wall())
         return route[0]
@@ -74,18 +86,23 @@ class Routes:
         self.health.report(peer_id, Fault.FAILED, self._clock.wall())
 
     def _find(
-        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, positions: int
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
     ) -> Route:
         if keep or spans != (Span(0, self._model.num_blocks),):
             return tuple(
-                hop for span in spans for hop in self._cover(span, exclude, keep, positions)
+                hop for span in spans for hop in self._cover(span, exclude, keep, asked.positions)
             )
         view = self._view()
         return choose_route(
             view,
             self._model.digest,
             self.health,
-            RouteRequest(positions=positions, exclude=exclude),
+            RouteRequest(
+                positions=asked.positions,
+                exclude=exclude,
+                prompt_tokens=asked.prompt_tokens,
+                cached=asked.cached,
+            ),
             self._own_id,
             self._placements.unseen(view, self._clock.wall()),
         )

@@ -73,6 +73,8 @@ class Driver:
         """Why the last repair began."""
         self.cached = 0
         """Positions that were not computed for this session, since hops had them."""
+        self.keys = request.prefix
+        """Keys of what hops share of this session; in the end with its output."""
         self.held: dict[str, Opened] = {}
         """What the hops of the route answered in this epoch."""
         self.feed = Feed(
@@ -140,14 +142,18 @@ class Driver:
         self._finish("error", error)
 
     def _finish(self, reason: str, error: errors.SwarmdError | None = None) -> None:
-        self._close(self.route)
+        if self.state is DriverState.RUNNING and self._chunk_exact():
+            # The output was computed one by one; where that is all the same it serves others, too.
+            self.keys = self.request.keys(self.feed.ids)
+        self._close(self.route, self.keys)
         self.state = DriverState.DONE
         self._out.append(ev.Finished(reason, error))
 
-    def _close(self, hops: Iterable[Hop]) -> None:
+    def _close(self, hops: Iterable[Hop], keys: tuple[bytes, ...] = ()) -> None:
+        unit = self.request.prefix_unit if keys else 0
         if self.epoch:
             for hop in hops:
-                self._send(hop, Close(self.request.session, self.epoch))
+                self._send(hop, Close(self.request.session, self.epoch, keys, unit))
 
     def _send(self, hop: Hop, frame: SessionFrame) -> None:
         self._out.append(ev.Send(hop.peer_id, frame))
@@ -285,14 +291,20 @@ class Driver:
     def _begin(self) -> int:
         """Start a session where all hops have what others computed; return that position.
 
-        It is a chunk's start, so that what follows is cut as it would have been without.
+        It is a chunk's start where it matters how prompts are cut.
         """
         self._keep()
         lengths = [answer.kv_length for answer in self.held.values()]
-        self.cached = self.feed.chunks.floor(min(*lengths, self.feed.known - 1))
+        self.cached = min(*lengths, self.feed.known - 1)
+        if not self._chunk_exact():
+            self.cached = self.feed.chunks.floor(self.cached)
         if any(lengths):
             self.feed.rewind(self.cached)
         return self.cached
+
+    def _chunk_exact(self) -> bool:
+        """Whether all hops compute the same bits in whatever chunks."""
+        return all(answer.chunk_exact for answer in self.held.values())
 
     def _catch_up(self) -> int:
         """Let all hops come to hold the same; return what the one that is furthest behind holds."""

@@ -58,9 +58,7 @@ class HopTable:
         self.sessions: dict[bytes, HopSession] = {}
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
-        unit = self.policy.prefix_unit if facts.rewinds else 0
-        output_limit = self.policy.replay_log_bytes
-        self.prefixes = PrefixIndex(account, self.counters, unit, output_limit)
+        self.prefixes = PrefixIndex(account, self.counters, facts, self.policy)
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None
@@ -154,7 +152,8 @@ class HopTable:
         log = ReplayLog(self.budget)
         session = HopSession(order.session, order.secret, order.blocks, log, self._ticket)
         session.prompt_tokens, session.next_peer = order.prompt_tokens, order.next_peer
-        session.prefix, session.grain = self.prefixes.names(sender, order), order.prefix_grain
+        session.prefix = self.prefixes.names(sender, order.blocks, order.prefix_unit, order.prefix)
+        session.grain = self.prefixes.unit if self.facts.chunk_exact else max(1, order.prefix_grain)
         return session
 
     def free_bytes(self) -> int:
@@ -169,6 +168,7 @@ class HopTable:
             log_start=session.log.start,
             kv_free_bytes=self.free_bytes(),
             pid=self.facts.pid,
+            chunk_exact=self.facts.chunk_exact,
         )
         return Send(session.coordinator, answer)
 
@@ -213,7 +213,9 @@ class HopTable:
         session = self._of_coordinator(sender, order.session)
         if session is None or order.epoch < session.epoch:
             return []
-        return self._free(session)
+        names = self.prefixes.names(sender, session.blocks, order.prefix_unit, order.prefix)
+        session.prefix = names or session.prefix
+        return [*self.prefixes.share(session, session.computed), *self._free(session)]
 
     def _used(self, session: HopSession, now: float) -> None:
         session.lapses_at = None
@@ -321,8 +323,8 @@ class HopTable:
 
     def _computed(self, event: Computed, now: float) -> list[HopAction]:
         session = self.sessions.get(event.session)
-        if session is None:
-            return []
+        if session is None or event.ticket not in session.pending:
+            return []  # cut off by a rewind, or of a session of the same id that is gone
         if session.last:
             return self._tokens(session, event)
         if event.payload is None:

@@ -69,6 +69,8 @@ class StageFacts:
     model: ModelInfo
     span: Span
     pid: int = 0
+    chunk_exact: bool = False
+    """Whether it computes the same bits in whatever chunks."""
     rewinds: bool = True
     """Whether KV can be cut to any length; otherwise (recurrent state) only to 0, and sessions
     cannot share prefixes."""

@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from swarmd.core.frames import Open, Step
+from swarmd.core.frames import Step
 from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Attach, Drop, Freeze, HopAction
 from swarmd.pipeline.hop_session import HopSession
-from swarmd.pipeline.hop_values import HopCounters, KVAccount
+from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageFacts
 
 
 @dataclass(slots=True)
@@ -39,15 +39,16 @@ class PrefixIndex:
     """
 
     def __init__(
-        self, account: KVAccount, counters: HopCounters, unit: int, output_limit: int
+        self, account: KVAccount, counters: HopCounters, facts: StageFacts, policy: HopPolicy
     ) -> None:
-        self.unit = unit
+        self.unit = policy.prefix_unit if facts.rewinds else 0
         """Positions; 0 shares nothing."""
         self.idle_bytes = 0
         """KV that nobody uses: it goes when room is needed."""
         self._account = account
         self._counters = counters
-        self._output_limit = output_limit
+        self._output_limit = policy.replay_log_bytes
+        self._chunk_exact = facts.chunk_exact
         self._output_bytes = self._idle_output_bytes = 0
         self._units: dict[bytes, _Unit] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()
@@ -57,11 +58,13 @@ class PrefixIndex:
 
     # Sessions.
 
-    def names(self, sender: str, order: Open) -> tuple[bytes, ...]:
-        """What this hop calls the units that an open names."""
-        if not self.unit or order.prefix_unit != self.unit or order.prefix_grain < 1:
+    def names(
+        self, sender: str, blocks: Span, unit: int, keys: Iterable[bytes]
+    ) -> tuple[bytes, ...]:
+        """What this hop calls the units that a coordinator names; none of another length."""
+        if not self.unit or unit != self.unit:
             return ()
-        return tuple(_name(sender, order.blocks, key) for key in order.prefix)
+        return tuple(_name(sender, blocks, key) for key in keys)
 
     def attach(self, session: HopSession) -> list[HopAction]:
         """Let a new session begin with the units that are there, where one of its chunks begins.
@@ -164,7 +167,7 @@ class PrefixIndex:
             return {}
         grain, found = session.grain, {}
         for end in range(-(-(start + 1) // grain) * grain, start + self.unit + 1, grain):
-            step = session.log.chunk(end - grain, end)
+            step = session.log.chunk(end - grain, end, exact=self._chunk_exact)
             if step is None:
                 return None
             found[end] = step

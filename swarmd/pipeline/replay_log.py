@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import accumulate
 
 from swarmd.core.errors import SessionError
 from swarmd.core.frames import Step
-from swarmd.pipeline.steps import cut
+from swarmd.pipeline.steps import cut, stack
 
 ENTRY_OVERHEAD = 400
 """Bytes of Python objects per logged step, beside its payload."""
@@ -95,13 +96,29 @@ class ReplayLog:
             if step.end > position:
                 yield cut(step, position, step.end)
 
-    def chunk(self, start: int, end: int) -> Step | None:
-        """The output of exactly this chunk; None if it is not here, or was computed otherwise."""
+    def chunk(self, start: int, end: int, *, exact: bool = False) -> Step | None:
+        """The output of this chunk; None if it is not here, or was computed in other chunks.
+
+        With `exact` it does not matter in which.
+        """
+        if exact:
+            return self._joined(start, end)
         for step in self._steps:
             if step.position <= start and end <= step.end:
                 part = cut(step, start, end)
                 return part if part.chunks == (end - start,) and _is_edge(step, start) else None
         return None
+
+    def _joined(self, start: int, end: int) -> Step | None:
+        parts = [
+            cut(step, start, end)
+            for step in self._steps
+            if step.position < end and step.end > start
+        ]
+        if sum(part.length for part in parts) != end - start:
+            return None
+        hidden = stack(part.hidden for part in parts if part.hidden is not None)
+        return replace(parts[0], chunks=(end - start,), hidden=hidden)
 
     def drop_oldest(self) -> int:
         """Forget the oldest step; return the number of its positions."""

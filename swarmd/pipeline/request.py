@@ -5,13 +5,13 @@ What becomes of it is `driver.Driver`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from swarmd.core.errors import PromptTooLong, RequestError
 from swarmd.core.frames import Open
 from swarmd.core.peers import ModelInfo
-from swarmd.core.prefix import PREFIX_UNIT
+from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
 from swarmd.core.route import Hop, Route
 from swarmd.core.sampling import SamplingParams
 
@@ -42,6 +42,8 @@ class Request:
     prefix: tuple[bytes, ...] = ()
     """Keys of the prompt's units, for hops to share; see `core.prefix`."""
     prefix_unit: int = PREFIX_UNIT
+    cache_salt: bytes = b""
+    """What the keys were made with."""
 
     @property
     def resumed(self) -> bool:
@@ -52,6 +54,13 @@ class Request:
     def max_positions(self) -> int:
         """What hops reserve KV for."""
         return len(self.prompt_ids) + self.max_tokens
+
+    def keys(self, ids: Sequence[int]) -> tuple[bytes, ...]:
+        """Keys of the units of prompt and output, if the prompt's are shared."""
+        if not self.prefix:
+            return ()
+        digest, salt = self.model.digest, self.cache_salt
+        return prefix_keys(ids, digest, self.chunk_size, salt, self.prefix_unit)
 
     def ends_with(self, ids: list[int]) -> str:
         """Why prompt and output so far are complete: `stop`, `length`, or nothing if not."""

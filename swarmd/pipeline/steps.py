@@ -106,5 +106,6 @@ class ChunkPlan:
         A prompt chunk goes alone, so that stages overlap; up to `most` one-token chunks together.
         """
         if position < self.prompt_tokens:
-            return (min(self.chunk_size, self.prompt_tokens - position, known - position),)
+            end = position - position % self.chunk_size + self.chunk_size
+            return (min(end, self.prompt_tokens, known) - position,)
         return (1,) * min(most, known - position)

@@ -216,7 +216,7 @@ class Open(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., prefix_grain: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "epoch", "refusal", "message", "kv_length", "log_start", "kv_free_bytes", "pid")
+    __slots__ = ("session", "epoch", "refusal", "message", "kv_length", "log_start", "kv_free_bytes", "pid", "chunk_exact")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class Opened(_message.Message):
     LOG_START_FIELD_NUMBER: _ClassVar[int]
     KV_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_EXACT_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     refusal: Refusal
@@ -233,7 +234,8 @@ class Opened(_message.Message):
     log_start: int
     kv_free_bytes: int
     pid: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, str]] = ..., message: _Optional[str] = ..., kv_length: _Optional[int] = ..., log_start: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    chunk_exact: bool
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, str]] = ..., message: _Optional[str] = ..., kv_length: _Optional[int] = ..., log_start: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., chunk_exact: _Optional[bool] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("session", "epoch", "send_from")
@@ -334,12 +336,16 @@ class Failed(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, str]] = ..., message: _Optional[str] = ..., lost_peer: _Optional[str] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("session", "epoch")
+    __slots__ = ("session", "epoch", "prefix", "prefix_unit")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_UNIT_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+    prefix: _containers.RepeatedScalarFieldContainer[bytes]
+    prefix_unit: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ...) -> None: ...
 
 class Keep(_message.Message):
     __slots__ = ("sessions",)

@@ -160,6 +160,7 @@ def _opened_to_pb(frame: Opened) -> pb.Frame:
             log_start=frame.log_start,
             kv_free_bytes=frame.kv_free_bytes,
             pid=frame.pid,
+            chunk_exact=frame.chunk_exact,
         )
     )
 
@@ -233,7 +234,9 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
         gap=pb.Gap(session=f.session, epoch=f.epoch, round=f.round, kv_length=f.kv_length)
     ),
     Failed: _failed_to_pb,
-    Close: lambda f: pb.Frame(close=pb.Close(session=f.session, epoch=f.epoch)),
+    Close: lambda f: pb.Frame(
+        close=pb.Close(session=f.session, epoch=f.epoch, prefix=f.prefix, prefix_unit=f.prefix_unit)
+    ),
     Keep: lambda f: pb.Frame(keep=pb.Keep(sessions=f.sessions)),
 }
 
@@ -302,17 +305,17 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             prompt_tokens=_position(m.prompt_tokens, "prompt_tokens"),
             sampling=sampling_from_pb(m.sampling) if m.HasField("sampling") else None,
             token_ids=tuple(m.token_ids),
-            prefix=_prefix(m),
+            prefix=_prefix(m, m.prompt_tokens),
             prefix_unit=m.prefix_unit,
             prefix_grain=_position(m.prefix_grain, "prefix_grain"),
         ),
     )
 
 
-def _prefix(m: pb.Open) -> tuple[bytes, ...]:
-    if len(m.prefix) * m.prefix_unit > m.prompt_tokens or (m.prefix and not m.prefix_unit):
+def _prefix(m: pb.Open | pb.Close, positions: int) -> tuple[bytes, ...]:
+    if len(m.prefix) * m.prefix_unit > positions or (m.prefix and not m.prefix_unit):
         raise ProtocolError(
-            f"{len(m.prefix)} units of {m.prefix_unit} for a prompt of {m.prompt_tokens} positions"
+            f"{len(m.prefix)} units of {m.prefix_unit} positions, for {positions} in all"
         )
     if any(len(key) != KEY_BYTES for key in m.prefix):
         raise ProtocolError(f"the key of a prompt's unit has {KEY_BYTES} bytes")
@@ -330,6 +333,7 @@ def _opened_from_pb(m: pb.Opened) -> tuple[Opened]:
             log_start=_position(m.log_start),
             kv_free_bytes=m.kv_free_bytes,
             pid=m.pid,
+            chunk_exact=m.chunk_exact,
         ),
     )
 
@@ -438,6 +442,13 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
         ),
     ),
     "failed": _failed_from_pb,
-    "close": lambda m: (Close(_session(m.session), _epoch(m.epoch)),),
+    "close": lambda m: (
+        Close(
+            _session(m.session),
+            _epoch(m.epoch),
+            _prefix(m, limits.MAX_POSITIONS),
+            m.prefix_unit,
+        ),
+    ),
     "keep": lambda m: (Keep(tuple(_session(s) for s in _many(m.sessions))),),
 }

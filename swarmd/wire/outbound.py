@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from swarmd.core.errors import ProtocolError, QueueFull
-from swarmd.core.frames import Keep, Open, SessionFrame, Step, Token
+from swarmd.core.frames import Close, Keep, Open, SessionFrame, Step, Token
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
 
@@ -187,6 +187,8 @@ def _size(frame: SessionFrame) -> int:
         biases = len(frame.sampling.logit_bias) if frame.sampling is not None else 0
         numbers = 5 * len(frame.token_ids) + 13 * biases + 18 * len(frame.prefix)
         return numbers + 2 * _FRAME_OVERHEAD
+    if isinstance(frame, Close):
+        return 18 * len(frame.prefix) + _FRAME_OVERHEAD
     if isinstance(frame, Keep):
         return 18 * len(frame.sessions) + _FRAME_OVERHEAD
     return 6 * limits.MAX_TEXT if hasattr(frame, "message") else _FRAME_OVERHEAD

@@ -24,6 +24,20 @@ def test_a_second_prompt_begins_where_the_first_has_been(client: Client) -> None
     assert [first.token_ids, second.token_ids] == [done.token_ids for done in plain]
 
 
+def test_the_next_turn_of_a_conversation_begins_where_the_last_one_ended(client: Client) -> None:
+    question = [7 * i % 400 for i in range(200)]
+    first = client.complete(question, max_tokens=100, ids_only=True, ignore_eos=True)
+    turn = [*question, *first.token_ids, 5, 6, 7]
+    second = client.complete(turn, max_tokens=20, ids_only=True, ignore_eos=True)
+    # All but the rest of a unit of 64, though the answer was computed token by token.
+    assert second.cached_tokens >= 256
+    afresh = client.complete(
+        turn, max_tokens=20, ids_only=True, ignore_eos=True, cache_salt="afresh"
+    )
+    assert afresh.cached_tokens == 0
+    assert second.token_ids == afresh.token_ids
+
+
 def test_tenants_of_different_salts_learn_nothing_of_each_other(client: Client) -> None:
     for salt in ("one tenant", "another"):
         done = client.complete(SYSTEM, max_tokens=2, ignore_eos=True, cache_salt=salt)
@@ -32,7 +46,7 @@ def test_tenants_of_different_salts_learn_nothing_of_each_other(client: Client) 
     assert again.cached_tokens > 0
 
 
-def test_a_crowd_that_begins_alike_computes_the_beginning_once(client: Client) -> None:
+def test_a_crowd_that_begins_alike_computes_the_beginning_once_or_twice(client: Client) -> None:
     tails = [f"\n\ndef agent_{i}(" for i in range(6)]
 
     def ask(tail: str, salt: str) -> tuple[int, tuple[int, ...]]:
@@ -41,7 +55,8 @@ def test_a_crowd_that_begins_alike_computes_the_beginning_once(client: Client) -
 
     with ThreadPoolExecutor(len(tails)) as pool:
         together = list(pool.map(lambda tail: ask(tail, "crowd"), tails))
-    assert sorted(cached > 0 for cached, _ in together) == [False] + [True] * (len(tails) - 1)
+    # One goes ahead. Of the others some may be sent to replicas, where it is computed again.
+    assert 1 <= sum(cached == 0 for cached, _ in together) <= 3
     alone = [ask(tail, f"alone {tail}")[1] for tail in tails]
     assert [ids for _, ids in together] == alone
 

@@ -21,6 +21,7 @@ from bench_hop import (
 from swarmd.core.errors import SessionError
 from swarmd.core.frames import Close, Failed, Gap, Refusal, Resume, Step
 from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
 from swarmd.pipeline.events import Computed, ComputeFailed, Drawn, Free, Submit, Truncate
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.pipeline.hop_session import HOP_TRANSITIONS, HopInput, HopSession, HopState
@@ -418,6 +419,17 @@ def test_outputs_out_of_order_count_as_failed() -> None:
     bench.step(0, 4)
     second = only(bench.step(4, 4), Submit)
     assert failures(bench.compute(second))[0].refusal is Refusal.COMPUTE_FAILED
+
+
+def test_a_result_for_a_session_that_was_made_anew_as_another_kind_of_hop_is_dropped() -> None:
+    bench = Bench("4:8")
+    bench.open()
+    submit = only(bench.step(0, 4, wants=(3,)), Submit)
+    # The same blocks end earlier now: this hop is not the last one any more.
+    sampling = {"sampling": None, "token_ids": (), "next_peer": "after"}
+    bench.open(epoch=2, fresh=True, blocks=Span(4, 6), **sampling)
+    assert bench.compute(submit) == []
+    assert bench.counters.compute_failed == 0
 
 
 def test_results_for_a_session_that_is_gone_are_dropped() -> None:

@@ -90,13 +90,16 @@ class Storm:
                 open_timeout=draw.choice([1.5, 0.5]),
                 repair_budget=60,
             ),
+            chunk_exact=draw.random() < 0.5,
         )
         self.kv_bytes = draw.choice([1 << 20, 1 << 20, 256 * self.num_blocks])
         self.chunk_size = draw.choice([2, 4, 8, 3, 16])
         self.preamble = [draw.randrange(50_000) for _ in range(50)]
         self.stages = self._stages()
         self.coordinators = self._coordinators()
-        self.clients = [self._client(number) for number in range(1, draw.randint(2, 8))]
+        self.clients: list[Client] = []
+        for number in range(1, draw.randint(2, 8)):
+            self.clients.append(self._client(number))
         self.cancelled: set[bytes] = set()
         self.joined = 0
 
@@ -136,9 +139,27 @@ class Storm:
         sampling = SamplingParams(
             temperature=1.0, seed=number, presence_penalty=draw.choice([0.0, 0.5])
         )
+        if self.clients and draw.random() < 0.3:  # an agent's next turn
+            prompt = (*self._whole(draw.choice(self.clients))[:120], *prompt[:8])
         max_tokens = draw.randint(10, 80)
         chunk_size = draw.choice([self.chunk_size, self.chunk_size, draw.randint(1, 16)])
         return self.swarm.client(number, prompt, max_tokens, sampling, chunk_size)
+
+    def _whole(self, client: Client) -> tuple[int, ...]:
+        """A client's prompt and its output, as it will be."""
+        request = client.request
+        return (*request.prompt_ids, *self._oracle(client))
+
+    def _oracle(self, client: Client) -> list[int]:
+        request = client.request
+        return toy_oracle(
+            request.model,
+            request.prompt_ids,
+            request.sampling,
+            request.max_tokens,
+            request.chunk_size,
+            chunk_exact=self.swarm.chunk_exact,
+        )
 
     # Faults.
 
@@ -292,13 +313,7 @@ class Storm:
         for client in self.clients:
             assert client.finished is not None, f"{client} did not end"
             request = client.request
-            oracle = toy_oracle(
-                request.model,
-                request.prompt_ids,
-                request.sampling,
-                request.max_tokens,
-                request.chunk_size,
-            )
+            oracle = self._oracle(client)
             assert client.ids == oracle[: len(client.ids)], "an id differs"
             if request.session in self.cancelled:
                 continue

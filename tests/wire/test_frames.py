@@ -184,8 +184,11 @@ def test_the_frames_that_the_next_test_spoils_are_sound() -> None:
         (open_frame(lambda m: setattr(m, "next_peer", "../../etc")), "peer id"),
         (open_frame(lambda m: setattr(m, "max_positions", 1)), "2 ids for 1 positions"),
         (open_frame(lambda m: setattr(m, "max_positions", 1 << 31)), "max_positions"),
-        (open_frame(lambda m: m.prefix.append(bytes(16))), "1 units of 0 for a prompt of 2"),
-        (open_frame(lambda m: (m.prefix.append(bytes(16)), setattr(m, "prefix_unit", 3))), "3 for"),
+        (open_frame(lambda m: m.prefix.append(bytes(16))), "1 units of 0 positions, for 2"),
+        (
+            open_frame(lambda m: (m.prefix.append(bytes(16)), setattr(m, "prefix_unit", 3))),
+            "units of 3",
+        ),
         (open_frame(lambda m: (m.prefix.append(b"?"), setattr(m, "prefix_unit", 1))), "16 bytes"),
         (open_frame(lambda m: setattr(m, "prefix_grain", 1 << 31)), "prefix_grain"),
         (open_frame(lambda m: setattr(m.sampling, "temperature", math.nan)), "temperature"),
