@@ -60,7 +60,7 @@ def load_stage(
     kind, _ = choose_dtype(dtype, where, config)
     model = load_span(source, config, span, kind, where, progress, layout)
     info = model_info(source, config, name, max_model_len)
-    packed.pack(model)
+    packed.pack(model, embeds=span.start == 0)
     check_kernel(where, kind)
     stage = Stage(model, layout, span, info, kind, where)
     examine(stage)

@@ -66,15 +66,26 @@ def can_pack() -> bool:
     return all(hasattr(ops, name) for name in names) and bool(ops._is_mkldnn_bf16_supported())
 
 
-def pack(model: nn.Module) -> int:
+def pack(model: nn.Module, *, embeds: bool = True) -> int:
     """Pack every linear layer in bfloat16 on the CPU, in place, one by one; return how many.
 
-    Weights that two layers share stay as they are: packed, they would be there twice.
+    Weights that two layers share stay as they are: packed, they would be there twice. With `embeds`
+    False nobody asks the embedding for rows, and a head that shares its weights gets them alone.
     """
     if not can_pack():
         return 0
+    if not embeds:
+        _leave_to_the_head(model)
     shared = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     return _replace(model, PackedLinear, lambda m: _packable(m) and shared[id(m.weight)] == 1)
+
+
+def _leave_to_the_head(model: nn.Module) -> None:
+    """Take the weights out of an embedding that shares them; its shape and type can be seen yet."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    shared = getattr(head, "weight", None)
+    if isinstance(shared, torch.Tensor) and getattr(embedding, "weight", None) is shared:
+        embedding.weight = nn.Parameter(shared.to("meta"), requires_grad=False)
 
 
 def _packable(module: nn.Module) -> bool:

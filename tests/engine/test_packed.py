@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from swarmd.core.span import Span
-from swarmd.engine import load, packed
+from swarmd.engine import load, packed, probe
 from swarmd.engine.packed import PackedLinear
 from swarmd.engine.stage import Batch, Segment, Stage
 from tests.engine.architectures import Architecture
@@ -57,9 +57,10 @@ def of_kind(stage: Stage, kind: type[nn.Module]) -> list[str]:
 
 
 def forward(stage: Stage) -> torch.Tensor:
-    rows, cache = torch.arange(3, 40), stage.new_cache()
-    segments = (Segment(cache, 0, len(rows)),)
-    return stage.forward(Batch(0, 4, segments, token_ids=rows, logits_at=tuple(range(37))))
+    rows = probe.random_rows(stage, 37, seed=0)
+    segments, every = (Segment(stage.new_cache(), 0, 37),), tuple(range(37))
+    ids, hidden = (rows, None) if stage.is_first else (None, rows)
+    return stage.forward(Batch(stage.span.start, 4, segments, ids, hidden, every))
 
 
 def test_a_bf16_stage_is_packed_and_says_what_a_plain_one_says(
@@ -86,6 +87,19 @@ def test_a_head_that_shares_the_embedding_is_not_doubled(tmp_path: Path) -> None
     assert of_kind(stage, nn.Linear) == ["lm_head"]
     head, embedding = stage.model.lm_head, stage.model.get_input_embeddings()
     assert head.weight.data_ptr() == embedding.weight.data_ptr()
+
+
+def test_a_head_alone_is_packed_though_the_checkpoint_has_it_as_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(tmp_path, {"tie_word_embeddings": True})
+    stage = load.load_stage(source, Span(2, 4), dtype="bfloat16", kv_memory=0)
+    assert "lm_head" in of_kind(stage, PackedLinear)
+    dense = [p for p in stage.model.parameters() if p.device.type == "cpu" and p.dim() == 2]
+    assert dense == []
+    monkeypatch.setattr(packed, "can_pack", lambda: False)
+    plain = load.load_stage(source, Span(2, 4), dtype="bfloat16", kv_memory=0)
+    assert torch.equal(forward(stage), forward(plain))
 
 
 def test_a_layer_whose_weights_are_read_becomes_plain_again(
