@@ -24,8 +24,10 @@ from swarmd.engine.batcher import Batcher, Work
 from swarmd.engine.kv_cache import KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
-from swarmd.node.pace import Pace
+from swarmd.node.histogram import Histogram
+from swarmd.node.pace import ChunkBudget, Pace
 from swarmd.pipeline import events as ev
+from swarmd.pipeline.steps import cut, stack
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +79,20 @@ class MicrobatchLog:
     """The latest microbatches. Written by the compute thread; may be read from anywhere."""
 
     def __init__(self, size: int = 2048) -> None:
+        self.sizes = Histogram((1, 2, 4, 8, 16, 32, 64, 128, 256))
+        """Steps in a microbatch, of all that have been."""
+        self.seconds = Histogram(
+            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+        )
+        """Time that a microbatch took."""
         self._ring: list[Microbatch | None] = [None] * size
         self._count = 0
 
     def add(self, interval: Microbatch) -> None:
         self._ring[self._count % len(self._ring)] = interval
         self._count += 1
+        self.sizes.observe(interval.steps)
+        self.seconds.observe(interval.ended - interval.began)
 
     def latest(self) -> list[Microbatch]:
         """Return what is there, oldest first."""
@@ -93,13 +103,15 @@ class MicrobatchLog:
 class _Session:
     """What the compute thread keeps of a session."""
 
-    __slots__ = ("cache", "came", "ops", "sampler")
+    __slots__ = ("cache", "came", "ops", "parts", "sampler")
 
     def __init__(self, cache: SequenceCache) -> None:
         self.cache = cache
         self.ops: deque[ev.Submit | ev.Truncate] = deque()
         self.came: deque[float] = deque()
         """When each submit came that is in `ops`."""
+        self.parts: list[ev.Computed] = []
+        """What has been computed of the first of them, if it is computed in parts."""
         self.sampler: Sampler | None = None
 
 
@@ -121,6 +133,7 @@ class Executor:
         self._died = died
         self._batcher = Batcher(ragged=stage.ragged)
         self._pace = Pace()
+        self._budget = ChunkBudget()
         self._free_since = time.monotonic()
         self._inbox: queue.SimpleQueue[Sequence[Op] | None] = queue.SimpleQueue()
         self._queued = 0
@@ -238,18 +251,24 @@ class Executor:
     def _ready(self) -> list[Work]:
         """The next step of every session, in the order in which they came."""
         works = []
+        rows = self._budget.rows(self._pace.step_s) if self._stage.chunk_exact else None
         for key, session in self._sessions.items():
             if session.ops and isinstance(op := session.ops[0], ev.Submit):
-                works.append(_work(key, op))
+                works.append(_work(key, op, rows))
         self._queued = len(works)
         return works
 
     def _next_submit(self, work: Work) -> tuple[ev.Submit, float]:
-        """Take a session's next step, and when it came."""
+        """Take a session's next step, or the part of it that was chosen, and when it came."""
         session = self._sessions[work.key]
-        op = session.ops.popleft()
+        op = session.ops[0]
         assert isinstance(op, ev.Submit)
         self._sessions.move_to_end(work.key)
+        border = op.step.position + work.rows
+        if border < op.step.end:
+            session.ops[0] = replace(op, step=cut(op.step, border, op.step.end))
+            return replace(op, step=cut(op.step, op.step.position, border)), session.came[0]
+        session.ops.popleft()
         return op, session.came.popleft()
 
     def _compute_and_count(self, works: Sequence[Work]) -> list[Result]:
@@ -259,15 +278,25 @@ class Executor:
         results = self._compute([submit for submit, _ in taken])
         ended = self._free_since = time.monotonic()
         decodes = [submit for submit, _ in taken if submit.step.length == 1]
-        self._note(decodes, waited, began, ended)
         positions = sum(submit.step.length for submit, _ in taken)
+        rows = positions - len(decodes)
+        self._budget.note(rows, ended - began - self._pace.cost_of(len(decodes)))
+        self._note(decodes, waited, began, ended, alone=not rows)
         self.log.add(Microbatch(wall, wall + ended - began, len(taken), len(decodes), positions))
-        return [
-            replace(result, waited_us=int(waited[result.session] * 1e6))
-            if isinstance(result, ev.Computed)
-            else result
-            for result in results
-        ]
+        return [whole for result in results if (whole := self._whole(result, waited)) is not None]
+
+    def _whole(self, result: Result, waited: Mapping[bytes, float]) -> Result | None:
+        """Return the result of a whole step; None while parts of it are to be computed yet."""
+        session = self._sessions.get(result.session)
+        if isinstance(result, ev.ComputeFailed) or session is None:
+            return result
+        result = replace(result, waited_us=int(waited[result.session] * 1e6))
+        ahead = session.ops[0] if session.ops else None
+        if isinstance(ahead, ev.Submit) and ahead.ticket == result.ticket:
+            session.parts.append(result)
+            return None
+        parts, session.parts = [*session.parts, result], []
+        return result if len(parts) == 1 else _joined(parts)
 
     def _note(
         self,
@@ -275,15 +304,16 @@ class Executor:
         waited: Mapping[bytes, float],
         began: float,
         ended: float,
+        alone: bool,
     ) -> None:
-        """Tell the pace of decodes that are done, and count."""
+        """Tell the pace of decodes that are done, `alone` or beside a prompt's rows, and count."""
         stats = self.stats
         stats.queue_wait_s += sum(waited.values())
         stats.decodes += len(decodes)
         stats.decode_microbatches += bool(decodes)
         if decodes:
             lives = {d.session: d.step.waited_us / 1e6 + waited[d.session] for d in decodes}
-            self._pace.left(lives, began, ended)
+            self._pace.left(lives, began, ended, alone=alone)
             stats.groups = self._pace.groups
 
     def _compute(self, submits: Sequence[ev.Submit]) -> list[Result]:
@@ -387,12 +417,23 @@ def _ragged(session: _Session) -> RaggedCache:
     return session.cache
 
 
-def _work(key: bytes, submit: ev.Submit) -> Work:
+def _joined(parts: Sequence[ev.Computed]) -> ev.Computed:
+    """Make one result of those of a step that was computed in parts."""
+    payloads = [part.payload for part in parts if part.payload is not None]
+    tokens = tuple(token for part in parts for token in part.tokens)
+    return replace(parts[-1], payload=stack(payloads) if payloads else None, tokens=tokens)
+
+
+def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
+    """The next step of a session, or as much of one prompt's chunk as there are `rows` for."""
     step = submit.step
+    chunks = step.chunks
+    if rows is not None and len(chunks) == 1:
+        chunks = (min(rows, chunks[0]),)
     return Work(
         key=key,
         position=step.position,
-        chunks=step.chunks,
+        chunks=chunks,
         entry=submit.blocks.start,
         exit=submit.blocks.end,
     )

@@ -13,6 +13,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 MAX_GROUPS = 64
+MIN_ROWS = 16
+"""Rows of a prompt that are computed at once at least: fewer cost nearly as much."""
+ROW_STEP = 16
 _WEIGHT = 0.2
 """Of a new measurement in a moving average."""
 _TOLERANCE = 1.03
@@ -50,10 +53,16 @@ class Pace:
             self._absent_s = _moved(self._absent_s, absent)
             self._away_s = _moved(self._away_s, away)
 
-    def left(self, sessions: Mapping[bytes, float], began: float, now: float) -> None:
-        """A microbatch of decodes is done. `sessions` says how long each has waited in its life."""
-        self._step_s = _moved(self._step_s, now - began)
-        self._cost.add(len(sessions), now - began)
+    def left(
+        self, sessions: Mapping[bytes, float], began: float, now: float, *, alone: bool = True
+    ) -> None:
+        """A microbatch with decodes is done. `sessions` says how long each has waited in its life.
+
+        Not `alone`: a part of a prompt was in it as well, so its time says little about decodes.
+        """
+        if alone or not self._step_s:
+            self._step_s = _moved(self._step_s, now - began)
+            self._cost.add(len(sessions), now - began)
         for session, waited in sessions.items():
             self._left_at[session] = now
             self._left_at.move_to_end(session)
@@ -68,6 +77,15 @@ class Pace:
         """A session has ended."""
         self._left_at.pop(session, None)
         self._waited.pop(session, None)
+
+    @property
+    def step_s(self) -> float:
+        """How long a microbatch of decodes takes; 0 while nobody decodes here."""
+        return self._cost.of(self.limit) if self._left_at else 0.0
+
+    def cost_of(self, decodes: int) -> float:
+        """How long so many decodes take."""
+        return self._cost.of(decodes) if decodes else 0.0
 
     @property
     def groups(self) -> int:
@@ -130,6 +148,28 @@ class StepCost:
             return 0.0
         size_mean, time_mean = self._sizes / self._weight, self._times / self._weight
         return time_mean * (1 - self._share + self._share * size / size_mean)
+
+
+class ChunkBudget:
+    """How much of a prompt goes into a microbatch beside decodes: about as long as they take.
+
+    So decodes never fall below half of their speed while a prompt is computed, and the prompt is
+    not held up more than it holds up others.
+    """
+
+    def __init__(self) -> None:
+        self._row_s = 0.0
+
+    def note(self, rows: int, seconds: float) -> None:
+        """Note what rows of prompts have taken, decodes in the same microbatch not counted."""
+        if rows >= MIN_ROWS:
+            self._row_s = _moved(self._row_s, max(0.0, seconds) / rows)
+
+    def rows(self, step_s: float) -> int | None:
+        """Return how many rows may go with decodes that take `step_s`; None for any number."""
+        if not step_s or not self._row_s:
+            return None
+        return max(MIN_ROWS, int(step_s / self._row_s) // ROW_STEP * ROW_STEP)
 
 
 def _moved(average: float, value: float) -> float:

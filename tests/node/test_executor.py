@@ -16,6 +16,7 @@ from swarmd.engine.checkpoint import open_checkpoint
 from swarmd.engine.load import load_stage
 from swarmd.engine.stage import Stage
 from swarmd.node.executor import Executor, Result
+from swarmd.node.pace import ChunkBudget
 from swarmd.pipeline import events as ev
 
 A, B = b"a" * 16, b"b" * 16
@@ -75,6 +76,65 @@ def test_steps_of_two_sessions_share_a_microbatch(harness: Harness) -> None:
     # Two prompts never share one, two decodes do: three microbatches, not four.
     assert harness.executor.stats.steps == 4
     assert harness.executor.stats.microbatches == 3
+
+
+@pytest.mark.parametrize("chunk_exact", [True, False])
+def test_a_long_chunk_is_computed_in_parts_where_that_changes_nothing(
+    whole: Stage, monkeypatch: pytest.MonkeyPatch, chunk_exact: bool
+) -> None:
+    ids = tuple(range(10, 110))
+    plain = Harness(whole)
+    plain.executor.put(submit(A, 1, 0, ids), submit(A, 2, 100, (5,)))
+    plain.executor.start()
+    wanted = [drawn(result) for result in plain.take(2)]
+    plain.executor.stop()
+    monkeypatch.setattr(ChunkBudget, "rows", lambda self, step_s: 32)
+    monkeypatch.setattr(whole, "chunk_exact", chunk_exact)
+    parted = Harness(whole)
+    parted.executor.put(submit(A, 1, 0, ids), submit(A, 2, 100, (5,)))
+    parted.executor.start()
+    results = parted.take(2)
+    parted.executor.stop()
+    assert [result.ticket for result in results] == [1, 2]
+    assert [drawn(result) for result in results] == wanted
+    positions = [batch.positions for batch in parted.executor.log.latest()]
+    assert positions == ([32, 32, 32, 4, 1] if chunk_exact else [100, 1])
+
+
+def test_a_chunk_in_parts_lets_decodes_through(
+    whole: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChunkBudget, "rows", lambda self, step_s: 16)
+    one = Harness(whole)
+    one.executor.put(submit(A, 1, 0, (5, 6, 7)))
+    one.executor.put(submit(B, 2, 0, tuple(range(10, 74))), submit(A, 3, 3, (8,)))
+    one.executor.start()
+    results = one.take(3)
+    one.executor.stop()
+    assert [result.ticket for result in results] == [1, 3, 2]
+
+
+def test_hidden_states_of_a_chunk_in_parts_come_out_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = open_checkpoint(str(demo_model()))
+    front = load_stage(source, Span(0, 4), dtype="float32", device="cpu", kv_memory=1 << 26)
+    step = Step(A, 1, 1, 0, (70,), token_ids=tuple(range(70)))
+    order = ev.Submit(A, 1, Span(0, 4), step, 100)
+    payloads = []
+    for rows in (None, 32):
+        monkeypatch.setattr(ChunkBudget, "rows", lambda self, step_s, rows=rows: rows)
+        one = Harness(front)
+        one.executor.put(order)
+        one.executor.start()
+        (result,) = one.take(1)
+        one.executor.stop()
+        assert isinstance(result, ev.Computed)
+        assert result.payload is not None
+        payloads.append(result.payload)
+    assert payloads[0].shape == payloads[1].shape
+    rows_of = [torch.frombuffer(bytearray(p.data), dtype=torch.float32) for p in payloads]
+    torch.testing.assert_close(*rows_of, atol=1e-4, rtol=1e-4)
 
 
 def test_a_truncation_keeps_its_place_between_steps(harness: Harness) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from swarmd.node.pace import Pace
+from swarmd.node.pace import MIN_ROWS, ChunkBudget, Pace, StepCost
 
 
 @dataclass
@@ -130,3 +130,24 @@ def test_sessions_that_ended_or_fell_silent_do_not_count() -> None:
 def test_a_stage_that_has_measured_nothing_holds_nobody_back() -> None:
     assert Pace().groups == 1
     assert Pace().limit == 1
+
+
+def test_a_prompt_gets_as_much_time_as_the_decodes_beside_it() -> None:
+    budget = ChunkBudget()
+    assert budget.rows(0.1) is None
+    for _ in range(50):
+        budget.note(256, 0.512)
+    assert budget.rows(0.0) is None, "nobody decodes: the whole chunk"
+    assert budget.rows(0.1) == 48
+    assert budget.rows(0.001) == MIN_ROWS
+    budget.note(1, 100.0)
+    assert budget.rows(0.1) == 48, "a few rows say nothing about many"
+
+
+def test_the_cost_of_a_step_is_fitted_to_what_was_seen() -> None:
+    cost = StepCost()
+    assert cost.of(3) == 0.0
+    for size in (1, 4, 8, 2, 16) * 20:
+        cost.add(size, 0.04 + 0.004 * size)
+    assert abs(cost.of(8) - 0.072) < 0.003
+    assert abs(cost.of(1) - 0.044) < 0.003
