@@ -83,9 +83,9 @@ def pack(model: nn.Module, *, embeds: bool = True) -> int:
 def _leave_to_the_head(model: nn.Module) -> None:
     """Take the weights out of an embedding that shares them; its shape and type can be seen yet."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    shared = getattr(head, "weight", None)
-    if isinstance(shared, torch.Tensor) and getattr(embedding, "weight", None) is shared:
-        embedding.weight = nn.Parameter(shared.to("meta"), requires_grad=False)
+    weight = getattr(embedding, "weight", None)
+    if isinstance(weight, torch.Tensor) and id(weight) == id(getattr(head, "weight", None)):
+        embedding.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
 
 
 def _packable(module: nn.Module) -> bool:
