@@ -48,7 +48,8 @@ def test_every_key_can_come_from_each_source(tmp_path: Path) -> None:
         "served_model_name": "n", "chunk_size": 9,
         "no_prefix_cache": True,
         "gap_wait": 1.5, "orphan_grace": 2.5, "link_timeout": 3.5, "drain_timeout": 4.5,
-        "lease": 5.5, "state_dir": "/s", "insecure": True, "log_level": "debug",
+        "lease": 5.5, "state_dir": "/s", "insecure": True, "metrics": "127.0.0.1:9",
+        "log_level": "debug",
     }  # fmt: skip
     assert samples.keys() == KEYS.keys()
     lines = [
@@ -175,6 +176,17 @@ def test_an_address_that_nobody_can_dial_is_not_announced(listen: str) -> None:
     with pytest.raises(ConfigError, match="--announce"):
         load_config(flags, ENV)
     assert load_config(flags | {"announce": "box.lan:7420"}, ENV).listen == listen
+
+
+def test_metrics_are_for_this_machine_unless_others_are_meant() -> None:
+    assert load_config({"model": "m"}, ENV).metrics is None
+    own = load_config({"model": "m", "metrics": "localhost"}, ENV)
+    assert (own.metrics, own.warnings()) == ("localhost:7422", ())
+    flags = {"model": "m", "metrics": "10.1.2.3:7"}
+    with pytest.raises(ConfigError, match=re.escape("10.1.2.3:7 can be reached")):
+        load_config(flags, ENV)
+    (warning,) = load_config(flags | {"insecure": True}, ENV).warnings()
+    assert warning.endswith("10.1.2.3:7 sees this node's load")
 
 
 def test_an_exposed_directory_is_exposed_too() -> None:

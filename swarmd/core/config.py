@@ -19,6 +19,7 @@ from swarmd.core.errors import ConfigError
 
 GRPC_PORT = 7420
 DHT_PORT = 7421
+METRICS_PORT = 7422
 ENV_PREFIX = "SWARMD_"
 OTHER_VARIABLES = ("SWARMD_NODE", "SWARMD_CONFIG")
 """Variables that the command line reads itself."""
@@ -199,6 +200,14 @@ class NodeConfig:
         "Listen on addresses that others can reach, though anybody there may then use this node.",
         options.flag,
     )
+    metrics: str | None = _key(
+        None,
+        "Address for Prometheus, which finds the node's figures at /metrics there; unset: nobody "
+        "does.",
+        options.address(METRICS_PORT, any_port=True),
+        "HOST:PORT",
+        f'"127.0.0.1:{METRICS_PORT}"',
+    )
     log_level: str = _key(
         "info",
         "debug, info, warning or error.",
@@ -216,18 +225,25 @@ class NodeConfig:
     @property
     def exposed(self) -> tuple[str, ...]:
         """Addresses listened on that other machines can reach."""
-        listened = (self.listen, self.dht_address)
-        return tuple(a for a in listened if not options.is_loopback(options.split_address(a)[0]))
+        return _reachable(self.listen, self.dht_address, *filter(None, (self.metrics,)))
 
     def warnings(self) -> tuple[str, ...]:
         """Return what an operator should read before the node starts, one line each."""
-        if not self.exposed:
-            return ()
-        listed = " and ".join(self.exposed)
-        return (
-            f"--insecure: anybody who can reach {listed} can use this node and read what passes "
-            "through it; keep these ports inside a network that you trust",
-        )
+        swarm = " and ".join(_reachable(self.listen, self.dht_address))
+        lines = []
+        if swarm:
+            lines.append(
+                f"--insecure: anybody who can reach {swarm} can use this node and read what passes "
+                "through it; keep these ports inside a network that you trust"
+            )
+        if self.metrics is not None and _reachable(self.metrics):
+            lines.append(f"--insecure: anybody who can reach {self.metrics} sees this node's load")
+        return tuple(lines)
+
+
+def _reachable(*addresses: str) -> tuple[str, ...]:
+    """Those of the addresses that other machines can reach."""
+    return tuple(a for a in addresses if not options.is_loopback(options.split_address(a)[0]))
 
 
 KEYS: Mapping[str, Field[Any]] = {f.name: f for f in fields(NodeConfig)}

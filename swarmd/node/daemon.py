@@ -37,6 +37,8 @@ from swarmd.node.host import StageHost
 from swarmd.node.inference import InferenceService, Parts
 from swarmd.node.lifecycle import Event, Lifecycle, State
 from swarmd.node.loading import Progress
+from swarmd.node.metrics import show_metrics
+from swarmd.node.metrics_door import MetricsDoor
 from swarmd.node.peering import PeerService
 from swarmd.node.presence import Presence
 from swarmd.node.routes import Routes
@@ -108,7 +110,7 @@ class Node:
         self._server = Server(config.listen)
         self._address = config.announce or self._server.address
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with MetricsDoor(config.metrics) as self._metrics, asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 self._catch_signals()
                 await self._live()
@@ -265,6 +267,7 @@ class Node:
             stage.budget,
             self._drain,
         )
+        show_metrics(self._metrics, report, executor, self._presence, self._directory)
         self._lifecycle.handle(Event.READY)
         await self._presence.announce()
         await self._see_others(READY_WAIT_S)

@@ -31,6 +31,8 @@ def cleared(config: NodeConfig) -> Iterator[None]:
     with _state_dir(config.state_dir):
         _check_free("listen", config.listen)
         _check_free("dht_listen", config.dht_address, DIRECTORY_GRACE_S)
+        if config.metrics is not None:
+            _check_free("metrics", config.metrics)
         yield
 
 

@@ -62,11 +62,13 @@ class StatusReport:
             f"{g}_{name}": float(v) for g, group in groups.items() for name, v in group.items()
         }
         prefixes = self._host.table.prefixes
+        values["hop_kv_total_bytes"] = float(self._budget.total_bytes)
         values["hop_kv_reserved_bytes"] = float(self._budget.used_bytes - prefixes.idle_bytes)
         values["hop_prefix_idle_bytes"] = float(prefixes.idle_bytes)
         values["hop_prefix_units"] = float(len(prefixes))
         values["hop_sessions"] = float(len(self._host.table.sessions))
         values["coordinator_sessions"] = float(len(self._coordinator))
+        values["compute_queue_depth"] = float(self._executor.queue_depth)
         return values
 
     def drain(self, *, force: bool) -> int:

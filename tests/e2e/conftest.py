@@ -19,6 +19,7 @@ from swarmd.client import Client
 
 SPANS = ("0:3", "0:3", "3:6", "3:6", "6:8", "6:8")
 FLAGS = ("--threads", "1", "--kv-memory", "64MiB", "--chunk-size", "64")
+METRICS = ("--metrics", "127.0.0.1:0")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def model_dir() -> Path:
 def swarm(model_dir: Path) -> Iterator[LocalSwarm]:
     """Six nodes in fp32, started once."""
     logs = os.environ.get("TEST_SWARM_DIR")
-    flags = ("--dtype", "float32", *FLAGS)
+    flags = ("--dtype", "float32", *METRICS, *FLAGS)
     with LocalSwarm(
         str(model_dir), SPANS, flags=flags, directory=Path(logs) if logs else None
     ) as nodes:

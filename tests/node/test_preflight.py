@@ -42,6 +42,7 @@ def test_a_port_in_use_is_named_with_the_flag_that_helps(
     reason = f"cannot listen on {taken[1]}: Address already in use; choose another one with"
     assert refusal(config(tmp_path, listen=taken[1])) == f"{reason} --listen"
     assert refusal(config(tmp_path, dht_listen=taken[1])) == f"{reason} --dht-listen"
+    assert refusal(config(tmp_path, metrics=taken[1])) == f"{reason} --metrics"
 
 
 def test_the_directory_of_a_node_that_was_killed_may_take_a_moment(
