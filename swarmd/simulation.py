@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from swarmd.client.resume import EPOCHS_PER_ATTEMPT
 from swarmd.core.frames import Close, Keep, SessionFrame, Step
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import prefix_keys
@@ -270,7 +271,8 @@ class SimRun:
 
     def _tell(self, action: DriverAction) -> None:
         if isinstance(action, Routed):
-            self.client.route, self.client.epoch = action.route, action.epoch
+            self.client.route = action.route
+            self.client.epoch = max(self.client.epoch, action.epoch)
         elif isinstance(action, Emit):
             self._deliver(action)
         elif isinstance(action, Finished):
@@ -364,6 +366,8 @@ class Swarm:
     def start(self, client: Client, coordinator: str) -> SimRun:
         """Begin, or go on with, a client's request at a coordinator."""
         known = client.request
+        if client.epoch:
+            client.epoch += EPOCHS_PER_ATTEMPT
         request = Request(
             session=known.session,
             secret=known.secret,
