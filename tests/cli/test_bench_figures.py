@@ -360,6 +360,16 @@ async def test_a_round_that_others_disturb_is_repeated() -> None:
     await lab.client.close()
 
 
+def test_what_others_disturb_is_done_once_more_if_there_is_time() -> None:
+    for taken, budget, times in (([0, 9, 9, 9], 1e6, 2), ([0, 1], 1e6, 1), ([0, 9], 0.0, 1)):
+        done: list[int] = []
+        made = quiet_run(Settings(budget_s=budget))
+        made.others = script(*(Usage(10 * n, s, 0) for n, s in enumerate(taken)))
+        assert made.undisturbed("work", lambda done=done: done.append(1)) is None
+        assert len(done) == times
+        assert made.others.share == pytest.approx(0.0 if times == 2 else taken[-1] / 20)
+
+
 def test_baselines_keep_their_part_of_the_budget() -> None:
     with_them = quiet_run(Settings(budget_s=1000.0))
     without = quiet_run(Settings(budget_s=1000.0, baselines=False))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from without_extras import BLOCKER
 
 from swarmd.cli.bench import models, routing
 from swarmd.cli.main import run
@@ -105,6 +108,14 @@ def test_routing_is_measured_against_the_full_search(tmp_path: Path) -> None:
         assert row["ratio_p50"] >= 1.0 - 1e-9
     found = record["baselines"]["search among all peers"]["rows"]
     assert [row["peers"] for row in found] == [64, 96]
+
+
+def test_what_needs_more_says_what_to_install() -> None:
+    script = f"{BLOCKER}\nfrom swarmd.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "bench", "decode"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("swarmd: benchmarks need psutil and torch, not installed here")
 
 
 def test_a_scenario_that_cannot_run_says_why_and_writes_nothing(

@@ -53,7 +53,7 @@ class Found:
 
 def measure(run: Run, model: Model, jobs: Sequence[Job], *, threads: int) -> list[Found]:
     """Run the jobs one after the other in one process; also what failed has its place."""
-    run.step(f"baselines: {', '.join(job.name for job in jobs)}; {threads} threads")
+    what = f"baselines: {', '.join(job.name for job in jobs)}; {threads} threads"
     request = {
         "directory": str(model.directory),
         "dtype": model.dtype,
@@ -61,24 +61,17 @@ def measure(run: Run, model: Model, jobs: Sequence[Job], *, threads: int) -> lis
         "budget_s": max(LEAST_S, run.left_s * 0.8),
         "jobs": [job.request() for job in jobs],
     }
-    answers = _undisturbed(run, request)
+
+    def answered() -> list[dict[str, Any]]:
+        try:
+            return witness("measure", request, timeout_s=max(2 * LEAST_S, run.left_s))
+        except SwarmdError as error:
+            return [{"error": str(error)}]
+
+    answers = run.undisturbed(what, answered)
     # What came after a failure of the whole process failed with it.
     answers += [{"error": answers[-1].get("error", "not run")}] * (len(jobs) - len(answers))
     return [_found(*pair, threads) for pair in zip(jobs, answers, strict=True)]
-
-
-def _undisturbed(run: Run, request: dict[str, object]) -> list[dict[str, Any]]:
-    """Once more if others took too much; what they took the second time stays in the account."""
-    for last in (False, True):
-        with run.others.watched() as stretch:
-            try:
-                answers = witness("measure", request, timeout_s=max(2 * LEAST_S, run.left_s))
-            except SwarmdError as error:
-                answers = [{"error": str(error)}]
-        if last or run.left_s < run.seconds / 2 or not run.disturbed(stretch):
-            break
-        run.step("the baselines once more: others disturbed them")
-    return answers
 
 
 def _found(job: Job, answer: dict[str, Any], threads: int) -> Found:

@@ -40,12 +40,11 @@ def measure(
         missing = (BENCH if bench is None else SERVER)[0]
         return Baseline(NAME, unavailable=f"no {missing} on the PATH: build llama.cpp with RPC")
     try:
-        weights = _converted(model)
-        run.step(f"baseline {NAME}: {run.settings.stages} x {run.settings.threads} threads")
-        with _servers(server, run.settings.stages, run.settings.threads) as addresses:
+        weights, (count, threads) = _converted(model), (run.settings.stages, run.settings.threads)
+        with _servers(server, count, threads) as addresses:
             command = [bench, *_arguments(weights, addresses, prompts, tokens, sessions)]
-            with run.others.watched():
-                found = _bench(command, max(60.0, run.left_s))
+            what = f"baseline {NAME}: {count} x {threads} threads"
+            found = run.undisturbed(what, lambda: _bench(command, max(60.0, run.left_s)))
     except (SwarmdError, OSError) as error:
         return Baseline(NAME, unavailable=str(error))
     return Baseline(NAME, tuple(_row(line) for line in found))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from swarmd.cli.bench import models
 from swarmd.cli.bench.others import Others, Stretch
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from swarmd.cli.local_swarm import LocalNode, LocalSwarm
     from swarmd.client import AsyncClient
 
+T = TypeVar("T")
 READY_TIMEOUT_S = 300.0
+SEEN_TIMEOUT_S = 60.0
 PATIENCE = 5
 """So often is something repeated that others disturb."""
 NO_CACHE = "--no-prefix-cache"
@@ -92,6 +94,18 @@ class Run:
         self.others.forget(stretch)
         return True
 
+    def undisturbed(self, what: str, work: Callable[[], T]) -> T:
+        """Do what cannot be cut into rounds; once more if others took too much, if time allows."""
+        self.step(what)
+        began = self.seconds
+        with self.others.watched() as stretch:
+            found = work()
+        if 2 * self.seconds - began > self.settings.budget_s or not self.disturbed(stretch):
+            return found
+        self.step(f"{what}, once more: others disturbed it")
+        with self.others.watched():
+            return work()
+
     def give_up_if_busy(self, stretch: Stretch, times: int, when: str) -> None:
         """Raise SwarmdError when something was disturbed too often."""
         if times >= PATIENCE:
@@ -146,11 +160,16 @@ async def _see_each_other(nodes: Sequence[LocalNode]) -> None:
     from swarmd.client import AsyncClient
 
     pids = {node.pid for node in nodes}
-    async with asyncio.timeout(60.0):
-        for node in nodes:
-            async with AsyncClient(node.address) as client:
-                while not pids <= await _serving(client):  # noqa: ASYNC110 - over the network
-                    await asyncio.sleep(0.05)
+    end = time.monotonic() + SEEN_TIMEOUT_S
+    for node in nodes:
+        async with AsyncClient(node.address) as client:
+            while not pids <= await _serving(client):
+                if time.monotonic() > end:
+                    raise SwarmdError(
+                        f"the node at {node.address} did not see all {len(nodes)} nodes within "
+                        f"{SEEN_TIMEOUT_S:g} s; its log ends: {node.log()[-500:]}"
+                    )
+                await asyncio.sleep(0.05)
 
 
 async def _serving(client: AsyncClient) -> set[int]:

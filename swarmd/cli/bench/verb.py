@@ -6,6 +6,7 @@ What a scenario measures stands in its own file, which is imported when it is as
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def _run(
     from swarmd.cli.bench.machine import circumstances
     from swarmd.cli.bench.run import Run, Steps
 
+    _need("psutil", "torch")
     about = circumstances()
     with Steps(scenario, quiet=as_json) as steps:
         run = Run(settings, steps)
@@ -124,6 +126,23 @@ def _run(
     if not report.tokens_equal:
         raise SwarmdError("the swarm's tokens are not what they are without the crowd: see above")
     return 0
+
+
+def _need(*packages: str) -> None:
+    missing = [package for package in packages if not _there(package)]
+    if missing:
+        raise SwarmdError(
+            f"benchmarks need {' and '.join(missing)}, not installed here: "
+            "pip install 'swarmd[node,bench]'"
+        )
+
+
+def _there(package: str) -> bool:
+    """Whether it is installed; torch takes seconds to import."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _conditions(run: Run) -> dict[str, object]:
