@@ -272,6 +272,8 @@ def other(swarm: LocalSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     args = (str(model), "--blocks", ":", "--dtype", "float32", "--threads", "1")
     ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
     door = ("--peers", swarm.addresses[0], "--kv-memory", str(kv_bytes), "--lease", "5")
+    # Strangers may be silent here for as long as a test takes.
+    door += ("--link-memory", "64MiB", "--link-timeout", "120")
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HOME": str(root / "hf")}
     node = LocalNode((*args, *ports, *door), root / "node", env)
     try:
@@ -437,6 +439,33 @@ def test_who_will_not_wait_for_room_is_told_so(other: LocalNode) -> None:
         assert "0 tokens came within the timeout of 3 s" in refused.error
         # Nobody renews it now, so there is room soon, though the holder never gave it back.
         assert swarmd(*line).code == 0
+
+
+def test_frames_that_never_end_take_a_bounded_amount_of_memory(other: LocalNode) -> None:
+    parts = [
+        peer_pb2.Frame(
+            fragment=peer_pb2.Fragment(
+                frame=1,
+                total_bytes=limits.MAX_FRAME_BYTES,
+                offset=n * (3 << 20),
+                data=bytes(3 << 20),
+            )
+        )
+        for n in range(11)
+    ]
+    unknown = peer_pb2.Step(session=bytes(16), epoch=1, chunks=[1], token_ids=[7])
+    with Stranger(other.address, somebody(), *parts) as first:
+        # Links keep the order: with this answered, the parts have come.
+        first.say(peer_pb2.Frame(steps=peer_pb2.Steps(steps=[unknown])))
+        first.hear("failed")
+        with Stranger(other.address, somebody(), *parts) as second:
+            # Both together would hold 66 MiB, and the second no less than the first.
+            code, details = second.refusal()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "would exceed 67108864 bytes" in details
+    assert (
+        swarmd("generate", "--ids", "5,6", "--max-tokens", "4", "--node", other.address).code == 0
+    )
 
 
 # -- what the port is sent -------------------------------------------------------------------------
