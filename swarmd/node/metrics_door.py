@@ -85,6 +85,11 @@ class MetricsDoor:
                 connection.abort()
             await self._server.wait_closed()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def show(self, collector: Collector) -> None:
         """From now on answer with these metrics, and with what the process uses."""
         registry = CollectorRegistry()
