@@ -247,10 +247,10 @@ def _of_rare_blocks(chosen: Sequence[Offer], others: Iterator[Offer], blocks: Sp
             counts[block] += 1
     rare = {block for block, count in counts.items() if count < DEPTH}
     added: list[Offer] = []
-    while rare and (offer := next(others, None)) is not None:
-        held = range(offer.blocks.start, offer.blocks.end)
+    while rare and (another := next(others, None)) is not None:
+        held = range(another.blocks.start, another.blocks.end)
         if not rare.isdisjoint(held):
-            added.append(offer)
+            added.append(another)
             for block in held:
                 counts[block] += 1
             rare = {block for block in rare if counts[block] < DEPTH}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 from swarm_peers import NOW, peer, peer_id
@@ -249,3 +251,17 @@ def test_a_hole_is_covered_among_many_in_the_same_dtype() -> None:
     view = View([*peers, same], NOW)
     hops = cover(view, "demo", Span(3, 6), Health(), same_dtype="bfloat16", before=peer_id(1))
     assert [(hop.pid, hop.blocks) for hop in hops] == [(900, Span(3, 6))]
+
+
+def test_the_bench_measures_the_chosen_route_against_the_best() -> None:
+    path = Path(__file__).parents[2] / "bench" / "routing.py"
+    spec = spec_from_file_location("bench_routing", path)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    (row,) = bench.run((SMALL_SWARM + 6,), swarms=2)
+    assert row["peers"] == SMALL_SWARM + 6
+    assert row["ratio_max"] == pytest.approx(1.0)
+    assert bench.table([row]).count("\n") == 2
+    assert all(key in row for key in bench.COLUMNS)
