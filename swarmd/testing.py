@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, NodeState
-from swarmd.simulation import LossyLinks, Swarm, Weather
+from swarmd.lossy_links import LossyLinks, Weather
+from swarmd.simulation import Swarm
 from swarmd.toys import ToyAccount, ToyStage, toy_model, toy_oracle
 
 __all__ = [

@@ -85,7 +85,7 @@ def test_the_command_line_reaches_for_the_node_only_inside_a_verb() -> None:
 
 
 def test_nobody_but_the_shipped_fakes_imports_them() -> None:
-    fakes = {"swarmd.testing", "swarmd.toys", "swarmd.simulation"}
+    fakes = {"swarmd.testing", "swarmd.toys", "swarmd.simulation", "swarmd.lossy_links"}
     users = [str(p) for p in modules() if room_of(p) for name, _ in imports_of(p) if name in fakes]
     assert not users
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from swarmd.client import values
 from swarmd.client.request import resume_request
-from swarmd.client.resume import EPOCHS_PER_ATTEMPT
 from swarmd.core.errors import ProtocolError, UsageError
 from swarmd.core.results import Completion, Coordinator, RouteHop, TokenOutput
+from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.wire.status import printable
 

@@ -13,8 +13,8 @@ from swarmd.core.errors import RequestError
 from swarmd.core.sampling import MAX_STOP_IDS, SamplingParams
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import peer_pb2
-from swarmd.wire.frames import sampling_to_pb
 from swarmd.wire.limits import RECEIVE_MESSAGE_BYTES
+from swarmd.wire.sampling import sampling_to_pb
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text; or token ids, sent as they are; or chat messages with "role" and "content"."""

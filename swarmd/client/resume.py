@@ -11,10 +11,6 @@ from dataclasses import dataclass
 from swarmd.core.errors import CapacityError, ConfigError, PeerUnreachable, SwarmdError
 from swarmd.core.options import join_address, split_address
 
-EPOCHS_PER_ATTEMPT = 16
-"""Added to the epoch with each attempt to resume: a coordinator that was lost, or whose answer
-never came, may have begun epochs that the client did not see, and hops refuse a stale one."""
-
 
 @dataclass(frozen=True, slots=True)
 class ResumePolicy:

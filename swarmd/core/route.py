@@ -12,6 +12,12 @@ from swarmd.core.errors import CoverageError
 from swarmd.core.span import Span, missing_blocks
 
 
+EPOCHS_PER_ATTEMPT = 4096
+"""What a client adds to its epoch with each attempt to resume: a coordinator that was lost, or
+whose answer never came, may have begun epochs that the client did not see. It is so much that those
+of two attempts never meet: a coordinator that the client has left knows by them that it has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hop:
     """One peer and the blocks that it computes for a session; never more than its own span."""

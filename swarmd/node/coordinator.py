@@ -194,16 +194,16 @@ class Coordinator:
         if isinstance(output, ev.Routed):
             run.admitted = True
             self._line.leave(run.session)
-            for peer, answer in driver.held.items():
+            for peer, answer in driver.held:
                 self._book.correct(keys, peer, answer.kv_length)
             return
         if not run.has_begun:
             run.has_begun = True
             if isinstance(output, ev.Emit):
-                self._book.learn(keys, driver.held)
+                self._book.learn(keys, [hop.peer_id for hop in driver.route])
             self._prompt_done(run)
         if isinstance(output, ev.Finished) and output.error is None:
-            self._book.learn(driver.keys, driver.held)
+            self._book.learn(driver.keys, [hop.peer_id for hop in driver.route])
 
     def stop(self, run: Run, reason: str) -> None:
         """End a session before its driver would."""

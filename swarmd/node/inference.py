@@ -35,7 +35,7 @@ from swarmd.node.status import StatusReport, swarm_report
 from swarmd.pipeline import events as ev
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import inference_pb2_grpc
-from swarmd.wire import frames
+from swarmd.wire import sampling
 from swarmd.wire.status import abort
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class _Stream:
                 epoch=output.epoch,
                 model=own.model.name,
                 prompt_ids=generation.prompt_ids,
-                sampling=frames.sampling_to_pb(generation.sampling),
+                sampling=sampling.sampling_to_pb(generation.sampling),
                 max_tokens=generation.max_tokens,
                 chunk_size=run.chunk_size,
                 route=_hops(output.route),

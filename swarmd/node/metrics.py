@@ -19,7 +19,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
-from swarmd.node.executor import Executor, MicrobatchLog
+from swarmd.node.compute_log import MicrobatchLog
+from swarmd.node.executor import Executor
 from swarmd.node.histogram import Histogram
 from swarmd.node.loop_lag import LoopLag
 from swarmd.node.metric_table import ROWS

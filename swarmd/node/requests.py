@@ -16,7 +16,7 @@ from swarmd.core.route import Hop
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.v1 import inference_pb2 as pb
-from swarmd.wire import frames
+from swarmd.wire import frames, sampling
 
 DEFAULT_MAX_TOKENS = 1024
 MAX_STOP_IDS = 256
@@ -120,7 +120,7 @@ def _max_tokens(asked: int, prompt: int, model: ModelInfo) -> int:
 
 
 def _sampling(request: pb.GenerateRequest, model: ModelInfo) -> SamplingParams:
-    params = frames.sampling_from_pb(request.sampling)
+    params = sampling.sampling_from_pb(request.sampling)
     for token, _ in params.logit_bias:
         if token >= model.vocab_size:
             raise RequestError(f"logit_bias id {token} is out of range: {model.vocab_size} ids")

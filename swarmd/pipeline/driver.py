@@ -6,7 +6,6 @@ of ids by whoever takes `Emit`, and time is what `handle` is told.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,33 +24,16 @@ from swarmd.core.frames import (
 from swarmd.core.route import Hop, Route
 from swarmd.pipeline import events as ev
 from swarmd.pipeline import repair
+from swarmd.pipeline.answers import Answers
+from swarmd.pipeline.driver_state import TAKEOVER, DriverState, is_later_attempt
 from swarmd.pipeline.feed import Feed
 from swarmd.pipeline.policy import DriverPolicy, Patience
 from swarmd.pipeline.refusals import FINAL, LASTING, refusal_error, uncovered
-from swarmd.pipeline.repair import Held
 from swarmd.pipeline.request import Request, open_frames
 from swarmd.pipeline.search import Reach, RouteSearch
 from swarmd.pipeline.steps import ChunkPlan
 
 __all__ = ["DRIVER_TABLE", "Driver", "DriverState", "Request"]
-
-TAKEOVER = 1000
-"""Epochs that a new coordinator skips, so that its predecessor, should it live, stays behind."""
-MAX_FOREIGN_EPOCH = 1 << 30
-"""What a hop may claim that an epoch is: the wire's limit is far above."""
-
-
-class DriverState(enum.Enum):
-    """Where a session is."""
-
-    NEW = "new"
-    ROUTING = "routing"
-    """A route has been asked for."""
-    WAITING = "waiting"
-    """Until it is time to ask again."""
-    OPENING = "opening"
-    RUNNING = "running"
-    DONE = "done"
 
 
 class Driver:
@@ -75,7 +57,7 @@ class Driver:
         """Positions that were not computed for this session, since hops had them."""
         self.keys = request.prefix
         """Keys of what hops share of this session; in the end with its output."""
-        self.held: dict[str, Opened] = {}
+        self.held = Answers()
         """What the hops of the route answered in this epoch."""
         self.feed = Feed(
             request.session,
@@ -142,7 +124,7 @@ class Driver:
         self._finish("error", error)
 
     def _finish(self, reason: str, error: errors.SwarmdError | None = None) -> None:
-        if self.state is DriverState.RUNNING and self._chunk_exact():
+        if self.state is DriverState.RUNNING and self.held.chunk_exact:
             # The output was computed one by one; where that is all the same it serves others, too.
             self.keys = self.request.keys(self.feed.ids)
         self._close(self.route, self.keys)
@@ -151,9 +133,8 @@ class Driver:
 
     def _close(self, hops: Iterable[Hop], keys: tuple[bytes, ...] = ()) -> None:
         unit = self.request.prefix_unit if keys else 0
-        if self.epoch:
-            for hop in hops:
-                self._send(hop, Close(self.request.session, self.epoch, keys, unit))
+        for hop in hops if self.epoch else ():
+            self._send(hop, Close(self.request.session, self.epoch, keys, unit))
 
     def _send(self, hop: Hop, frame: SessionFrame) -> None:
         self._out.append(ev.Send(hop.peer_id, frame))
@@ -169,20 +150,18 @@ class Driver:
             self._open(now)
 
     def _need_route(self, now: float) -> None:
-        self.state = DriverState.ROUTING
-        self._due = None
+        self.state, self._due = DriverState.ROUTING, None
         self._out.append(self._search.need(now))
 
     def _route_found(self, event: ev.RouteFound, now: float) -> None:
         if not self._search.answers(event.ask):
             return
         try:
-            dropped = self._search.adopt(event.hops)
+            self._close(self._search.adopt(event.hops))
         except errors.CoverageError as error:
             self._fail(error)
-            return
-        self._close(dropped)
-        self._open(now)
+        else:
+            self._open(now)
 
     def _route_missing(self, event: ev.RouteMissing, now: float) -> None:
         if not self._search.answers(event.ask):
@@ -217,8 +196,7 @@ class Driver:
         return self._patience.is_out(self._has_run and known, self.error, now)
 
     def _wait(self, until: float) -> None:
-        self.state = DriverState.WAITING
-        self._due = until
+        self.state, self._due = DriverState.WAITING, until
 
     def _routes_changed(self, event: ev.RoutesChanged, now: float) -> None:
         if isinstance(self.error, errors.CoverageError | errors.CapacityError):
@@ -228,7 +206,7 @@ class Driver:
 
     def _open(self, now: float) -> None:
         self.epoch += 1
-        self.held = {}
+        self.held = Answers()
         self.state = DriverState.OPENING
         self._due = now + self.policy.open_timeout
         self._keep_at = now + self.policy.keep_every
@@ -251,13 +229,13 @@ class Driver:
         if not 0 <= answer.log_start <= answer.kv_length <= self.request.max_positions:
             lie = errors.ProtocolError(f"{hop.peer_id} claims {answer.kv_length} positions")
             return self._lose(hop, self.policy.lost_for, lie, now)
-        self.held[hop.peer_id] = answer
-        if len(self.held) == len(self.route):
+        self.held.add(hop.peer_id, answer)
+        if self.held.complete(self.route):
             self._run(now)
         return None
 
     def _overtaken(self, epoch: int, now: float) -> None:
-        if self._agreed or epoch > MAX_FOREIGN_EPOCH:
+        if self._agreed or is_later_attempt(epoch, self.request.epoch):
             return self._fail(errors.SessionLost("another coordinator has taken the session over"))
         self.epoch = epoch
         return self._repair(errors.SessionLost(f"the session was at epoch {epoch} already"), now)
@@ -294,22 +272,17 @@ class Driver:
         It is a chunk's start where it matters how prompts are cut.
         """
         self._keep()
-        lengths = [answer.kv_length for answer in self.held.values()]
+        lengths = self.held.lengths(self.route)
         self.cached = min(*lengths, self.feed.known - 1)
-        if not self._chunk_exact():
+        if not self.held.chunk_exact:
             self.cached = self.feed.chunks.floor(self.cached)
         if any(lengths):
             self.feed.rewind(self.cached)
         return self.cached
 
-    def _chunk_exact(self) -> bool:
-        """Whether all hops compute the same bits in whatever chunks."""
-        return all(answer.chunk_exact for answer in self.held.values())
-
     def _catch_up(self) -> int:
         """Let all hops come to hold the same; return what the one that is furthest behind holds."""
-        answers = [self.held[hop.peer_id] for hop in self.route]
-        held = [Held(answer.kv_length, answer.log_start) for answer in answers]
+        held = self.held.held(self.route)
         send_from, replay = self.feed.catch_up(held)
         for hop, position in zip(self.route, send_from, strict=True):
             self._send(hop, Resume(self.request.session, self.epoch, position))
@@ -424,7 +397,7 @@ class Driver:
         return self._unanswered(now) if self.state is DriverState.OPENING else self._stalled(now)
 
     def _unanswered(self, now: float) -> None:
-        silent = [hop for hop in self.route if hop.peer_id not in self.held]
+        silent = self.held.silent(self.route)
         for hop in silent:
             self._search.lose(hop.peer_id, now + self.policy.avoid_for)
         names = ", ".join(f"{hop.peer_id} ({hop.blocks})" for hop in silent)
@@ -436,7 +409,7 @@ class Driver:
         self._patience.stalls += 1
         if self._patience.stalls < 2:
             return self._repair(error, now)
-        lengths = [self.held[hop.peer_id].kv_length for hop in self.route]
+        lengths = self.held.lengths(self.route)
         suspect = self.route[repair.suspect(lengths)]
         return self._lose(suspect, self.policy.avoid_for, error, now)
 

@@ -12,7 +12,6 @@ from scripted_node import PROMPT_IDS, SECRET, SESSION, ScriptedNode, Wire, servi
 
 from swarmd.client import AsyncClient, ResumePolicy
 from swarmd.client.resume import (
-    EPOCHS_PER_ATTEMPT,
     another_node_may_do,
     candidates,
     dialable,
@@ -29,6 +28,7 @@ from swarmd.core.errors import (
     SwarmdError,
     UnknownModel,
 )
+from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.wire.status import abort
 

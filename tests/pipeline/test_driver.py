@@ -29,6 +29,7 @@ from swarmd.core.errors import (
     SessionLost,
 )
 from swarmd.core.frames import Close, Keep, Refusal, Resume
+from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.core.span import Span
 from swarmd.pipeline.driver import DRIVER_TABLE, DriverState
 from swarmd.pipeline.events import (
@@ -411,8 +412,15 @@ def test_an_epoch_that_is_too_low_is_raised_above_that_of_the_hop() -> None:
     bench = Bench(known_ids=(510,), epoch=3, route=ROUTE)
     bench.start()
     bench.opened("a", 11)
-    orders = opens(bench.refuse("b", Refusal.STALE_EPOCH, epoch=4009))
-    assert {order.epoch for order in orders.values()} == {4010}
+    orders = opens(bench.refuse("b", Refusal.STALE_EPOCH, epoch=1009))
+    assert {order.epoch for order in orders.values()} == {1010}
+
+
+def test_the_epoch_of_a_later_attempt_says_that_the_client_has_left() -> None:
+    bench = Bench(known_ids=(510,), epoch=3, route=ROUTE)
+    bench.start()
+    end = finish(bench.refuse("b", Refusal.STALE_EPOCH, epoch=3 + EPOCHS_PER_ATTEMPT + 1000))
+    assert isinstance(end.error, SessionLost)
 
 
 def test_a_coordinator_that_has_been_replaced_gives_up() -> None:

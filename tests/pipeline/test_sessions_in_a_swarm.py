@@ -6,8 +6,9 @@ import pytest
 
 from swarmd.core.errors import CoverageError, PromptTooLong
 from swarmd.core.sampling import SamplingParams
+from swarmd.lossy_links import Weather
 from swarmd.pipeline.hop import HopPolicy
-from swarmd.simulation import Client, Swarm, Weather
+from swarmd.simulation import Client, Swarm
 from swarmd.toys import toy_model, toy_oracle
 
 MODEL = toy_model(num_blocks=9)

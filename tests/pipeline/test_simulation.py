@@ -28,12 +28,13 @@ from swarmd.core.frames import (
     Token,
 )
 from swarmd.core.sampling import SamplingParams
+from swarmd.lossy_links import Weather
 from swarmd.pipeline.events import HopAction
 from swarmd.pipeline.hop import HopPolicy, HopTable
 from swarmd.pipeline.hop_session import HopSession, HopState
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.pipeline.request import open_frames
-from swarmd.simulation import Client, Swarm, Weather
+from swarmd.simulation import Client, Swarm
 from swarmd.toys import TOY_HIDDEN, toy_model, toy_oracle
 
 SEEDS = int(os.environ.get("SWARMD_STORMS", "50"))

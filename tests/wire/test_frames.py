@@ -18,7 +18,7 @@ from swarmd.core.frames import DType, Failed, Open, Payload, Refusal, SessionFra
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import frames, limits
+from swarmd.wire import frames, limits, sampling
 
 
 def over_the_wire(message: pb.Frame) -> pb.Frame:
@@ -65,15 +65,15 @@ def test_the_enums_are_the_contracts() -> None:
     )
 )
 def test_sampling_is_the_same_after_any_number_of_hops(params: SamplingParams) -> None:
-    once = frames.sampling_from_pb(frames.sampling_to_pb(params))
-    assert frames.sampling_from_pb(frames.sampling_to_pb(once)) == once
+    once = sampling.sampling_from_pb(sampling.sampling_to_pb(params))
+    assert sampling.sampling_from_pb(sampling.sampling_to_pb(once)) == once
     assert math.isclose(once.temperature, params.temperature, rel_tol=1e-6, abs_tol=1e-37)
 
 
 @pytest.mark.parametrize("number", [0.7, 0.1, 0.0009765625, 0.00098123, 1e-9, 0.95])
 def test_a_short_decimal_arrives_as_it_was_written(number: float) -> None:
     params = SamplingParams(top_p=number, logit_bias=((3, number),))
-    assert frames.sampling_from_pb(frames.sampling_to_pb(params)) == params
+    assert sampling.sampling_from_pb(sampling.sampling_to_pb(params)) == params
 
 
 @given(st.binary(max_size=200))
@@ -224,7 +224,7 @@ def test_a_spoilt_frame_is_refused_by_name(message: pb.Frame, complaint: str) ->
 
 def test_sampling_of_a_request_is_the_callers_fault_not_the_peers() -> None:
     with pytest.raises(RequestError, match="temperature"):
-        frames.sampling_from_pb(pb.Sampling(temperature=math.nan))
+        sampling.sampling_from_pb(pb.Sampling(temperature=math.nan))
 
 
 def test_an_explanation_is_cut_and_never_stops_a_frame() -> None:
