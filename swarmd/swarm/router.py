@@ -28,7 +28,7 @@ from swarmd.swarm.placements import Load
 from swarmd.swarm.room import Room
 from swarmd.swarm.route_index import RouteIndex
 from swarmd.swarm.sweep import Effort, Limit, swept_path
-from swarmd.swarm.terms import RouteRequest, Terms, price
+from swarmd.swarm.terms import RouteRequest, Terms, plain_offer, price
 from swarmd.swarm.view import View
 
 SMALL_SWARM = 64
@@ -152,7 +152,8 @@ class _Routing:
         request, index = self._terms.request, self._index()
         chosen = _Chosen(len(self._blocks))
         for peer in self._peers:
-            if peer.peer_id in request.prefer and (offer := self._terms.offer(peer)) is not None:
+            plain = plain_offer(peer, self._blocks) if peer.peer_id in request.prefer else None
+            if plain and (offer := self._terms.applied_to(plain)):
                 chosen.add(offer)
         ranked = self._ranked(index)
         limit, known = Limit(inf, index.to_go), None

@@ -68,13 +68,14 @@ class Terms:
 
     def offer(self, peer: Announcement) -> Offer | None:
         """Return what a peer offers; None without a wanted block, or without room for its KV."""
-        start, end = max(peer.span.start, self.blocks.start), min(peer.span.end, self.blocks.end)
-        if start >= end:
-            return None
-        return self.applied_to(Offer(peer, Span(start, end), len(peer.span), *price(peer)))
+        plain = plain_offer(peer, self.blocks, self.unseen.get(peer.peer_id, NOTHING))
+        return self.applied_to(plain) if plain else None
 
     def applied_to(self, offer: Offer) -> Offer | None:
-        """Return what is left, on these terms, of an offer that a peer makes to anybody."""
+        """Return what is left, on these terms, of an offer that a peer makes to anybody.
+
+        It is never cheaper than before: a load that has ended makes no difference to its cost.
+        """
         request, peer = self.request, offer.peer
         if peer.peer_id in request.exclude or request.cached.get(peer.peer_id, 0) < self.hit:
             return None
@@ -82,8 +83,9 @@ class Terms:
         room = blocks_with_room(peer, request.positions, peer.kv_free_bytes - unseen.kv_bytes)
         if room < 1:
             return None
-        fixed_cost = PENALTY_MS * self.health.penalty(peer.peer_id, self.now)
-        fixed_cost += offer.fixed_cost if unseen is NOTHING else price(peer, unseen)[1]
+        fixed_cost = PENALTY_MS * self.health.penalty(peer.peer_id, self.now) + offer.fixed_cost
+        if unseen is not NOTHING:
+            fixed_cost += max(0.0, price(peer, unseen)[1] - offer.fixed_cost)
         block_cost = offer.block_cost * self._work()
         if request.prefer and peer.peer_id not in request.prefer:
             block_cost += STRANGER_BLOCK_MS
@@ -111,6 +113,14 @@ class Terms:
 
     def _is_other_dtype(self, peer: Announcement) -> bool:
         return self.request.same_dtype not in ("", peer.dtype)
+
+
+def plain_offer(peer: Announcement, blocks: Span, unseen: Load = NOTHING) -> Offer | None:
+    """Return what a peer offers of these blocks to anybody, as if it had room for anything."""
+    start, end = max(peer.span.start, blocks.start), min(peer.span.end, blocks.end)
+    if start >= end:
+        return None
+    return Offer(peer, Span(start, end), len(peer.span), *price(peer, unseen))
 
 
 def price(peer: Announcement, unseen: Load = NOTHING) -> tuple[float, float]:

@@ -147,6 +147,17 @@ def test_what_a_session_held_is_free_before_that_is_announced() -> None:
     assert placements.unseen(view, NOW) == {peer_id(1): Load(0, 0)}
 
 
+def test_who_has_just_been_left_is_taken_again() -> None:
+    view, placements = (
+        View([peer(1, 0, 8, sessions=3), peer(2, 0, 8, sessions=3)], NOW),
+        Placements(),
+    )
+    placements.end([Hop(peer_id(2), Span(0, 8))], 10, view, NOW)
+    unseen = placements.unseen(view, NOW)
+    (hop,) = choose_route(view, "demo", Health(), RouteRequest(), unseen=unseen)
+    assert hop.peer_id == peer_id(2)
+
+
 def test_a_peer_that_is_lost_has_no_placements() -> None:
     view = View([peer(1, 0, 8), peer(2, 4, 8)], NOW)
     placements = placed(view)

@@ -18,6 +18,7 @@ from swarmd.core.span import Span
 from swarmd.swarm import router
 from swarmd.swarm.health import Fault, Health
 from swarmd.swarm.paths import Offer, Search, cheapest_path, cheapest_route, path_cost
+from swarmd.swarm.placements import Load
 from swarmd.swarm.route_index import RouteIndex
 from swarmd.swarm.router import SMALL_SWARM, choose_route, cover
 from swarmd.swarm.sweep import Effort, Limit, swept_path
@@ -228,6 +229,18 @@ def test_the_only_holder_of_a_block_is_found() -> None:
     route = choose_route(view, "demo", Health(), RouteRequest(positions=100), peer_id(0))
     assert route[-1].pid == 9_000
     check_route(route, 9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_loads_that_have_just_ended_do_not_upset_the_bounds(seed: int) -> None:
+    # A path that is cheaper than its bounds would be dropped as too dear, and no route be left.
+    peers = [replace(one, sessions=20) for one in swarm_of(300, 32, seed)]
+    view, request = View(peers, NOW), RouteRequest(prefer=frozenset([peer_id(5), peer_id(6)]))
+    ended = {one.peer_id: Load(-20, 0) for one in peers}
+    for asked in (RouteRequest(), request):
+        before = choose_route(view, "demo", Health(), asked, peer_id(ORIGIN))
+        after = choose_route(view, "demo", Health(), asked, peer_id(ORIGIN), ended)
+        assert before == after
 
 
 def survivors_of(route: Route) -> list[Hop]:
