@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +21,13 @@ import pytest
 from command_line import PATIENCE_S, swarmd
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from swarmd import __version__
 from swarmd.cli.local_swarm import LocalNode, LocalSwarm
 from swarmd.client import Client
 from swarmd.core.errors import CoverageError
+from swarmd.node.metric_table import LEFT_OUT, ROWS
 
 PROMPT = "def fibonacci(n):"
 SERVICES = ("swarmd.v1.Inference", "swarmd.v1.Peer")
@@ -219,6 +223,60 @@ def test_health_checks_and_reflection_are_served(whole_swarm: LocalSwarm) -> Non
         (answer,) = reflection.ServerReflectionInfo(iter([question]), timeout=60.0)
         found = {service.name for service in answer.list_services_response.service}
         assert {*SERVICES, "grpc.health.v1.Health"} <= found
+
+
+def scraped(node: LocalNode) -> dict[str, float]:
+    """What Prometheus gets from a node, by names with their labels."""
+    (url,) = re.findall(r"metrics at (http://\S+/metrics)", node.log())
+    with urllib.request.urlopen(url, timeout=60.0) as answer:
+        text = answer.read().decode()
+    return {
+        " ".join((sample.name, *(f"{k}={v}" for k, v in sample.labels.items() if k != "digest"))): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_prometheus_gets_what_the_swarm_does(client: Client, whole_swarm: LocalSwarm) -> None:
+    def told() -> Counter[str]:
+        return sum((Counter(scraped(one)) for one in whole_swarm.nodes), Counter())
+
+    before = told()
+    done = client.complete(PROMPT, max_tokens=20, ignore_eos=True)
+    hops = len(done.route)
+    ends = {
+        "swarmd_coordinator_generations_finished_total": 1,
+        "swarmd_hop_sessions_freed_total": hops,
+    }
+    deadline = time.monotonic() + 60.0
+    # A node gives the same text for half a second, and a generation ends there after it does here.
+    while any((grown := told() - before)[name] < count for name, count in ends.items()):
+        assert time.monotonic() < deadline, f"no generation is seen to finish: {grown}"
+        time.sleep(0.1)
+    assert grown["swarmd_coordinator_generations_started_total"] == 1
+    assert grown["swarmd_coordinator_tokens_emitted_total"] == 20
+    assert grown["swarmd_hop_sessions_opened_total"] == hops
+    # The last token drawn is not computed.
+    assert grown["swarmd_compute_positions_total"] >= hops * (20 - 1)
+    for name in ("steps", "seconds"):
+        assert grown[f"swarmd_compute_microbatch_{name}_count"] >= hops * (20 - 1)
+    assert grown["swarmd_compute_busy_seconds_total"] > 0
+    assert grown["swarmd_link_activation_sent_bytes_total"] > 0
+    assert grown["swarmd_event_loop_lag_seconds_count"] > 0
+
+    one = whole_swarm.nodes[0]
+    now = scraped(one)
+    assert now["swarmd_view_peers state=serving"] == len(whole_swarm.nodes)
+    assert now["swarmd_view_covered_blocks model=demo_model"] == 8
+    assert now["swarmd_view_fewest_replicas model=demo_model"] == 2
+    assert now["swarmd_kv_capacity_bytes"] == 64 << 20
+    with Client(one.address, timeout=30.0) as at_one:
+        counters = at_one.status().counters
+    assert counters.keys() == {row.counter for row in ROWS} | LEFT_OUT
+    opened = counters["hop_opened"]
+    assert now["swarmd_hop_sessions_opened_total"] == opened
 
 
 @contextmanager
