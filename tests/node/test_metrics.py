@@ -20,9 +20,9 @@ from swarmd.core.errors import ConfigError
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.node import loop_lag, metrics, metrics_door
+from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.coordinator import CoordinatorStats
 from swarmd.node.exchange import LinkStats
-from swarmd.node.executor import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.histogram import Histogram
 from swarmd.node.loop_lag import LoopLag
 from swarmd.node.metric_table import LEFT_OUT, ROWS
