@@ -95,11 +95,14 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Medians over the steps of a case."""
+    """Medians over the steps of a case; of the one thread that computes."""
 
     case: Case
     step_ms: float
+    cpu_ms: float
+    """CPU time, which other processes change less."""
     tokens_per_s: float
+    """By the CPU time."""
     attention_ms: float
     attention_share: float
 
@@ -108,11 +111,12 @@ class Figure:
         kind = "shared" if case.shared else "chunk" if case.rows > 1 else ""
         return (
             f"{case.sessions:8} {case.context:8} {case.rows:5} {kind:7} {self.step_ms:8.1f} "
-            f"{self.tokens_per_s:9.1f} {self.attention_ms:8.1f} {self.attention_share:6.2f}"
+            f"{self.cpu_ms:7.1f} {self.tokens_per_s:9.1f} {self.attention_ms:8.1f} "
+            f"{self.attention_share:6.2f}"
         )
 
 
-HEADER = "sessions  context  rows kind     step ms  tokens/s  attn ms  share"
+HEADER = "sessions  context  rows kind     step ms  cpu ms  tokens/s  attn ms  share"
 
 
 class _Timer:
@@ -126,11 +130,11 @@ class _Timer:
         inner = attention.ragged_attention
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return inner(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - began
+                self.seconds += time.thread_time() - began
 
         attention.AttentionInterface.register(attention.NAME, timed)
         try:
@@ -156,16 +160,16 @@ def caches(stage: Stage, case: Case) -> list[RaggedCache]:
     return made
 
 
-def step(stage: Stage, held: list[RaggedCache], rows: torch.Tensor) -> float:
-    """Compute the next rows of all sessions, as many for each; return the seconds."""
+def step(stage: Stage, held: list[RaggedCache], rows: torch.Tensor) -> tuple[float, float]:
+    """Compute the next rows of all sessions, as many for each; return seconds, and of CPU."""
     count = len(rows) // len(held)
     segments = tuple(Segment(cache, cache.length, count) for cache in held)
     ids, hidden = (rows, None) if stage.is_first else (None, rows)
     wanted = tuple(range(count - 1, len(rows), count)) if stage.is_last else ()
     batch = Batch(stage.span.start, stage.span.end, segments, ids, hidden, wanted)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.thread_time()
     stage.forward(batch)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.thread_time() - cpu_began
 
 
 def inputs(stage: Stage, count: int) -> torch.Tensor:
@@ -188,13 +192,15 @@ def measure(stage: Stage, case: Case, steps: int) -> Figure:
             if number >= 2:
                 whole.append(seconds)
                 inside.append(timer.seconds)
-    took, attending = statistics.median(whole), statistics.median(inside)
+    wall, cpu = (statistics.median(times) for times in zip(*whole, strict=True))
+    attending = statistics.median(inside)
     return Figure(
         case,
-        round(took * 1e3, 2),
-        round(case.sessions * case.rows / took, 1),
+        round(wall * 1e3, 2),
+        round(cpu * 1e3, 2),
+        round(case.sessions * case.rows / cpu, 1),
         round(attending * 1e3, 2),
-        round(attending / took, 3),
+        round(attending / cpu, 3),
     )
 
 
