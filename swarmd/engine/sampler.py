@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
     Raises SessionError when a row is not finite: weights or activations are damaged.
     """
     norms = torch.logsumexp(logits, dim=-1)
-    likeliest = logits.argmax(dim=-1).tolist()
+    likeliest = _likeliest(logits)
     results = []
     for row, (draw, norm) in enumerate(zip(draws, norms.tolist(), strict=True)):
         if not math.isfinite(norm):
@@ -121,6 +122,13 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
         chosen = likeliest[row] if plain else draw.sampler.choose(logits[row], draw)
         results.append(_report(logits[row], norm, chosen, draw.sampler.params.top_logprobs))
     return results
+
+
+def _likeliest(logits: torch.Tensor) -> list[int]:
+    """Return the likeliest token of each row; of equals the first, as torch and numpy both do."""
+    if logits.device.type == "cpu":  # numpy takes a tenth of torch's time for it
+        return cast("list[int]", logits.numpy().argmax(axis=-1).tolist())
+    return cast("list[int]", logits.argmax(dim=-1).tolist())
 
 
 def _report(logits: torch.Tensor, norm: float, chosen: int, top: int) -> Sampled:
