@@ -322,7 +322,7 @@ class Swarm:
         )
         driver = Driver(request, self.driver_policy, jitter=self.random.random())
         run = client.run = SimRun(self.nodes[coordinator], client, driver)
-        run.handle(Start())
+        self.nodes[coordinator].when_awake(lambda: run.handle(Start()))
         return run
 
     def client(

@@ -90,6 +90,7 @@ class Driver:
             if isinstance(event, ev.Received):
                 return []
             raise errors.SessionError(f"driver: no {kind.__name__} when {self.state.value}")
+        self._patience.awake(self.next_deadline(), now)
         handler(self, event, now)
         out, self._out = self._out, []
         return out
@@ -386,8 +387,6 @@ class Driver:
 
     def _overdue(self, late: float, now: float) -> None:
         stood_still = late > self.policy.late
-        if stood_still:
-            self._patience.prolong(late)
         if self.state is DriverState.WAITING:
             afresh = self._search.reach is Reach.OTHERS
             return self._seek(now) if afresh else self._need_route(now)
@@ -430,8 +429,9 @@ _ALWAYS: dict[type[Any], Handler] = {
     ev.RouteMissing: _ignore,
 }
 
+_AT_FIRST: dict[type[Any], Handler] = {ev.Start: Driver._start, ev.Stop: Driver._stop}
 DRIVER_TABLE: dict[DriverState, dict[type[Any], Handler]] = {
-    DriverState.NEW: {ev.Start: Driver._start, ev.Stop: Driver._stop},
+    DriverState.NEW: {**dict.fromkeys(_ALWAYS, _ignore), **_AT_FIRST},
     DriverState.ROUTING: {
         **_ALWAYS,
         ev.RouteFound: Driver._route_found,

@@ -69,6 +69,7 @@ class Patience:
         self._policy = policy
         self._jitter = jitter
         self._since: float | None = None
+        self._awake_at = 0.0
 
     @property
     def is_spent(self) -> bool:
@@ -79,10 +80,13 @@ class Patience:
         """Begin to look for peers, if that has not begun yet."""
         self._since = now if self._since is None else self._since
 
-    def prolong(self, seconds: float) -> None:
-        """Do not count the time in which this node stood still."""
-        if self._since is not None:
-            self._since += seconds
+    def awake(self, due: float | None, now: float) -> None:
+        """Do not count the time in which this node stood still: it would have ticked at `due`."""
+        late = now - max(due, self._awake_at) if due is not None else 0.0
+        if late > self._policy.late:
+            self._awake_at = now
+            if self._since is not None:
+                self._since += late
 
     def found(self) -> None:
         """All hops have agreed."""

@@ -189,6 +189,26 @@ def test_a_stop_can_carry_an_error() -> None:
     assert finish(bench.handle(Stop("error", late))).error is late
 
 
+def test_one_that_has_not_begun_yet_hears_of_others_without_caring() -> None:
+    bench = Bench()
+    for event in (PeerLost("a"), RoutesChanged(), Tick()):
+        assert bench.handle(event) == []
+    assert bench.driver.state is DriverState.NEW
+    bench.run()
+
+
+def test_time_in_which_the_node_stood_still_is_no_waiting_for_peers() -> None:
+    bench = Bench(known_ids=(510,), epoch=3, route=ROUTE)
+    bench.start()
+    bench.now += 60.0
+    # The node was suspended, and finds a loss before its own tick.
+    bench.lose("b")
+    assert bench.driver.state is DriverState.ROUTING
+    bench.missing()
+    bench.missing()
+    assert bench.driver.state is DriverState.WAITING
+
+
 def test_hops_are_told_that_the_session_lives() -> None:
     bench = Bench()
     bench.run()
