@@ -20,6 +20,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 if TYPE_CHECKING:
     from swarmd.client import AsyncClient, Client, ResumePolicy
     from swarmd.core.errors import (
+        AmbiguousModel,
         CapacityError,
         ConfigError,
         CoverageError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AmbiguousModel",
     "AsyncClient",
     "CapacityError",
     "Client",

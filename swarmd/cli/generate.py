@@ -35,7 +35,10 @@ Frequency = Annotated[float, _number("--frequency-penalty", "0 is off.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End at this text; repeatable.")]
 Model = Annotated[
-    str, typer.Option("--model", help="Served name; default: the model of the node asked.")
+    str,
+    typer.Option(
+        "--model", help="Served name, or NAME@DIGEST; default: the model of the node asked."
+    ),
 ]
 
 

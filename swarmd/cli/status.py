@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swarmd.cli import console
 from swarmd.core.errors import SwarmdError
+from swarmd.core.peers import qualified
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -87,31 +90,53 @@ def render(swarm: SwarmStatus) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(model_line(model), "" if not model.missing else "red") for model in swarm.models]
-    return Group(_table(swarm), *(lines or [Text("no model is served")]))
+    names = labels(swarm.models)
+    lines = [
+        Text(model_line(model, names[model.digest]), "" if not model.missing else "red")
+        for model in swarm.models
+    ]
+    return Group(_table(swarm, names), *(lines or [Text("no model is served")]))
 
 
-def _table(swarm: SwarmStatus) -> Table:
+def labels(models: Sequence[ModelStatus]) -> dict[str, str]:
+    """Return what to call each model, by digest: its name, and more where others share it."""
+    count = Counter(model.name for model in models)
+    return {
+        model.digest: qualified(model.name, model.digest) if count[model.name] > 1 else model.name
+        for model in models
+    }
+
+
+def _table(swarm: SwarmStatus, names: Mapping[str, str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("peer", "address", "blocks", "state", "device", "dtype"):
+    several = len(names) > 1
+    for column in ("peer", "address", *["model"] * several, "blocks", "state", "device", "dtype"):
         table.add_column(column, overflow="fold")
     for column in ("sessions", "KV used", "tokens/s"):
         table.add_column(column, justify="right")
     for peer in sorted(swarm.peers, key=_by_blocks):
         mark = "*" if peer.peer == swarm.peer else ""
-        cells = [peer.peer[:12] + mark, peer.address, str(peer.blocks or "-"), peer.state]
-        cells += [peer.device, peer.dtype, str(peer.sessions), kv_used(peer)]
+        cells = [peer.peer[:12] + mark, peer.address]
+        cells += [names.get(peer.model_digest, peer.model)] * several
+        cells += [
+            str(peer.blocks or "-"),
+            peer.state,
+            peer.device,
+            peer.dtype,
+            str(peer.sessions),
+            kv_used(peer),
+        ]
         table.add_row(*map(Text, [*cells, f"{peer.tokens_per_s:.1f}"]))
     return table
 
 
-def _by_blocks(peer: PeerStatus) -> tuple[str, int, int, str]:
+def _by_blocks(peer: PeerStatus) -> tuple[str, str, int, int, str]:
     start, end = (peer.blocks.start, peer.blocks.end) if peer.blocks else (1 << 30, 0)
-    return peer.model, start, end, peer.peer
+    return peer.model, peer.model_digest, start, end, peer.peer
 
 
 def kv_used(peer: PeerStatus) -> str:
@@ -127,9 +152,9 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def model_line(model: ModelStatus) -> str:
-    """Return what of a model can be computed, in one line."""
+def model_line(model: ModelStatus, name: str) -> str:
+    """Return what of a model can be computed, in one line; `name` is what to call it."""
     covered = f"{model.covered_blocks} of {model.num_blocks} blocks"
     gaps = ", ".join(f"{start}:{end}" for start, end in model.missing)
     rest = f"missing {gaps}" if gaps else f"replicas {model.replicas}"
-    return f"{model.name}: {covered}, {rest}"
+    return f"{name}: {covered}, {rest}"

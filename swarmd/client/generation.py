@@ -170,6 +170,7 @@ class Generation:
         staying = pb.GenerateRequest()
         staying.CopyFrom(self._request)
         staying.allow_redirect = False
+        staying.model = event.redirect.model_digest or staying.model
         call, event, at = await self._redirected(event.redirect.address, address, staying)
         return self._started(call, event, at)
 

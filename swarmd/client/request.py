@@ -30,7 +30,7 @@ class GenerateOptions:
     """Everything that a generation takes besides its prompt; names as in vLLM."""
 
     model: str = ""
-    """Served model name; empty: that of the node that is asked."""
+    """Served model name, or `NAME@DIGEST`; empty: that of the node that is asked."""
     max_tokens: int | None = None
     """None: up to the model's length, at most 1,024."""
     temperature: float = 0.0
@@ -129,7 +129,7 @@ def resume_request(
     """
     resumed = pb.GenerateRequest()
     resumed.CopyFrom(request)
-    resumed.model = started.model
+    resumed.model = started.model_digest or started.model
     resumed.sampling.CopyFrom(started.sampling)
     resumed.max_tokens = started.max_tokens
     resumed.ClearField("prompt")

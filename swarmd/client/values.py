@@ -85,6 +85,7 @@ def _peer(m: pb.PeerStatus) -> PeerStatus:
         pid=m.pid,
         version=printable(m.version),
         model=printable(m.model),
+        model_digest=printable(m.model_digest),
         ragged=m.ragged,
         replay_exact=m.replay_exact,
         queue_depth=m.queue_depth,

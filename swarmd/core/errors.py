@@ -9,6 +9,7 @@ The transport's view of these (gRPC status codes) is `swarmd.wire.status`'s busi
          . RequestError          a generation request that can never succeed
            . PromptTooLong       prompt + max_tokens do not fit the model or the KV budget
            . UnknownModel        no node of the swarm serves that model name
+             . AmbiguousModel    several models go by it
          . ConfigError           a bad flag, environment variable or TOML key
       . CapacityError           try again later: `retry_after_s` says when
          . KVExhausted           no room in the KV budget now
@@ -60,6 +61,10 @@ class PromptTooLong(RequestError):
 
 class UnknownModel(RequestError):
     """The request names a model that nobody in the swarm serves."""
+
+
+class AmbiguousModel(UnknownModel):
+    """Several models go by the name that the request gives; `NAME@DIGEST` names one."""
 
 
 class CapacityError(SwarmdError):

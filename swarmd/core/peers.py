@@ -39,6 +39,11 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...] = ()
 
 
+def qualified(name: str, digest: str) -> str:
+    """A served name that tells namesakes apart: `NAME@` and the beginning of the digest."""
+    return f"{name}@{digest[:12]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """What a node publishes about itself, under a lease. A hint: hops are asked again on open."""

@@ -124,6 +124,7 @@ class PeerStatus:
     pid: int
     version: str
     model: str
+    model_digest: str
     ragged: bool
     replay_exact: bool
     queue_depth: int

@@ -22,9 +22,9 @@ from swarmd.core.errors import (
     SwarmdError,
     UnknownModel,
 )
-from swarmd.core.peers import Announcement
-from swarmd.core.route import Route
-from swarmd.node import requests
+from swarmd.core.peers import Announcement, ModelInfo
+from swarmd.core.route import Hop, Route
+from swarmd.node import requests, served_names
 from swarmd.node.coordinator import Coordinator, Run
 from swarmd.node.output import OutputText, Piece
 from swarmd.node.presence import Presence
@@ -95,26 +95,25 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     def _redirect(self, parts: Parts, request: pb.GenerateRequest) -> pb.GenerateEvent | None:
         """Where the client should go instead, if it would: the first hop, or the model's nodes."""
         own = parts.announcement()
-        view = self._presence.view
-        if request.model in ("", own.model.name, own.model.digest):
+        model = self._model_of(request.model, own)
+        if model.digest == own.model.digest:
             if not request.allow_redirect or (own.span.start == 0 and parts.accepts()):
                 return None
             try:
                 target = parts.routes.first_hop()
             except (CoverageError, CapacityError):
                 return None  # the session's own errors say it with more detail
-            return None if target.peer_id == own.peer_id else _redirect_to(target.address)
-        others = view.serving(view.find(request.model).digest)
-        if not others or not request.allow_redirect:
-            raise self._not_served(own.model.name, request.model)
-        return _redirect_to(min(others, key=lambda peer: (peer.span.start, peer.sessions)).address)
-
-    def _not_served(self, own: str, asked: str) -> UnknownModel:
-        """The error of a request for a model of other nodes. Raises UnknownModel if none has it."""
-        model = self._presence.view.find(asked)
+            return None if target.peer_id == own.peer_id else _redirect_to(target, model)
         others = self._presence.view.serving(model.digest)
-        where = f": ask {others[0].address}" if others else ", and nobody else does now"
-        return UnknownModel(f"this node serves {own!r}, not {asked!r}{where}")
+        if not others or not request.allow_redirect:
+            raise _not_served(own, request.model, others)
+        return _redirect_to(min(others, key=lambda peer: (peer.span.start, peer.sessions)), model)
+
+    def _model_of(self, asked: str, own: Announcement) -> ModelInfo:
+        """The model that a request means. Raises UnknownModel."""
+        if served_names.means(asked, own.model):
+            return own.model
+        return served_names.find(self._presence.view, asked)
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         """The swarm as this node sees it, having looked."""
@@ -127,11 +126,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """Text or a chat to ids, or ids to text, by this node's own model."""
         try:
             parts = self._loaded()
-            own = parts.announcement().model
-            if request.model not in ("", own.name, own.digest):
-                raise self._not_served(own.name, request.model)
+            own = parts.announcement()
+            model = self._model_of(request.model, own)
+            if model.digest != own.model.digest:
+                others = self._presence.view.serving(model.digest)
+                raise _not_served(own, request.model, others)
             if request.HasField("token_ids"):
-                requests.check_ids(request.token_ids.ids, own, "token")
+                requests.check_ids(request.token_ids.ids, own.model, "token")
             return await parts.prompts.tokenize(request)
         except SwarmdError as error:
             return await abort(context, error)
@@ -211,6 +212,7 @@ class _Stream:
                 secret=generation.secret,
                 epoch=output.epoch,
                 model=own.model.name,
+                model_digest=own.model.digest,
                 prompt_ids=generation.prompt_ids,
                 sampling=sampling.sampling_to_pb(generation.sampling),
                 max_tokens=generation.max_tokens,
@@ -234,8 +236,15 @@ class _Stream:
         )
 
 
-def _redirect_to(address: str) -> pb.GenerateEvent:
-    return pb.GenerateEvent(redirect=pb.Redirect(address=address))
+def _not_served(own: Announcement, asked: str, others: Sequence[Announcement]) -> UnknownModel:
+    """The error of a request for a model that only others serve."""
+    where = f": ask {others[0].address}" if others else ", and nobody else does now"
+    return UnknownModel(f"this node serves {own.model.name!r}, not {asked!r}{where}")
+
+
+def _redirect_to(peer: Hop | Announcement, model: ModelInfo) -> pb.GenerateEvent:
+    target = pb.Redirect(address=peer.address, peer_id=peer.peer_id, model_digest=model.digest)
+    return pb.GenerateEvent(redirect=target)
 
 
 def _hops(route: Route) -> Sequence[pb.Hop]:

@@ -124,6 +124,7 @@ def peer_status(a: Announcement) -> pb.PeerStatus:
         pid=a.pid,
         version=a.version,
         model=a.model.name,
+        model_digest=a.model.digest,
         ragged=a.ragged,
         replay_exact=a.replay_exact,
         queue_depth=a.queue_depth,

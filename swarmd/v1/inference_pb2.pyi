@@ -120,7 +120,7 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Generated, _Mapping]] = ..., route_changed: _Optional[_Union[RouteChanged, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid")
+    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class Started(_message.Message):
     COORDINATOR_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_PID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -145,7 +146,8 @@ class Started(_message.Message):
     coordinator: str
     coordinator_address: str
     coordinator_pid: int
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ...) -> None: ...
+    model_digest: str
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ...) -> None: ...
 
 class Generated(_message.Message):
     __slots__ = ("index", "id", "text", "logprob", "top")
@@ -182,12 +184,14 @@ class RouteChanged(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ...) -> None: ...
 
 class Redirect(_message.Message):
-    __slots__ = ("address", "peer_id")
+    __slots__ = ("address", "peer_id", "model_digest")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     address: str
     peer_id: str
-    def __init__(self, address: _Optional[str] = ..., peer_id: _Optional[str] = ...) -> None: ...
+    model_digest: str
+    def __init__(self, address: _Optional[str] = ..., peer_id: _Optional[str] = ..., model_digest: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "text", "stop", "prompt_tokens", "output_tokens", "repairs", "recomputed_tokens", "cached_tokens")
@@ -230,7 +234,7 @@ class Microbatch(_message.Message):
     def __init__(self, began: _Optional[float] = ..., ended: _Optional[float] = ..., steps: _Optional[int] = ..., decodes: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms")
+    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +253,7 @@ class PeerStatus(_message.Message):
     REPLAY_EXACT_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     address: str
     start: int
@@ -267,7 +272,8 @@ class PeerStatus(_message.Message):
     replay_exact: bool
     queue_depth: int
     step_ms: float
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ...) -> None: ...
+    model_digest: str
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ...) -> None: ...
 
 class BlockRange(_message.Message):
     __slots__ = ("start", "end")

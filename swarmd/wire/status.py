@@ -32,6 +32,7 @@ CODES: dict[type[SwarmdError], grpc.StatusCode] = {
     errors.RequestError: _Code.INVALID_ARGUMENT,
     errors.PromptTooLong: _Code.INVALID_ARGUMENT,
     errors.UnknownModel: _Code.NOT_FOUND,
+    errors.AmbiguousModel: _Code.NOT_FOUND,
     errors.CapacityError: _Code.RESOURCE_EXHAUSTED,
     errors.KVExhausted: _Code.RESOURCE_EXHAUSTED,
     errors.QueueFull: _Code.RESOURCE_EXHAUSTED,

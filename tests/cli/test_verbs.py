@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from scripted_node import ScriptedNode, finished, serving, token, whole
+from scripted_node import DIGEST, ScriptedNode, finished, serving, token, whole
 
 import swarmd
 from swarmd.cli import console
@@ -299,6 +299,29 @@ async def test_status_shows_peers_and_what_is_missing(shell: Shell) -> None:
     other = "b" * 12 + " 10.0.0.2:7420 4:8 draining cuda:0 bfloat16 3 75% of 4.0 GiB 12.3"
     assert [rows[2], rows[3]] == [own, other]
     assert rows[-1] == "toy: 4 of 8 blocks, missing 4:8"
+
+
+@pytest.mark.parametrize("name", ["toy", "other"])
+async def test_status_says_which_peer_serves_which_of_several_models(
+    shell: Shell, name: str
+) -> None:
+    swarm_of_two(shell.node)
+    for peer, digest in zip(shell.node.peers, ("e2" * 32, DIGEST), strict=True):
+        peer.model_digest = digest
+    shell.node.peers[0].model = name
+    shell.node.other_models = [
+        pb.ModelStatus(name=name, digest="e2" * 32, num_blocks=4, covered_blocks=4, replicas=1)
+    ]
+    _, out, _ = await shell("status")
+    rows = [" ".join(line.split()) for line in out.splitlines() if line.strip()]
+    first, second = ("toy@d1d1d1d1d1d1", "toy@e2e2e2e2e2e2") if name == "toy" else ("toy", "other")
+    assert rows[0].startswith("peer address model blocks state")
+    shown = {row.split()[0][:1]: row.split()[2] for row in rows[2:4]}
+    assert shown == {"a": first, "b": second}
+    assert rows[-2:] == [
+        f"{first}: 4 of 8 blocks, missing 4:8",
+        f"{second}: 4 of 4 blocks, replicas 1",
+    ]
 
 
 async def test_status_json(shell: Shell) -> None:

@@ -20,6 +20,7 @@ from swarmd.wire.status import abort
 
 SESSION, SECRET = bytes(range(16)), bytes(range(16, 32))
 PROMPT_IDS = (7, 8, 9)
+DIGEST = "d1" * 32
 
 
 def token_id(index: int) -> int:
@@ -47,7 +48,8 @@ def finished(count: int, **fields: Any) -> pb.GenerateEvent:
 
 
 def redirect(address: str) -> pb.GenerateEvent:
-    return pb.GenerateEvent(redirect=pb.Redirect(address=address, peer_id="b" * 40))
+    target = pb.Redirect(address=address, peer_id="b" * 40, model_digest=DIGEST)
+    return pb.GenerateEvent(redirect=target)
 
 
 @dataclass
@@ -61,6 +63,7 @@ class ScriptedNode(InferenceServicer):
     fails_with: BaseException | None = None
     route: list[pb.Hop] = field(default_factory=list)
     peers: list[pb.PeerStatus] = field(default_factory=list)
+    other_models: list[pb.ModelStatus] = field(default_factory=list)
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     status_answers: int | None = None
     """How many times `Status` answers before the node is gone."""
@@ -73,7 +76,8 @@ class ScriptedNode(InferenceServicer):
             session=SESSION,
             secret=SECRET,
             epoch=request.resume.epoch + 1,
-            model=request.model or "toy",
+            model="toy" if request.model in ("", DIGEST) else request.model,
+            model_digest=DIGEST,
             prompt_ids=PROMPT_IDS,
             sampling=request.sampling,
             max_tokens=request.max_tokens or 1024,
@@ -114,10 +118,11 @@ class ScriptedNode(InferenceServicer):
         if self.status_answers is not None:
             self.status_answers -= 1
         self.status_asked.set()
-        model = pb.ModelStatus(name="toy", num_blocks=8, covered_blocks=4, replicas=0)
+        model = pb.ModelStatus(name="toy", digest=DIGEST, num_blocks=8, covered_blocks=4)
         model.missing.add(start=4, end=8)
+        models = [model, *self.other_models]
         return pb.StatusReply(
-            peer_id="a" * 40, peers=self.peers, models=[model], counters={"tokens": 3.0}
+            peer_id="a" * 40, peers=self.peers, models=models, counters={"tokens": 3.0}
         )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeReply:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
-from scripted_node import ScriptedNode, finished, redirect, serving, token, whole
+from scripted_node import DIGEST, ScriptedNode, finished, redirect, serving, token, whole
 
 from swarmd.client import AsyncClient
 from swarmd.client.request import GenerateArguments, GenerateOptions
@@ -273,6 +273,8 @@ async def test_a_redirect_is_followed_once() -> None:
         assert result.token_ids == whole(3)[0]
         assert first.requests[0].allow_redirect
         assert not second.requests[0].allow_redirect
+        # Names may stand for other weights elsewhere.
+        assert (first.requests[0].model, second.requests[0].model) == ("", DIGEST)
         second.script = elsewhere
         with pytest.raises(ProtocolError, match="redirect"):
             await client.complete("p", max_tokens=3)

@@ -8,7 +8,17 @@ from typing import Any
 
 import grpc
 import pytest
-from scripted_node import PROMPT_IDS, SECRET, SESSION, ScriptedNode, Wire, serving, token, whole
+from scripted_node import (
+    DIGEST,
+    PROMPT_IDS,
+    SECRET,
+    SESSION,
+    ScriptedNode,
+    Wire,
+    serving,
+    token,
+    whole,
+)
 
 from swarmd.client import AsyncClient, ResumePolicy
 from swarmd.client.resume import (
@@ -49,7 +59,7 @@ async def test_a_stream_that_breaks_goes_on_at_another_node() -> None:
     asked = second.requests[0]
     assert asked.WhichOneof("prompt") is None
     assert not asked.allow_redirect
-    assert asked.model == "toy"
+    assert (first.requests[0].model, asked.model) == ("", DIGEST)
     assert (asked.sampling.seed, asked.sampling.temperature) == (4242, 0.5)
     assert asked.resume == pb.ResumeFrom(
         session=SESSION, secret=SECRET, epoch=1 + EPOCHS_PER_ATTEMPT, prompt_ids=PROMPT_IDS,
