@@ -31,7 +31,8 @@ PATIENCE_S = 4.0
 """How old a view may get while nobody announces anything new."""
 RETRY_S = 0.5
 JOIN_RETRY_S = (0.5, 10.0)
-REMEMBER_S = 10.0
+REMEMBER_S = (2.0, 60.0)
+"""How often the file of known peers is written at most, when there are new ones and when not."""
 LEAVE_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 1.0
 
@@ -176,7 +177,8 @@ class Presence:
         """Keep on disk whom this node has seen: doors for a swarm whose bootstraps are gone."""
         now = self._clock.wall()
         others = [peer.address for peer in self.view.peers if peer.peer_id != self.own_id]
-        if not others or now - self._remember_at < REMEMBER_S:
+        known = set(others) <= self._remembered.grpc.keys()
+        if not others or now - self._remember_at < REMEMBER_S[known]:
             return
         self._remember_at = now
         self._remembered = self._remembered.seen(now, others)
