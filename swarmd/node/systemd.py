@@ -5,10 +5,11 @@ Does nothing when the daemon was not started by systemd (`NOTIFY_SOCKET` unset).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,13 @@ class Notifier:
     def alive(self) -> None:
         """Feed the watchdog."""
         self._send("WATCHDOG=1")
+
+    async def keep_alive(self, is_alive: Callable[[], bool]) -> None:
+        """Feed the watchdog while the loop runs and `is_alive` says yes: else systemd restarts."""
+        while self.watchdog_s:
+            if is_alive():
+                self.alive()
+            await asyncio.sleep(self.watchdog_s / 3)
 
     def _send(self, message: str) -> None:
         if not self._address:

@@ -71,7 +71,7 @@ FLAGS: dict[str, str] = {
     "max_model_len": "77",
     "max_sessions": "5", "served_model_name": "n", "chunk_size": "9", "gap_wait": "1.5",
     "orphan_grace": "2.5", "link_timeout": "3.5", "drain_timeout": "4.5", "lease": "5.5",
-    "state_dir": "/s", "log_level": "debug",
+    "state_dir": "/s", "log_level": "debug", "metrics": "127.0.0.1:9",
 }  # fmt: skip
 
 

@@ -1,0 +1,150 @@
+"""A loaded stage at work: its compute thread, its part in others' sessions, and its own clients'.
+
+Only who knows whom stands here. When a node serves and when it ends is `daemon`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from swarmd.core.clock import Clock
+from swarmd.core.config import NodeConfig
+from swarmd.core.prefix import PREFIX_UNIT
+from swarmd.engine.load import default_threads
+from swarmd.engine.stage import Stage
+from swarmd.node.account import StageAccount
+from swarmd.node.coordinator import Coordinator, CoordinatorLimits
+from swarmd.node.executor import Executor
+from swarmd.node.host import StageHost
+from swarmd.node.inference import Parts
+from swarmd.node.membership import Membership
+from swarmd.node.prompts import Prompts
+from swarmd.node.routes import Routes
+from swarmd.node.status import StatusReport
+from swarmd.pipeline import events as ev
+from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
+from swarmd.pipeline.policy import DriverPolicy
+
+COMPUTE_STUCK_S = 120.0
+
+
+class Service:
+    """What a node does once its blocks are loaded."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        stage: Stage,
+        prompts: Prompts,
+        membership: Membership,
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        on_death: Callable[[], None],
+        start_drain: Callable[[], None],
+    ) -> None:
+        """`on_death` is called on the event loop when the compute thread ends by an error."""
+        self.stage = stage
+        self._config = config
+        self._prompts = prompts
+        self._membership = membership
+        self._start_stage(on_death)
+        own_id, presence = membership.own_id, membership.presence
+        self._routes = Routes(own_id, stage.info, lambda: presence.view, presence.look_again, clock)
+        self._coordinator = Coordinator(
+            own_id,
+            stage.info,
+            membership.exchange.send,
+            self._routes,
+            DriverPolicy(gap_wait=config.gap_wait, keep_every=config.orphan_grace / 4),
+            CoordinatorLimits(config.max_sessions, self._chunk_size(), self._prefix_unit()),
+            spawn,
+        )
+        membership.exchange.open(self._host, self._coordinator, self._routes)
+        self.report = StatusReport(
+            presence,
+            self._coordinator,
+            self._host,
+            self.executor,
+            membership.exchange,
+            stage.budget,
+            start_drain,
+        )
+
+    def parts(self, accepts: Callable[[], bool]) -> Parts:
+        """Return what serves clients; `accepts` says whether new generations may begin."""
+        return Parts(
+            self._membership.announcement,
+            self._coordinator,
+            self._routes,
+            self._prompts,
+            self.report,
+            accepts,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the compute thread runs, and is not stuck."""
+        silent = time.monotonic() - self.executor.stats.alive_at
+        return self.executor.running and silent < COMPUTE_STUCK_S
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no session runs through this node, or by it."""
+        return not self._host.table.sessions and not len(self._coordinator)
+
+    def drain(self) -> None:
+        """Take no new sessions."""
+        self._host.handle(ev.Drain())
+
+    def close(self) -> None:
+        """End all sessions, the compute thread and the helpers for prompts."""
+        self._host.close()
+        self.executor.stop()
+        self._prompts.close()
+
+    def _start_stage(self, on_death: Callable[[], None]) -> None:
+        loop, stage = asyncio.get_running_loop(), self.stage
+
+        def deliver(results: Sequence[ev.Computed | ev.ComputeFailed]) -> None:
+            # The loop may be gone by the time the last microbatch is done.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._host.on_computed, results)
+
+        def died() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(on_death)
+
+        threads = self._config.threads or default_threads().count
+        self.executor = Executor(stage, threads, deliver, died)
+        table = HopTable(self._facts(), StageAccount(stage), self._hop_policy())
+        self._host = StageHost(table, self.executor, self._membership.exchange.send)
+        assert self._membership.description is not None
+        self._membership.description.loaded(stage, self.executor, self._host)
+        self.executor.start()
+
+    def _facts(self) -> StageFacts:
+        stage, pid = self.stage, self._membership.announcement().pid
+        return StageFacts(
+            stage.info, stage.span, pid=pid, chunk_exact=stage.chunk_exact, rewinds=stage.ragged
+        )
+
+    def _hop_policy(self) -> HopPolicy:
+        return HopPolicy(
+            orphan_grace=self._config.orphan_grace,
+            max_sessions=self._config.max_sessions,
+            replay_log_bytes=self._config.replay_memory,
+            prefix_unit=self._prefix_unit(),
+        )
+
+    def _chunk_size(self) -> int:
+        """Some recurrent families compute the chunks after the first row by row: one chunk then."""
+        chunked = self.stage.chunked_prefill
+        return self._config.chunk_size if chunked else self.stage.info.max_model_len
+
+    def _prefix_unit(self) -> int:
+        shares = self.stage.shares_prefixes and not self._config.no_prefix_cache
+        return PREFIX_UNIT if shares else 0
