@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from swarmd.core.errors import ModelError
 from swarmd.core.span import Span
-from swarmd.engine import attention, load, probe, runners
+from swarmd.engine import attention, load, probe, runners, tile_attention
 from swarmd.engine.module_state import ModuleState
 from swarmd.engine.packed import PackedLinear
 from swarmd.engine.stage import Stage
@@ -207,6 +207,18 @@ def test_bf16_replay_is_exact_in_every_part_of_a_model(span: Span) -> None:
     )
     assert stage.ragged
     assert stage.replay_exact == linear_rows_agree(stage)
+
+
+def test_the_probe_finds_where_chunks_change_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    source = saved(Architecture("llama", keys, spread=1.5), tmp_path)
+    stage = load.load_stage(source, Span(0, 4), dtype="bfloat16", kv_memory=0)
+    assert stage.chunk_exact == (stage.replay_exact and tile_attention.kernel is not None)
+    monkeypatch.setattr(tile_attention, "usable", lambda *_: False)
+    assert not load.load_stage(source, Span(0, 4), dtype="bfloat16", kv_memory=0).chunk_exact
+    assert load.load_stage(source, Span(0, 4), dtype="float32", kv_memory=0).chunk_exact
 
 
 def linear_rows_agree(stage: Stage) -> bool:
