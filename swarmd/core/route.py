@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from swarmd.core.errors import CoverageError
 from swarmd.core.span import Span, missing_blocks
 
-
 EPOCHS_PER_ATTEMPT = 4096
 """What a client adds to its epoch with each attempt to resume: a coordinator that was lost, or
 whose answer never came, may have begun epochs that the client did not see. It is so much that those
