@@ -5,6 +5,7 @@ Everything after reading the configuration is `swarmd.node.daemon`'s.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import logging
 import os
@@ -51,6 +52,8 @@ def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> in
         return int(_daemon(settings).run(settings, say=say, progress=progress))
 
 
+_NEEDED = ("torch", "transformers", "hivemind")
+"""What the base install lacks, asked for before the model is: that may be fine."""
 _LEAN_GRPC = "-event_engine_client,-event_engine_listener"
 """Without gRPC's pool of event threads each frame wakes two threads less: a sixth of the CPU that a
 token costs a node besides its forward. A version of gRPC that has dropped these switches ignores
@@ -62,6 +65,9 @@ def _daemon(settings: NodeConfig) -> ModuleType:
     from swarmd.node import preflight
 
     os.environ.setdefault("GRPC_EXPERIMENTS", _LEAN_GRPC)  # read when gRPC is imported
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise _missing(package)
     try:
         preflight.check_model(settings)
         from swarmd.node import daemon
@@ -69,10 +75,14 @@ def _daemon(settings: NodeConfig) -> ModuleType:
         package = (error.name or "").partition(".")[0]
         if package == "swarmd":
             raise
-        raise SwarmdError(
-            f"serving needs {package}, which is not installed: pip install 'swarmd[node]'"
-        ) from None
+        raise _missing(package) from None
     return daemon
+
+
+def _missing(package: str) -> SwarmdError:
+    return SwarmdError(
+        f"serving needs {package}, which is not installed: pip install 'swarmd[node]'"
+    )
 
 
 class _Stderr(logging.Handler):
