@@ -192,6 +192,7 @@ class Node:
         """Pass progress on; called on the loading thread, which a stop ends here."""
         if self._lifecycle.state is State.STOPPED:
             raise asyncio.CancelledError("the node stopped while it was loading")
+        self._notifier.loading(done, total, what)
         if self._progress is not None:
             self._progress(done, total, what)
 

@@ -23,14 +23,18 @@ class Notifier:
         own = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_s = int(usec) / 1e6 if usec.isdecimal() and own else 0.0
         """Seconds within which the watchdog must be fed; 0: there is none."""
+        self._told = ""
 
     def ready(self, status: str) -> None:
         """Say that the node serves."""
         self._send(f"READY=1\nSTATUS={status}")
 
-    def status(self, status: str) -> None:
-        """Say in a line how the node is."""
-        self._send(f"STATUS={status}")
+    def loading(self, done: int, total: int, what: str) -> None:
+        """Say how far loading has come, when there is news and somebody takes it."""
+        status = f"{what}: {100 * done // max(total, 1)} %"
+        if status != self._told:
+            self._told = status
+            self._send(f"STATUS={status}", socket.MSG_DONTWAIT)
 
     def stopping(self) -> None:
         """Say that the node is on its way out."""
@@ -47,13 +51,13 @@ class Notifier:
                 self.alive()
             await asyncio.sleep(self.watchdog_s / 3)
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str, flags: int = 0) -> None:
         if not self._address:
             return
         # A leading @ stands for the abstract namespace.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.sendto(message.encode(), address)
+                sock.sendto(message.encode(), flags, address)
         except OSError as error:
             log.debug("systemd not reached address=%s error=%s", self._address, error)

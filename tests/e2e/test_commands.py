@@ -301,8 +301,10 @@ def test_systemd_hears_of_readiness_life_and_the_end(model_dir: Path, tmp_path: 
         args = (str(model_dir), "--blocks", "0:2", *ports, "--kv-memory", "16MiB", "--json")
         node = LocalNode(args, tmp_path / "node", env)
         try:
-            ready = heard.recv(4096).decode().splitlines()
-            assert ready[0] == "READY=1"
+            told = []
+            while (ready := heard.recv(4096).decode().splitlines())[0] != "READY=1":
+                told += ready
+            assert any(re.fullmatch(r"STATUS=load blocks 0:2: \d+ %", line) for line in told)
             assert ready[1].startswith("STATUS=serving demo_model blocks 0:2 of 8 at localhost:")
             said = next(json.loads(line) for line in node.log().splitlines() if line[0] == "{")
             assert said == {"event": "serving", "message": ready[1].removeprefix("STATUS=")}

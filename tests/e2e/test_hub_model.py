@@ -256,14 +256,20 @@ def waiting_for_a_hub(repo: Path, root: Path, what: str) -> Iterator[LocalNode]:
             node.kill()
 
 
-@pytest.mark.parametrize("what", SILENCES)
-def test_a_signal_ends_a_node_that_waits_for_the_hub(repo: Path, tmp_path: Path, what: str) -> None:
-    with waiting_for_a_hub(repo, tmp_path, what) as node:
-        node.signal(signal.SIGTERM)
-        assert node.process.wait(15.0) == 0
-        last = node.log().splitlines()[-1]
-    assert last.endswith("stopped while loading; what was downloaded is kept for the next start")
-    assert "Traceback" not in node.log()
+def test_a_signal_ends_a_node_that_waits_for_the_hub(repo: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        waiting = [
+            pool.submit(stack.enter_context, waiting_for_a_hub(repo, tmp_path / what, what))
+            for what in ("config", "weights")
+        ]
+        for node in [started.result() for started in waiting]:
+            node.signal(signal.SIGTERM)
+            assert node.process.wait(15.0) == 0
+            last = node.log().splitlines()[-1]
+            assert last.endswith(
+                "stopped while loading; what was downloaded is kept for the next start"
+            )
+            assert "Traceback" not in node.log()
 
 
 def test_a_second_signal_ends_a_node_that_cannot_leave(repo: Path, tmp_path: Path) -> None:
