@@ -65,10 +65,10 @@ def _daemon(settings: NodeConfig) -> ModuleType:
     from swarmd.node import preflight
 
     os.environ.setdefault("GRPC_EXPERIMENTS", _LEAN_GRPC)  # read when gRPC is imported
-    for package in _NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise _missing(package)
     try:
+        for package in _NEEDED:
+            if importlib.util.find_spec(package) is None:
+                raise _missing(package)
         preflight.check_model(settings)
         from swarmd.node import daemon
     except ModuleNotFoundError as error:

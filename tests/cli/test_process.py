@@ -69,7 +69,7 @@ async def test_the_client_verbs_run_where_only_the_base_install_is() -> None:
 
 async def test_serve_names_what_to_install(tmp_path: Path) -> None:
     anywhere = ("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path))
-    for model in (str(demo_model()), "some-model"):
+    for model in (str(demo_model()), "some-model", str(tmp_path)):
         code, out, err = await result(await start("serve", model, *anywhere, before=BLOCKER))
         assert (code, out) == (1, "")
         assert err.startswith("swarmd: serving needs ")
