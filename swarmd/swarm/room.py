@@ -119,11 +119,11 @@ class _Orders:
         """Whether peers that are not used yet get from there to the end."""
         if at >= self._end:
             return True
-        tried: set[int] = set()
-        for end, lacking, number in self._next(at):
-            # Of those that end at the same block the first, with the most room, stands for all.
-            if end not in tried and self._tries > 0:
-                tried.add(end)
+        tried: set[tuple[int, int]] = set()
+        for end, lacking, _, number in self._next(at):
+            # Of those with the same end and room the one that begins last is of least use later.
+            if (end, lacking) not in tried and self._tries > 0:
+                tried.add((end, lacking))
                 self._tries -= 1
                 self._used.add(number)
                 if self.cover_from(min(end, at - lacking)):
@@ -131,10 +131,10 @@ class _Orders:
                 self._used.remove(number)
         return False
 
-    def _next(self, at: int) -> list[tuple[int, int, int]]:
+    def _next(self, at: int) -> list[tuple[int, int, int, int]]:
         """Return who can go on from there; first those that are of no use later."""
         return sorted(
-            (end, -room, number)
+            (end, -room, -start, number)
             for number, (start, end, room) in enumerate(self._holders)
             if start <= at < end and number not in self._used
         )

@@ -67,7 +67,7 @@ def test_sessions_side_by_side_do_not_touch_each_other(
         assert done.token_ids == witness(model_dir, prompt, TOKENS)
     # Shared microbatches are fewer than the steps in them: else nothing was batched.
     steps = 3 * len(PROMPTS) * TOKENS
-    assert sum(_microbatches(whole_swarm)) - before < 0.9 * steps
+    assert sum(_microbatches(whole_swarm)) - before < steps
 
 
 def _microbatches(nodes: LocalSwarm) -> list[float]:
