@@ -254,12 +254,12 @@ class Coordinator:
         return run
 
     def _handle(self, run: Run, event: ev.DriverEvent) -> None:
-        if self._runs.get(run.session) is not run:
+        if not self._lives(run):
             return
         now = asyncio.get_running_loop().time()
         for action in run.driver.handle(event, now):
             self._carry_out(run, action)
-        if run.deadline is not None and self._runs.get(run.session) is run:
+        if run.deadline is not None and self._lives(run):
             run.deadline.set(run.driver.next_deadline())
 
     def _carry_out(self, run: Run, action: ev.DriverAction) -> None:
@@ -279,7 +279,12 @@ class Coordinator:
                 self.stats.sessions_failed += action.error is not None
                 self._forget(run)
 
+    def _lives(self, run: Run) -> bool:
+        return self._runs.get(run.session) is run
+
     def _find_route(self, run: Run, need: ev.NeedRoute) -> None:
+        if not self._lives(run):
+            return  # nor may it stand in line: nobody would take it out again
         answer = self._look(run, need)
         if isinstance(answer, ev.RouteFound) or answer.error is not None:
             self._handle(run, answer)
@@ -289,7 +294,8 @@ class Coordinator:
 
     async def _look_afresh(self, run: Run, need: ev.NeedRoute) -> None:
         await self._routes.refresh()
-        self._handle(run, self._look(run, need))
+        if self._lives(run):
+            self._handle(run, self._look(run, need))
 
     def _look(self, run: Run, need: ev.NeedRoute) -> ev.RouteFound | ev.RouteMissing:
         try:
@@ -324,7 +330,7 @@ class Coordinator:
 
     def _forget(self, run: Run) -> None:
         self._line.leave(run.session)
-        if self._runs.get(run.session) is run:
+        if self._lives(run):
             del self._runs[run.session]
             self._prompt_done(run)
             self.stats.repairs += run.driver.repairs
