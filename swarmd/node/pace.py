@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 MAX_GROUPS = 64
-MIN_ROWS = 16
+MIN_ROWS = 64
 """Rows of a prompt that are computed at once at least: fewer cost nearly as much."""
 ROW_STEP = 16
 _WEIGHT = 0.2

@@ -136,12 +136,12 @@ def test_a_prompt_gets_as_much_time_as_the_decodes_beside_it() -> None:
     budget = ChunkBudget()
     assert budget.rows(0.1) is None
     for _ in range(50):
-        budget.note(256, 0.512)
+        budget.note(256, 0.128)
     assert budget.rows(0.0) is None, "nobody decodes: the whole chunk"
-    assert budget.rows(0.1) == 48
+    assert budget.rows(0.1) == 192
     assert budget.rows(0.001) == MIN_ROWS
     budget.note(1, 100.0)
-    assert budget.rows(0.1) == 48, "a few rows say nothing about many"
+    assert budget.rows(0.1) == 192, "a few rows say nothing about many"
 
 
 def test_the_cost_of_a_step_is_fitted_to_what_was_seen() -> None:
