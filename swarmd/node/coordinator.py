@@ -289,7 +289,7 @@ class Coordinator:
         if isinstance(answer, ev.RouteFound) or answer.error is not None:
             self._handle(run, answer)
         else:
-            # The view may be half a second old, and the peer that is missing younger than that.
+            # The view may be seconds old, and the peer that is missing younger than that.
             self._spawn(self._look_afresh(run, need))
 
     async def _look_afresh(self, run: Run, need: ev.NeedRoute) -> None:

@@ -32,6 +32,8 @@ from swarmd.pipeline.steps import cut, stack
 log = logging.getLogger(__name__)
 
 Op = ev.Operation
+IDLE_S = 1.0
+"""How long the thread sleeps at most, so that the watchdog sees it live."""
 Result = ev.Computed | ev.ComputeFailed
 
 
@@ -123,8 +125,7 @@ class Executor:
         """Sort what has come into the sessions; wait when there is nothing to do yet."""
         try:
             while True:
-                wait = self._wait_s()
-                ops = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+                ops = self._next_ops(self._wait_s())
                 if ops is None:
                     return False
                 for op in ops:
@@ -132,18 +133,27 @@ class Executor:
         except queue.Empty:
             return True
 
+    def _next_ops(self, wait: float) -> Sequence[Op] | None:
+        """Return what came next. Raises queue.Empty when nothing does in time."""
+        if not wait:
+            return self._inbox.get_nowait()
+        began = time.monotonic()
+        try:
+            return self._inbox.get(timeout=wait)
+        finally:
+            if wait < IDLE_S:
+                self.stats.held_s += time.monotonic() - began
+
     def _wait_s(self) -> float:
         """How long to wait for more: until something comes, or for sessions that are due."""
         came = [session.came[0] for session in self._sessions.values() if session.came]
         if not came:
-            return 1.0
+            return IDLE_S
         if len(came) > self._decodes_ready():
             return 0.0
         now = time.monotonic()
         since = max(self._free_since, min(came))
-        wait = self._pace.hold_until(len(came), since, now) - now
-        self.stats.held_s += wait
-        return wait
+        return min(IDLE_S / 2, self._pace.hold_until(len(came), since, now) - now)
 
     def _decodes_ready(self) -> int:
         return sum(
