@@ -1,86 +1,34 @@
 """The coordinator's side: one session across its hops, as a state machine.
 
-It opens, feeds, repairs and closes. Routes are chosen by whoever answers `NeedRoute`, text is made
-of ids by whoever takes `Emit`, and time is what `handle` is told.
+It feeds, repairs and ends; `opening.Opening` finds hops and opens the session on them. Routes are
+chosen by whoever answers `NeedRoute`, text is made of ids by whoever takes `Emit`, and time is what
+`handle` is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from swarmd.core import errors
-from swarmd.core.frames import (
-    Close,
-    Failed,
-    Gap,
-    Keep,
-    Opened,
-    Refusal,
-    Resume,
-    SessionFrame,
-    Token,
-)
-from swarmd.core.route import Hop, Route
+from swarmd.core.frames import Failed, Gap, Keep, Opened, Resume, Token
+from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
 from swarmd.pipeline import repair
-from swarmd.pipeline.answers import Answers
-from swarmd.pipeline.driver_state import TAKEOVER, DriverState, is_later_attempt
-from swarmd.pipeline.feed import Feed
-from swarmd.pipeline.policy import DriverPolicy, Patience
-from swarmd.pipeline.refusals import FINAL, LASTING, refusal_error, uncovered
-from swarmd.pipeline.request import Request, open_frames
-from swarmd.pipeline.search import Reach, RouteSearch
-from swarmd.pipeline.steps import ChunkPlan
+from swarmd.pipeline.driver_state import TAKEOVER, DriverState
+from swarmd.pipeline.opening import Opening
+from swarmd.pipeline.request import Request
+from swarmd.pipeline.search import Reach
 
 __all__ = ["DRIVER_TABLE", "Driver", "DriverState", "Request"]
 
 
-class Driver:
+class Driver(Opening):
     """Drives one session. `handle` is the only way in.
 
     It raises SessionError for an event that its user may not send in this state; what peers send
     out of turn is ignored.
     """
-
-    def __init__(
-        self, request: Request, policy: DriverPolicy | None = None, jitter: float = 0.0
-    ) -> None:
-        self.request = request
-        self.policy = policy or DriverPolicy()
-        self.state = DriverState.NEW
-        self.epoch = request.epoch
-        self.repairs = 0
-        self.error: errors.SwarmdError | None = None
-        """Why the last repair began."""
-        self.cached = 0
-        """Positions that were not computed for this session, since hops had them."""
-        self.keys = request.prefix
-        """Keys of what hops share of this session; in the end with its output."""
-        self.held = Answers()
-        """What the hops of the route answered in this epoch."""
-        self.feed = Feed(
-            request.session,
-            [*request.prompt_ids, *request.known_ids],
-            ChunkPlan(len(request.prompt_ids), request.chunk_size),
-            self.policy.window,
-            self.policy.replay_step,
-        )
-        self._patience = Patience(self.policy, jitter)
-        self._out: list[ev.DriverAction] = []
-        self._search = RouteSearch(request.model.num_blocks)
-        self._started = request.resumed
-        """Whether hops may hold KV of this session."""
-        self._agreed = False
-        """Whether all hops of some route have agreed to this driver."""
-        self._has_run = request.resumed
-        self._due: float | None = None
-        self._keep_at: float | None = None
-
-    @property
-    def route(self) -> Route:
-        """The hops that the session has, or is being opened on."""
-        return self._search.route
 
     def handle(self, event: ev.DriverEvent, now: float) -> list[ev.DriverAction]:
         """Take an event at `now`, in seconds of a monotonic clock; return what is to be done."""
@@ -120,135 +68,6 @@ class Driver:
 
     def _stop(self, event: ev.Stop, now: float) -> None:
         self._finish(event.reason, event.error)
-
-    def _fail(self, error: errors.SwarmdError) -> None:
-        self._finish("error", error)
-
-    def _finish(self, reason: str, error: errors.SwarmdError | None = None) -> None:
-        if self.state is DriverState.RUNNING and self.held.chunk_exact:
-            # The output was computed one by one; where that is all the same it serves others, too.
-            self.keys = self.request.keys(self.feed.ids)
-        self._close(self.route, self.keys)
-        self.state = DriverState.DONE
-        self._out.append(ev.Finished(reason, error))
-
-    def _close(self, hops: Iterable[Hop], keys: tuple[bytes, ...] = ()) -> None:
-        unit = self.request.prefix_unit if keys else 0
-        for hop in hops if self.epoch else ():
-            self._send(hop, Close(self.request.session, self.epoch, keys, unit))
-
-    def _send(self, hop: Hop, frame: SessionFrame) -> None:
-        self._out.append(ev.Send(hop.peer_id, frame))
-
-    # Routing.
-
-    def _seek(self, now: float) -> None:
-        """Find hops for what is lost; others than those that are avoided come first."""
-        self._search.reach = Reach.OTHERS
-        if self._search.lost():
-            self._need_route(now)
-        else:
-            self._open(now)
-
-    def _need_route(self, now: float) -> None:
-        self.state, self._due = DriverState.ROUTING, None
-        self._out.append(self._search.need(now))
-
-    def _route_found(self, event: ev.RouteFound, now: float) -> None:
-        if not self._search.answers(event.ask):
-            return
-        try:
-            self._close(self._search.adopt(event.hops))
-        except errors.CoverageError as error:
-            self._fail(error)
-        else:
-            self._open(now)
-
-    def _route_missing(self, event: ev.RouteMissing, now: float) -> None:
-        if not self._search.answers(event.ask):
-            return None
-        if self._search.reach is Reach.OTHERS:
-            self._search.reach = Reach.HOPS
-            return self._need_route(now)
-        if self._search.reach is Reach.HOPS and self._search.avoided(now):
-            return self._reuse(event, now)
-        self.error = event.error or self._uncovered(event.missing)
-        hopeless = not self._has_run and not isinstance(self.error, errors.CapacityError)
-        if hopeless or self._gives_up(now):
-            return self._fail(self.error)
-        self._search.reach = Reach.OTHERS
-        return self._wait(now + self.policy.gap_poll)
-
-    def _reuse(self, event: ev.RouteMissing, now: float) -> None:
-        """Turn to peers that are avoided, in a while; unless that has gone on for too long."""
-        if self._gives_up(now):
-            if self.error is None or isinstance(self.error, errors.PeerError):
-                return self._fail(self._uncovered(event.missing))
-            return self._fail(self.error)
-        self._search.reach = Reach.AVOIDED
-        reuse_at = self._patience.reuse_at
-        return self._wait(reuse_at) if now < reuse_at else self._need_route(now)
-
-    def _uncovered(self, missing: tuple[tuple[int, int], ...]) -> errors.CoverageError:
-        return uncovered(self.request.model.name, missing, self.error)
-
-    def _gives_up(self, now: float) -> bool:
-        known = self._agreed or not isinstance(self.error, errors.SessionLost)
-        return self._patience.is_out(self._has_run and known, self.error, now)
-
-    def _wait(self, until: float) -> None:
-        self.state, self._due = DriverState.WAITING, until
-
-    def _routes_changed(self, event: ev.RoutesChanged, now: float) -> None:
-        if isinstance(self.error, errors.CoverageError | errors.CapacityError):
-            self._seek(now)
-
-    # Opening.
-
-    def _open(self, now: float) -> None:
-        self.epoch += 1
-        self.held = Answers()
-        self.state = DriverState.OPENING
-        self._due = now + self.policy.open_timeout
-        self._keep_at = now + self.policy.keep_every
-        fresh, ids = not self._started, tuple(self.feed.ids)
-        for hop, order in open_frames(self.request, self.route, self.epoch, fresh, ids):
-            self._send(hop, order)
-
-    def _opened(self, event: ev.Received, now: float) -> None:
-        answer = event.frame
-        assert isinstance(answer, Opened)
-        hop = self._search.hop(event.peer_id)
-        if hop is None or hop.peer_id in self.held:
-            return None
-        if answer.refusal is Refusal.STALE_EPOCH and answer.epoch >= self.epoch:
-            return self._overtaken(answer.epoch, now)
-        if answer.epoch != self.epoch:
-            return None
-        if answer.refusal is not None:
-            return self._refused(hop, answer.refusal, answer.message, now)
-        if not 0 <= answer.log_start <= answer.kv_length <= self.request.max_positions:
-            lie = errors.ProtocolError(f"{hop.peer_id} claims {answer.kv_length} positions")
-            return self._lose(hop, self.policy.lost_for, lie, now)
-        self.held.add(hop.peer_id, answer)
-        if self.held.complete(self.route):
-            self._run(now)
-        return None
-
-    def _overtaken(self, epoch: int, now: float) -> None:
-        if self._agreed or is_later_attempt(epoch, self.request.epoch):
-            return self._fail(errors.SessionLost("another coordinator has taken the session over"))
-        self.epoch = epoch
-        return self._repair(errors.SessionLost(f"the session was at epoch {epoch} already"), now)
-
-    def _refused(self, hop: Hop, refusal: Refusal, message: str, now: float) -> None:
-        error = refusal_error(refusal, f"{hop.peer_id} ({hop.blocks}): {message}")
-        if refusal in FINAL:
-            return self._fail(error)
-        if refusal is Refusal.UNKNOWN_SESSION:
-            return self._repair(error, now)
-        seconds = self.policy.gap_wait if refusal in LASTING else self.policy.avoid_for
-        return self._lose(hop, seconds, error, now)
 
     # Running.
 
