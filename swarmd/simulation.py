@@ -136,7 +136,7 @@ class SimNode:
             self.stage.free(action.session)
             self._broken.discard(action.session)
         elif isinstance(action, Attach):
-            self.stage.attach(action.session, action.units)
+            self.stage.attach(action.session, action.units, action.length)
         elif isinstance(action, Freeze):
             self.stage.freeze(action.session, action.unit, action.start, action.end)
         elif isinstance(action, Drop):
@@ -319,6 +319,9 @@ class Swarm:
             route=client.route,
             prefix=known.prefix,
             prefix_unit=known.prefix_unit,
+            past=known.past,
+            borders=known.borders,
+            keep_s=known.keep_s,
         )
         driver = Driver(request, self.driver_policy, jitter=self.random.random())
         run = client.run = SimRun(self.nodes[coordinator], client, driver)

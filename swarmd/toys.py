@@ -57,11 +57,16 @@ class ToyStage:
         self._kv: dict[bytes, _ToyKV] = {}
         self._units: dict[bytes, _ToyKV] = {}
 
-    def attach(self, session: bytes, units: tuple[bytes, ...]) -> None:
-        """Begin a session, which must be new, with shared units, which must be there."""
+    def attach(self, session: bytes, units: tuple[bytes, ...], length: int = 0) -> None:
+        """Begin a session, which must be new, with shared units, which must be there.
+
+        It holds the first `length` positions of them, which end within the last one; 0: all.
+        """
         assert session not in self._kv, "attached to a session that has begun"
         parts = [self._units[unit] for unit in units]
         states = [state for part in parts for state in part.states]
+        assert len(states) - len(parts[-1].states) < (length or len(states)) <= len(states)
+        del states[length or len(states) :]
         self._kv[session] = _ToyKV(parts[0].blocks, states)
 
     def freeze(self, session: bytes, unit: bytes, start: int, end: int) -> None:
@@ -181,11 +186,12 @@ def toy_oracle(
     chunk_size: int,
     *,
     chunk_exact: bool = False,
+    borders: tuple[int, ...] = (),
 ) -> list[int]:
     """The output ids of one process that holds all blocks and is never disturbed."""
     stage = ToyStage(model, chunk_exact=chunk_exact)
     blocks = Span(0, model.num_blocks)
-    plan = ChunkPlan(len(prompt_ids), chunk_size)
+    plan = ChunkPlan(len(prompt_ids), chunk_size, borders)
     ids = list(prompt_ids)
     position = 0
     while len(ids) < len(prompt_ids) + max_tokens:

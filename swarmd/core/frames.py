@@ -16,6 +16,7 @@ from swarmd.core.span import Span
 
 SESSION_ID_BYTES = 16
 SECRET_BYTES = 16
+MAX_TENANT_BYTES = 16
 
 
 class DType(enum.IntEnum):
@@ -65,6 +66,17 @@ class Refusal(enum.IntEnum):
     BAD_STEP = 12
     """A step did not fit the session: shape, length or hop."""
     BAD_REQUEST = 13
+    KEPT_FULL = 14
+    """The session is to be kept after its end, and all that may be kept here is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A kept session that a new one goes on from: the first `tokens` positions of it."""
+
+    session: bytes
+    secret: bytes
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,12 @@ class Open:
     prefix_grain: int = 0
     """Length of the prompt's chunks: the session may begin at multiples of it only, unless the hop
     computes the same bits in whatever chunks."""
+    past: Past | None = None
+    """What is held of that session need not be computed again. The prompt begins with it."""
+    keeps: bool = False
+    """The session is to be kept after its end: the hop refuses now if it will not be able to."""
+    tenant: bytes = b""
+    """Whose session this is, as an opaque name: tenants take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +231,8 @@ class Close:
     prefix: tuple[bytes, ...] = ()
     """Keys of the units of prompt and output: what is computed of them may be shared later on."""
     prefix_unit: int = 0
+    keep_s: float = 0.0
+    """What is computed is kept for so many seconds, for sessions that go on from this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,21 +78,28 @@ class RaggedCache:
     def freeze(self, start: int, end: int) -> KVSegment:
         """Make positions `[start, end)` a segment, which this session shares from now on.
 
-        Nothing is copied. Raises SessionError unless both are multiples of `SEGMENT` and held.
+        Nothing is copied but a last tile that is cut through. Raises SessionError unless `start` is
+        a multiple of `SEGMENT`, and all is held.
         """
-        if start % SEGMENT or end % SEGMENT or not 0 <= start < end <= self.length:
+        if start % SEGMENT or not 0 <= start < end <= self.length:
             raise SessionError(
-                f"positions {start} to {end} cannot be shared: multiples of {SEGMENT} are needed, "
-                f"out of the {self.length} positions held"
+                f"positions {start} to {end} cannot be shared: a multiple of {SEGMENT} must come "
+                f"first, and all must be among the {self.length} positions held"
             )
-        self.frozen = max(self.frozen, end)
-        tiles = start // SEGMENT, end // SEGMENT
-        return KVSegment(start, end, tuple(block.part(*tiles) for block in self.blocks))
+        whole, rest = divmod(end, SEGMENT)
+        self.frozen = max(self.frozen, whole * SEGMENT)
+        tiles = start // SEGMENT, whole + bool(rest)
+        parts = tuple(block.part(*tiles) for block in self.blocks)
+        for part in parts if rest else ():
+            if part.keys:
+                part.own(-1)
+        return KVSegment(start, end, parts)
 
-    def attach(self, segments: Sequence[KVSegment]) -> None:
+    def attach(self, segments: Sequence[KVSegment], length: int = 0) -> None:
         """Begin this session, which holds nothing yet, with a prefix that others have computed.
 
-        Nothing is copied. Raises SessionError when the segments do not follow each other from 0.
+        It holds the first `length` positions of it; 0: all. Nothing is copied but a last tile that
+        is cut through. Raises SessionError when the segments do not follow each other from 0.
         """
         ends = [self.length, *(segment.end for segment in segments)]
         if self.length or ends[:-1] != [segment.start for segment in segments]:
@@ -103,7 +110,8 @@ class RaggedCache:
             block.keep(0)
             for segment in segments:
                 block.extend(segment.blocks[index])
-        self.length = self.frozen = ends[-1]
+        self.length, self.frozen = ends[-1], -(-ends[-1] // SEGMENT) * SEGMENT
+        self.truncate(length or self.length)
 
     def truncate(self, length: int) -> int:
         """See `SequenceCache`. A shared tile that is cut through becomes a copy."""

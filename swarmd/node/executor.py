@@ -175,7 +175,7 @@ class Executor:
         if session is None:
             session = self._sessions[op.session] = _Session(self._stage.new_cache())
         if isinstance(op, ev.Attach):
-            _ragged(session).attach([self._units[unit] for unit in op.units])
+            _ragged(session).attach([self._units[unit] for unit in op.units], op.length)
         elif isinstance(op, ev.Freeze):
             # What is queued does not touch these positions: they are computed and stay.
             self._units[op.unit] = _ragged(session).freeze(op.start, op.end)

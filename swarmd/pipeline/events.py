@@ -154,6 +154,8 @@ class Submit:
     ids: tuple[int, ...] = ()
     prompt_tokens: int = 0
     """How many of the ids are the prompt's: some penalties count the output only."""
+    tenant: bytes = b""
+    """Tenants take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +175,22 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Make KV for a new session that begins with these shared units, in order from position 0."""
+    """Make KV for a new session that begins with these shared units, in order from position 0.
+
+    It holds the first `length` positions of them; 0: all.
+    """
 
     session: bytes
     units: tuple[bytes, ...]
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Keep positions `[start, end)` of a session, which are computed, as a shared unit."""
+    """Keep positions `[start, end)` of a session, which are computed, as a shared unit.
+
+    One that ends within a unit's length can only be the last of an `Attach`.
+    """
 
     session: bytes
     unit: bytes

@@ -7,6 +7,7 @@ sending the links', and the bytes of KV are counted by the account that it is gi
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from swarmd.core.errors import SessionError
@@ -39,6 +40,7 @@ from swarmd.pipeline.events import (
 )
 from swarmd.pipeline.hop_session import HopInput, HopSession, HopState
 from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageFacts
+from swarmd.pipeline.leases import Leases
 from swarmd.pipeline.prefix_index import PrefixIndex
 from swarmd.pipeline.replay_log import ReplayBudget, ReplayLog
 from swarmd.pipeline.steps import cut
@@ -59,6 +61,7 @@ class HopTable:
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
         self.prefixes = PrefixIndex(account, self.counters, facts, self.policy)
+        self.leases = Leases(self.prefixes, account, self.counters, self.policy, self.budget)
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None
@@ -85,7 +88,7 @@ class HopTable:
 
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
-        return self._check_at if self.sessions else None
+        return self._check_at if self.sessions or len(self.leases) else None
 
     def _received(self, event: Received, now: float) -> list[HopAction]:
         handler = self._frames.get(type(event.frame))
@@ -129,9 +132,10 @@ class HopTable:
         if known is None and len(self.sessions) >= self.policy.max_sessions:
             raise Refused(Refusal.KV_EXHAUSTED, f"{len(self.sessions)} sessions are open here")
         session, actions = known or self._new(sender, order), []
+        session.keeps = known.keeps if known else self.leases.admits(order, self.sessions.values())
         session.max_positions, before = order.max_positions, session.max_positions
         if known is None:
-            actions = self.prefixes.attach(session)
+            actions = self.leases.attach(session, order) or self.prefixes.attach(session)
         fits, dropped = self.prefixes.reserve(session)
         if not fits:
             session.max_positions = before
@@ -154,6 +158,9 @@ class HopTable:
         session.prompt_tokens, session.next_peer = order.prompt_tokens, order.next_peer
         session.prefix = self.prefixes.names(sender, order.blocks, order.prefix_unit, order.prefix)
         session.grain = self.prefixes.unit if self.facts.chunk_exact else max(1, order.prefix_grain)
+        session.tenant = order.tenant
+        if order.past and not self.facts.chunk_exact:
+            session.prefix = ()  # the outputs in it are not cut as the prompts of others are
         return session
 
     def free_bytes(self) -> int:
@@ -215,7 +222,11 @@ class HopTable:
             return []
         names = self.prefixes.names(sender, session.blocks, order.prefix_unit, order.prefix)
         session.prefix = names or session.prefix
-        return [*self.prefixes.share(session, session.computed), *self._free(session)]
+        actions = self.prefixes.share(session, session.computed)
+        if order.keep_s > 0:
+            actions += self.leases.keep(session, order.keep_s, now)
+            self._check_at = _earliest(self._check_at, self.leases.next_end)
+        return [*actions, *self._free(session)]
 
     def _used(self, session: HopSession, now: float) -> None:
         session.lapses_at = None
@@ -317,6 +328,7 @@ class HopTable:
             sampling,
             ids,
             session.prompt_tokens,
+            session.tenant,
         )
 
     # Results.
@@ -336,7 +348,7 @@ class HopTable:
         if done is None:
             return []
         logs = (other.log for other in self.sessions.values())
-        self.counters.evicted_positions += self.budget.enforce(logs)
+        self.counters.evicted_positions += self.budget.enforce(chain(logs, self.leases.logs))
         onward = session.onward(done)
         shared = self.prefixes.share(session, session.computed)
         return shared if onward is None else [Send(session.next_peer, onward), *shared]
@@ -387,7 +399,8 @@ class HopTable:
 
     def _tick(self, event: Tick, now: float) -> list[HopAction]:
         actions: list[HopAction] = []
-        self._check_at = None
+        self.leases.end(now)
+        self._check_at = self.leases.next_end
         for session in list(self.sessions.values()):
             if session.lapses_at is not None and session.lapses_at <= now:
                 self.counters.lapsed += 1
@@ -407,7 +420,7 @@ class HopTable:
         due = session.seen_at + self.policy.orphan_grace
         if session.lapses_at is not None:
             due = min(due, session.lapses_at)
-        self._check_at = due if self._check_at is None else min(due, self._check_at)
+        self._check_at = _earliest(self._check_at, due)
 
     def _fail(
         self, session: HopSession, refusal: Refusal, message: str, lost_peer: str = ""
@@ -422,3 +435,7 @@ class HopTable:
         self._account.release(session.id)
         self.counters.freed += 1
         return [Free(session.id)]
+
+
+def _earliest(one: float | None, other: float | None) -> float | None:
+    return min((at for at in (one, other) if at is not None), default=None)

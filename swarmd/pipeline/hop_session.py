@@ -73,6 +73,9 @@ class HopSession:
     """Index -> name of the units that are shared, wherever they came from."""
     grain: int = 1
     """Length of the prompt's chunks."""
+    keeps: bool = False
+    """It is to be kept after its end."""
+    tenant: bytes = b""
     next_unit: int = 0
     """Units below it have been looked at for sharing."""
     state: HopState = HopState.HELD

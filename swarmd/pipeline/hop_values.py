@@ -60,6 +60,10 @@ class HopPolicy:
     prefix_unit: int = PREFIX_UNIT
     """Positions of prompts that sessions share together; 0 shares nothing. The outputs that are
     kept with them take as much memory as all replay logs may."""
+    keep_bytes: int = 0
+    """KV of sessions that are kept after their end, or are to be; 0 keeps none."""
+    keep_limit: float = 600.0
+    """Seconds that a session is kept at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +108,9 @@ class HopCounters:
     """Dropped from the replay logs for want of room."""
     prefix_hit_positions: int = 0
     """Positions with which sessions began, since others had computed them."""
+    continued: int = 0
+    """Sessions that went on from a kept one."""
+    leases_ended: int = 0
+    """Kept sessions whose time was over."""
     prefix_evicted_positions: int = 0
     """Shared positions dropped for want of room."""

@@ -37,6 +37,8 @@ class Opening(ABC):
         """Why the last repair began."""
         self.cached = 0
         """Positions that were not computed for this session, since hops had them."""
+        self.is_kept = False
+        """Whether the hops were told to keep the session."""
         self.keys = request.prefix
         """Keys of what hops share of this session; in the end with its output."""
         self.held = Answers()
@@ -44,7 +46,7 @@ class Opening(ABC):
         self.feed = Feed(
             request.session,
             [*request.prompt_ids, *request.known_ids],
-            ChunkPlan(len(request.prompt_ids), request.chunk_size),
+            ChunkPlan(len(request.prompt_ids), request.chunk_size, request.borders),
             self.policy.window,
             self.policy.replay_step,
         )
@@ -73,14 +75,18 @@ class Opening(ABC):
         if self.state is DriverState.RUNNING and self.held.chunk_exact:
             # The output was computed one by one; where that is all the same it serves others, too.
             self.keys = self.request.keys(self.feed.ids)
-        self._close(self.route, self.keys)
+        whole = self.state is DriverState.RUNNING and reason in ("stop", "length")
+        self.is_kept = whole and self.request.keep_s > 0
+        self._close(self.route, self.keys, self.request.keep_s if self.is_kept else 0.0)
         self.state = DriverState.DONE
         self._out.append(ev.Finished(reason, error))
 
-    def _close(self, hops: Iterable[Hop], keys: tuple[bytes, ...] = ()) -> None:
+    def _close(
+        self, hops: Iterable[Hop], keys: tuple[bytes, ...] = (), keep_s: float = 0.0
+    ) -> None:
         unit = self.request.prefix_unit if keys else 0
         for hop in hops if self.epoch else ():
-            self._send(hop, Close(self.request.session, self.epoch, keys, unit))
+            self._send(hop, Close(self.request.session, self.epoch, keys, unit, keep_s))
 
     def _send(self, hop: Hop, frame: SessionFrame) -> None:
         self._out.append(ev.Send(hop.peer_id, frame))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from swarmd.core.frames import Step
-from swarmd.core.prefix import KEY_BYTES
+from swarmd.core.prefix import KEY_BYTES, PREFIX_UNIT
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Attach, Drop, Freeze, HopAction
 from swarmd.pipeline.hop_session import HopSession
@@ -29,6 +29,10 @@ class _Unit:
     kv_bytes: int
     output_bytes: int
     users: int = 0
+    pins: int = 0
+    """Those of its users that are kept, or are to be."""
+    private: bool = False
+    """Nobody can ask for it by name."""
 
 
 class PrefixIndex:
@@ -41,10 +45,14 @@ class PrefixIndex:
     def __init__(
         self, account: KVAccount, counters: HopCounters, facts: StageFacts, policy: HopPolicy
     ) -> None:
-        self.unit = policy.prefix_unit if facts.rewinds else 0
-        """Positions; 0 shares nothing."""
+        self.unit = (policy.prefix_unit or PREFIX_UNIT) if facts.rewinds else 0
+        """Positions; 0: sessions cannot share."""
+        self.pinned_bytes = 0
+        """KV in units that are kept for some time, or are to be."""
         self.idle_bytes = 0
         """KV that nobody uses: it goes when room is needed."""
+        self._by_key = policy.prefix_unit > 0
+        self._made = 0
         self._account = account
         self._counters = counters
         self._output_limit = policy.replay_log_bytes
@@ -62,7 +70,7 @@ class PrefixIndex:
         self, sender: str, blocks: Span, unit: int, keys: Iterable[bytes]
     ) -> tuple[bytes, ...]:
         """What this hop calls the units that a coordinator names; none of another length."""
-        if not self.unit or unit != self.unit:
+        if not (self.unit and self._by_key) or unit != self.unit:
             return ()
         return tuple(_name(sender, blocks, key) for key in keys)
 
@@ -80,7 +88,8 @@ class PrefixIndex:
         if not hits:
             return []
         for index, name in enumerate(names[:hits]):
-            self._use(session, index)
+            session.shared[index] = name
+            self.take(name, pinned=session.keeps)
             for end, step in self._units[name].outputs.items():
                 if end % session.grain == 0:
                     session.log.adopt(replace(step, session=session.id, epoch=0, wants=()))
@@ -101,7 +110,7 @@ class PrefixIndex:
 
     def rewind(self, session: HopSession) -> None:
         """Give up what lies above the session's length: its own KV has to grow by that."""
-        if session.prefix:
+        if session.prefix or session.shared:
             keep = session.length // self.unit
             session.next_unit = min(session.next_unit, keep)
             self._unuse(session, [index for index in session.shared if index >= keep])
@@ -110,6 +119,84 @@ class PrefixIndex:
         """The session has ended."""
         self._unuse(session, list(session.shared))
 
+    # Sessions that are kept.
+
+    def settle(self, session: HopSession, length: int) -> tuple[list[bytes], list[HopAction]]:
+        """Make units of all of `[0, length)` of a session that is at its end; return their names.
+
+        All but the last are whole. What has no name that others know gets one of its own. Where
+        rounding leaves no room for a unit, it and those after it are left out.
+        """
+        actions: list[HopAction] = []
+        names: list[bytes] = []
+        session.max_positions = max(length, len(session.shared) * self.unit)
+        self._account.reserve(session.id, session.blocks, self.own(session))
+        for start in range(0, length, self.unit):
+            end = min(start + self.unit, length)
+            name = self._known(session, start // self.unit) if end - start == self.unit else None
+            if name is None:
+                name, made = self._private(session, start, end)
+                actions += made
+                if name is None:
+                    break
+            names.append(name)
+        return names, actions
+
+    def _known(self, session: HopSession, index: int) -> bytes | None:
+        """The unit at this place that the session shares, or that another one was faster with."""
+        name = session.prefix[index] if index < len(session.prefix) else b""
+        return session.shared.get(index) or (name if name in self._units else None)
+
+    def _private(
+        self, session: HopSession, start: int, end: int
+    ) -> tuple[bytes | None, list[HopAction]]:
+        """Make a unit of a session's positions, whose KV is no longer counted as the session's."""
+        self._made += 1
+        parts = b"%b kept %d" % (session.id, self._made)
+        name = hashlib.blake2b(parts, digest_size=KEY_BYTES).digest()
+        session.max_positions -= end - start
+        self._account.reserve(session.id, session.blocks, self.own(session))
+        if not self._account.reserve(name, session.blocks, end - start):
+            return None, []
+        steps = [step for step in session.log.since(start) if start < step.end <= end]
+        nbytes = sum(step.hidden.nbytes for step in steps if step.hidden)
+        actions: list[HopAction] = []
+        if self._output_bytes - self._idle_output_bytes + nbytes > self._output_limit:
+            nbytes = 0  # the log goes on counting them, and may drop them
+        else:
+            session.log.share(end)
+            while self._output_bytes + nbytes > self._output_limit:
+                actions.append(self._evict())
+        kv_bytes = self._account.size(session.blocks, end - start)
+        self._units[name] = _Unit({}, kv_bytes, nbytes, private=True)
+        self._output_bytes += nbytes
+        return name, [*actions, Freeze(session.id, name, start, end)]
+
+    def take(self, name: bytes, *, pinned: bool) -> None:
+        """Count one more user of a unit."""
+        unit = self._units[name]
+        unit.users += 1
+        unit.pins += pinned
+        if pinned and unit.pins == 1:
+            self.pinned_bytes += unit.kv_bytes
+        if name in self._idle:
+            del self._idle[name]
+            self.idle_bytes -= unit.kv_bytes
+            self._idle_output_bytes -= unit.output_bytes
+
+    def give(self, name: bytes, *, pinned: bool) -> None:
+        """Count one user less; what nobody uses may go, at once if nobody can find it."""
+        unit = self._units[name]
+        unit.users -= 1
+        unit.pins -= pinned
+        if pinned and not unit.pins:
+            self.pinned_bytes -= unit.kv_bytes
+        if not unit.users:
+            self._idle[name] = None
+            self._idle.move_to_end(name, last=not unit.private)
+            self.idle_bytes += unit.kv_bytes
+            self._idle_output_bytes += unit.output_bytes
+
     # Room.
 
     def reserve(self, session: HopSession) -> tuple[bool, list[HopAction]]:
@@ -117,7 +204,7 @@ class PrefixIndex:
 
         Where even that would not do, nothing goes, and the answer is False.
         """
-        own = self._own(session)
+        own = self.own(session)
         lacking = self._account.lacking(session.id, session.blocks, own)
         if lacking > self.idle_bytes:
             return False, []
@@ -132,7 +219,8 @@ class PrefixIndex:
         """Drop everything that nobody uses."""
         return [self._evict() for _ in range(len(self._idle))]
 
-    def _own(self, session: HopSession) -> int:
+    def own(self, session: HopSession) -> int:
+        """Positions for which a session reserves KV of its own."""
         return max(0, session.max_positions - len(session.shared) * self.unit)
 
     def _freeze(self, session: HopSession, index: int) -> list[HopAction]:
@@ -150,14 +238,15 @@ class PrefixIndex:
         while self._output_bytes + nbytes > self._output_limit:
             actions.append(self._evict())
         kv_bytes = self._account.size(session.blocks, self.unit)
-        self._units[name] = _Unit(outputs, kv_bytes, nbytes, users=1)
+        self._units[name] = _Unit(outputs, kv_bytes, nbytes)
         self._output_bytes += nbytes
         session.shared[index] = name
         if not self._move(session, name):
             del session.shared[index]
             self._forget(name)
-            self._account.reserve(session.id, session.blocks, self._own(session))
+            self._account.reserve(session.id, session.blocks, self.own(session))
             return actions
+        self.take(name, pinned=session.keeps)
         session.log.share(start + self.unit)
         return [*actions, Freeze(session.id, name, start, start + self.unit)]
 
@@ -175,28 +264,13 @@ class PrefixIndex:
 
     def _move(self, session: HopSession, name: bytes) -> bool:
         """Move a reservation from the session to its unit; False where rounding forbids it."""
-        self._account.reserve(session.id, session.blocks, self._own(session))
+        self._account.reserve(session.id, session.blocks, self.own(session))
         return self._account.reserve(name, session.blocks, self.unit)
-
-    def _use(self, session: HopSession, index: int) -> None:
-        name = session.shared[index] = session.prefix[index]
-        unit = self._units[name]
-        unit.users += 1
-        if name in self._idle:
-            del self._idle[name]
-            self.idle_bytes -= unit.kv_bytes
-            self._idle_output_bytes -= unit.output_bytes
 
     def _unuse(self, session: HopSession, indices: Iterable[int]) -> None:
         """Of units that nobody uses any more, the ones that follow others are the first to go."""
         for index in sorted(indices, reverse=True):
-            name = session.shared.pop(index)
-            unit = self._units[name]
-            unit.users -= 1
-            if not unit.users:
-                self._idle[name] = None
-                self.idle_bytes += unit.kv_bytes
-                self._idle_output_bytes += unit.output_bytes
+            self.give(session.shared.pop(index), pinned=session.keeps)
 
     def _evict(self) -> HopAction:
         name, _ = self._idle.popitem(last=False)

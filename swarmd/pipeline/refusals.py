@@ -19,8 +19,9 @@ from swarmd.core.errors import (
 )
 from swarmd.core.frames import Refusal
 
-FINAL = frozenset({Refusal.BAD_REQUEST, Refusal.STALE_EPOCH})
-"""No hop would say anything else."""
+FINAL = frozenset({Refusal.BAD_REQUEST, Refusal.STALE_EPOCH, Refusal.KEPT_FULL})
+"""No hop would say anything else; or it is not worth asking, as what is kept stays for minutes, and
+who waited for it would hold up those who ask for less."""
 
 LASTING = frozenset(
     {
@@ -47,6 +48,7 @@ _ERRORS: dict[Refusal, type[SwarmdError]] = {
     Refusal.COMPUTE_FAILED: SessionError,
     Refusal.BAD_STEP: SessionError,
     Refusal.BAD_REQUEST: RequestError,
+    Refusal.KEPT_FULL: KVExhausted,
 }
 
 

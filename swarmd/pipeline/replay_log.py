@@ -68,6 +68,18 @@ class ReplayLog:
         self._shared = step.end
         self.append(step)
 
+    def fork(self, other: ReplayLog, session: bytes, length: int) -> None:
+        """Begin, while empty, with what another session's log holds below `length`.
+
+        What is counted elsewhere there is so here, too.
+        """
+        self.start = self.end = min(other.start, length)
+        self._shared = min(other._shared, length)
+        for step in other._steps:
+            if step.position < length:
+                part = cut(step, step.position, length)
+                self.append(replace(part, session=session, epoch=0, wants=()))
+
     def share(self, position: int) -> None:
         """Count no longer what lies below `position`: another session may use it from now on."""
         for step in self._steps:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from swarmd.core.errors import PromptTooLong, RequestError
-from swarmd.core.frames import Open
+from swarmd.core.frames import Open, Past
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
 from swarmd.core.route import Hop, Route
@@ -44,6 +44,13 @@ class Request:
     prefix_unit: int = PREFIX_UNIT
     cache_salt: bytes = b""
     """What the keys were made with."""
+    past: Past | None = None
+    """The kept session with which the prompt begins."""
+    borders: tuple[int, ...] = ()
+    """Where in the prompt former outputs begin and end; see `steps.ChunkPlan`."""
+    keep_s: float = 0.0
+    """For how long what is computed is kept after the end."""
+    tenant: bytes = b""
 
     @property
     def resumed(self) -> bool:
@@ -115,5 +122,8 @@ def open_frames(
                 prefix=request.prefix,
                 prefix_unit=request.prefix_unit if request.prefix else 0,
                 prefix_grain=request.chunk_size if request.prefix else 0,
+                past=request.past,
+                keeps=request.keep_s > 0,
+                tenant=request.tenant,
             ),
         )

@@ -5,6 +5,7 @@ Which steps are sent when is the driver's and the hop table's decision.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -88,24 +89,45 @@ def _joined(steps: list[Step]) -> Step:
 class ChunkPlan:
     """How a sequence is cut: the prompt every `chunk_size` positions, the output at each one.
 
+    Where the prompt holds outputs of former turns, these are cut as outputs are.
+
     The same at every replay and every coordinator, so that the same bits are computed.
     """
 
     prompt_tokens: int
     chunk_size: int
+    borders: tuple[int, ...] = ()
+    """Where in the prompt former outputs begin and end, in turns; ascending."""
 
     def floor(self, position: int) -> int:
         """The start of the chunk that holds `position`."""
         if position >= self.prompt_tokens:
             return position
-        return position - position % self.chunk_size
+        turn = bisect_right(self.borders, position)
+        if turn % 2:
+            return position
+        start = self.borders[turn - 1] if turn else 0
+        return position - (position - start) % self.chunk_size
 
     def next(self, position: int, known: int, most: int) -> tuple[int, ...]:
         """Chunks of the step at `position`, a chunk's start, when ids up to `known` are there.
 
         A prompt chunk goes alone, so that stages overlap; up to `most` one-token chunks together.
         """
-        if position < self.prompt_tokens:
-            end = position - position % self.chunk_size + self.chunk_size
-            return (min(end, self.prompt_tokens, known) - position,)
-        return (1,) * min(most, known - position)
+        if position >= self.prompt_tokens:
+            return (1,) * min(most, known - position)
+        turn = bisect_right(self.borders, position)
+        border = self.borders[turn] if turn < len(self.borders) else self.prompt_tokens
+        if turn % 2:
+            return (1,) * min(most, border - position, known - position)
+        end = self.floor(position) + self.chunk_size
+        return (min(end, border, known) - position,)
+
+
+def borders_of(borders: tuple[int, ...], prompt: int, tokens: int) -> tuple[int, ...]:
+    """The borders for a prompt that begins with `tokens` positions of a session.
+
+    The session had these borders and a prompt of `prompt` tokens itself.
+    """
+    kept = [border for border in (*borders, prompt) if border <= tokens]
+    return (*kept, tokens) if len(kept) % 2 else tuple(kept)

@@ -38,7 +38,7 @@ class Chat(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "max_tokens", "stop", "stop_token_ids", "include_stop", "ignore_eos", "allow_redirect", "ids_only", "resume", "cache_salt", "priority")
+    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "max_tokens", "stop", "stop_token_ids", "include_stop", "ignore_eos", "allow_redirect", "ids_only", "resume", "cache_salt", "priority", "keep_alive_s", "continue_from", "client")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,9 @@ class GenerateRequest(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_S_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FROM_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -69,10 +72,39 @@ class GenerateRequest(_message.Message):
     resume: ResumeFrom
     cache_salt: str
     priority: int
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., allow_redirect: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., resume: _Optional[_Union[ResumeFrom, _Mapping]] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    keep_alive_s: float
+    continue_from: ContinueFrom
+    client: str
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., allow_redirect: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., resume: _Optional[_Union[ResumeFrom, _Mapping]] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., keep_alive_s: _Optional[float] = ..., continue_from: _Optional[_Union[ContinueFrom, _Mapping]] = ..., client: _Optional[str] = ...) -> None: ...
+
+class ContinueFrom(_message.Message):
+    __slots__ = ("session", "secret", "tokens", "past_ids")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PAST_IDS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    secret: bytes
+    tokens: int
+    past_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., past_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("session", "secret", "tokens", "lease_s", "address")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    secret: bytes
+    tokens: int
+    lease_s: float
+    address: str
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route")
+    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +113,7 @@ class ResumeFrom(_message.Message):
     TEXT_CHARS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    BORDERS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -89,7 +122,8 @@ class ResumeFrom(_message.Message):
     text_chars: int
     chunk_size: int
     route: _containers.RepeatedCompositeFieldContainer[Hop]
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+    borders: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("peer_id", "address", "start", "end", "pid")
@@ -120,7 +154,7 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Generated, _Mapping]] = ..., route_changed: _Optional[_Union[RouteChanged, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest")
+    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest", "borders")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +168,7 @@ class Started(_message.Message):
     COORDINATOR_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_PID_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BORDERS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -147,7 +182,8 @@ class Started(_message.Message):
     coordinator_address: str
     coordinator_pid: int
     model_digest: str
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ...) -> None: ...
+    borders: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ..., borders: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Generated(_message.Message):
     __slots__ = ("index", "id", "text", "logprob", "top")
@@ -194,7 +230,7 @@ class Redirect(_message.Message):
     def __init__(self, address: _Optional[str] = ..., peer_id: _Optional[str] = ..., model_digest: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "text", "stop", "prompt_tokens", "output_tokens", "repairs", "recomputed_tokens", "cached_tokens")
+    __slots__ = ("reason", "text", "stop", "prompt_tokens", "output_tokens", "repairs", "recomputed_tokens", "cached_tokens", "kept")
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +239,7 @@ class Finished(_message.Message):
     REPAIRS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     text: str
     stop: str
@@ -211,7 +248,8 @@ class Finished(_message.Message):
     repairs: int
     recomputed_tokens: int
     cached_tokens: int
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., repairs: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    kept: Kept
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., repairs: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("microbatches",)

@@ -30,6 +30,7 @@ class Refusal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REFUSAL_COMPUTE_FAILED: _ClassVar[Refusal]
     REFUSAL_BAD_STEP: _ClassVar[Refusal]
     REFUSAL_BAD_REQUEST: _ClassVar[Refusal]
+    REFUSAL_KEPT_FULL: _ClassVar[Refusal]
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_BFLOAT16: DType
@@ -48,6 +49,7 @@ REFUSAL_NEXT_UNREACHABLE: Refusal
 REFUSAL_COMPUTE_FAILED: Refusal
 REFUSAL_BAD_STEP: Refusal
 REFUSAL_BAD_REQUEST: Refusal
+REFUSAL_KEPT_FULL: Refusal
 
 class IntroduceRequest(_message.Message):
     __slots__ = ("peer_id", "version")
@@ -179,8 +181,18 @@ class Sampling(_message.Message):
     top_logprobs: int
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., seed: _Optional[int] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
+class Past(_message.Message):
+    __slots__ = ("session", "secret", "tokens")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    secret: bytes
+    tokens: int
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ...) -> None: ...
+
 class Open(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids", "prefix", "prefix_unit", "prefix_grain")
+    __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids", "prefix", "prefix_unit", "prefix_grain", "past", "keeps", "tenant")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +209,9 @@ class Open(_message.Message):
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     PREFIX_UNIT_FIELD_NUMBER: _ClassVar[int]
     PREFIX_GRAIN_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -213,7 +228,10 @@ class Open(_message.Message):
     prefix: _containers.RepeatedScalarFieldContainer[bytes]
     prefix_unit: int
     prefix_grain: int
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., prefix_grain: _Optional[int] = ...) -> None: ...
+    past: Past
+    keeps: bool
+    tenant: bytes
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., prefix_grain: _Optional[int] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., keeps: _Optional[bool] = ..., tenant: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "epoch", "refusal", "message", "kv_length", "log_start", "kv_free_bytes", "pid", "chunk_exact")
@@ -336,16 +354,18 @@ class Failed(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, str]] = ..., message: _Optional[str] = ..., lost_peer: _Optional[str] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("session", "epoch", "prefix", "prefix_unit")
+    __slots__ = ("session", "epoch", "prefix", "prefix_unit", "keep_ms")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     PREFIX_UNIT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_MS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     prefix: _containers.RepeatedScalarFieldContainer[bytes]
     prefix_unit: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ...) -> None: ...
+    keep_ms: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., keep_ms: _Optional[int] = ...) -> None: ...
 
 class Keep(_message.Message):
     __slots__ = ("sessions",)

@@ -14,6 +14,7 @@ from typing import Any
 
 from swarmd.core.errors import ConfigError, ProtocolError, RequestError
 from swarmd.core.frames import (
+    MAX_TENANT_BYTES,
     SECRET_BYTES,
     SESSION_ID_BYTES,
     Close,
@@ -23,6 +24,7 @@ from swarmd.core.frames import (
     Keep,
     Open,
     Opened,
+    Past,
     Payload,
     Refusal,
     Resume,
@@ -99,6 +101,25 @@ def _open_to_pb(frame: Open) -> pb.Frame:
             prefix=frame.prefix,
             prefix_unit=frame.prefix_unit,
             prefix_grain=frame.prefix_grain,
+            past=_past_to_pb(frame.past) if frame.past else None,
+            keeps=frame.keeps,
+            tenant=frame.tenant,
+        )
+    )
+
+
+def _past_to_pb(past: Past) -> pb.Past:
+    return pb.Past(session=past.session, secret=past.secret, tokens=past.tokens)
+
+
+def _close_to_pb(frame: Close) -> pb.Frame:
+    return pb.Frame(
+        close=pb.Close(
+            session=frame.session,
+            epoch=frame.epoch,
+            prefix=frame.prefix,
+            prefix_unit=frame.prefix_unit,
+            keep_ms=round(frame.keep_s * 1000),
         )
     )
 
@@ -188,9 +209,7 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
         gap=pb.Gap(session=f.session, epoch=f.epoch, round=f.round, kv_length=f.kv_length)
     ),
     Failed: _failed_to_pb,
-    Close: lambda f: pb.Frame(
-        close=pb.Close(session=f.session, epoch=f.epoch, prefix=f.prefix, prefix_unit=f.prefix_unit)
-    ),
+    Close: _close_to_pb,
     Keep: lambda f: pb.Frame(keep=pb.Keep(sessions=f.sessions)),
 }
 
@@ -262,8 +281,25 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             prefix=_prefix(m, m.prompt_tokens),
             prefix_unit=m.prefix_unit,
             prefix_grain=_position(m.prefix_grain, "prefix_grain"),
+            past=_past_from_pb(m.past, m.prompt_tokens) if m.HasField("past") else None,
+            keeps=m.keeps,
+            tenant=_tenant(m.tenant),
         ),
     )
+
+
+def _past_from_pb(m: pb.Past, prompt_tokens: int) -> Past:
+    if len(m.secret) != SECRET_BYTES:
+        raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(m.secret)}")
+    if not 1 <= m.tokens <= prompt_tokens:
+        raise ProtocolError(f"a past of {m.tokens} positions for a prompt of {prompt_tokens}")
+    return Past(_session(m.session), m.secret, m.tokens)
+
+
+def _tenant(value: bytes) -> bytes:
+    if len(value) > MAX_TENANT_BYTES:
+        raise ProtocolError(f"a tenant has at most {MAX_TENANT_BYTES} bytes, not {len(value)}")
+    return value
 
 
 def _prefix(m: pb.Open | pb.Close, positions: int) -> tuple[bytes, ...]:
@@ -402,6 +438,7 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
             _epoch(m.epoch),
             _prefix(m, limits.MAX_POSITIONS),
             m.prefix_unit,
+            m.keep_ms / 1000,
         ),
     ),
     "keep": lambda m: (Keep(tuple(_session(s) for s in _many(m.sessions))),),

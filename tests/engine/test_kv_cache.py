@@ -136,6 +136,31 @@ def test_a_cut_through_shared_tiles_changes_nothing_for_others(length: int, own:
     assert_holds(other, other.length)
 
 
+@pytest.mark.parametrize("length", [1, SEGMENT, 2 * SEGMENT - 1, 2 * SEGMENT, 2 * SEGMENT + 11])
+def test_who_goes_on_from_a_tile_that_is_not_full_writes_into_a_copy(length: int) -> None:
+    past = filled(LONG)
+    segments = [past.freeze(n * SEGMENT, (n + 1) * SEGMENT) for n in range(2)]
+    segments.append(past.freeze(2 * SEGMENT, 2 * SEGMENT + 11))
+    held = [tile.clone() for segment in segments for tile in segment.blocks[0].keys]
+    forks = [RaggedCache(2) for _ in range(2)]
+    for number, fork in enumerate(forks):
+        fork.attach(segments[: -(-length // SEGMENT)], length)
+        assert_holds(fork, length)
+        for block in fork.blocks:
+            block.write(rows(70, seed=30 + number), rows(70, seed=40 + number), length)
+        fork.length += 70
+    for number, fork in enumerate(forks):
+        got = fork.blocks[0].read(length, fork.length)[0]
+        assert torch.equal(got, rows(70, seed=30 + number))
+    after = [tile for segment in segments for tile in segment.blocks[0].keys]
+    assert all(map(torch.equal, held, after))
+    assert_holds(past, LONG)
+    whole = length // SEGMENT
+    assert all(
+        fork.blocks[0].keys[n] is past.blocks[0].keys[n] for fork in forks for n in range(whole)
+    )
+
+
 def test_memory_of_a_segment_goes_with_its_last_holder() -> None:
     first, second = filled(2 * SEGMENT), RaggedCache(2)
     segment = first.freeze(0, SEGMENT)
@@ -150,9 +175,9 @@ def test_memory_of_a_segment_goes_with_its_last_holder() -> None:
     assert tile() is None
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 63), (1, 64), (64, 64), (128, 64), (0, 192)])
-def test_only_whole_tiles_that_are_held_can_be_frozen(start: int, end: int) -> None:
-    with pytest.raises(SessionError, match="multiples of 64"):
+@pytest.mark.parametrize(("start", "end"), [(1, 64), (64, 64), (128, 64), (0, 192)])
+def test_only_what_is_held_can_be_frozen_from_a_tile_on(start: int, end: int) -> None:
+    with pytest.raises(SessionError, match="multiple of 64"):
         filled(3 * SEGMENT - 1).freeze(start, end)
 
 

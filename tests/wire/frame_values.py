@@ -17,6 +17,7 @@ from swarmd.core.frames import (
     Keep,
     Open,
     Opened,
+    Past,
     Payload,
     Refusal,
     Resume,
@@ -57,6 +58,7 @@ def hidden_step(n: int, nbytes: int, data: bytes | memoryview | None = None) -> 
 
 
 sessions = st.binary(min_size=SESSION_ID_BYTES, max_size=SESSION_ID_BYTES)
+secrets = st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES)
 epochs = st.integers(1, (1 << 31) - 1)
 positions = st.integers(0, limits.MAX_POSITIONS)
 uint32 = st.integers(0, (1 << 32) - 1)
@@ -87,6 +89,7 @@ def opens(draw: st.DrawFn) -> Open:
     ids = draw(st.lists(uint32, max_size=20))
     keys = draw(st.lists(st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES), max_size=4))
     unit = draw(st.integers(1, 64)) if keys else 0
+    prompt = draw(st.integers(max(1, len(keys) * unit), limits.MAX_POSITIONS))
     return Open(
         session=draw(sessions),
         secret=draw(st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES)),
@@ -97,12 +100,15 @@ def opens(draw: st.DrawFn) -> Open:
         next_peer=draw(peer_ids | st.just("")),
         prev_peer=draw(peer_ids),
         max_positions=draw(st.integers(len(ids), limits.MAX_POSITIONS)),
-        prompt_tokens=draw(st.integers(len(keys) * unit, limits.MAX_POSITIONS)),
+        prompt_tokens=prompt,
         sampling=draw(st.none() | samplings),
         token_ids=tuple(ids),
         prefix=tuple(keys),
         prefix_unit=unit,
         prefix_grain=draw(positions),
+        past=draw(st.none() | st.builds(Past, sessions, secrets, st.integers(1, prompt))),
+        keeps=draw(st.booleans()),
+        tenant=draw(st.binary(max_size=16)),
     )
 
 
@@ -170,6 +176,6 @@ frames: st.SearchStrategy[SessionFrame] = st.one_of(
         message=texts,
         lost_peer=peer_ids | st.just(""),
     ),
-    st.builds(Close, sessions, epochs),
+    st.builds(Close, sessions, epochs, keep_s=st.integers(0, 1 << 31).map(lambda ms: ms / 1000)),
     st.builds(Keep, st.lists(sessions, max_size=5).map(tuple)),
 )
