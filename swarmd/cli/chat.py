@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swarmd.cli import console
-from swarmd.cli.generate import MaxTokens, Model, Seed, Temperature, TopK, TopP, stats_line
+from swarmd.cli.generate import (
+    KeepAlive,
+    MaxTokens,
+    Model,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    stats_line,
+)
 from swarmd.core.errors import SwarmdError
 
 if TYPE_CHECKING:
     from swarmd.client import Client
     from swarmd.client.request import GenerateArguments
-    from swarmd.core.results import Completion
+    from swarmd.core.results import Completion, KeptSession
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves, Ctrl-C ends an answer"
 
@@ -29,20 +38,24 @@ class Conversation:
         self._client = client
         self._system = [{"role": "system", "content": system}] if system else []
         self._arguments = arguments
+        self._kept: KeptSession | None = None
         self.messages = list(self._system)
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self._system)
+        self._kept = None
 
     def ask(self, question: str, *, quiet: bool) -> Completion:
         """Stream the answer and remember both; after an error, neither."""
         asked = [*self.messages, {"role": "user", "content": question}]
-        with self._client.generate(asked, **self._arguments) as stream:
+        arguments: GenerateArguments = {**self._arguments, "continue_from": self._kept}
+        with self._client.generate(asked, **arguments) as stream:
             for token in stream:
                 if not quiet:
                     console.write(token.text)
             result = stream.result
+        self._kept = result.kept
         self.messages = [*asked, {"role": "assistant", "content": result.text}]
         return result
 
@@ -57,6 +70,7 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    keep_alive: KeepAlive = 0.0,
     stats: Annotated[
         bool, typer.Option("--stats", help="Print speed and route to stderr.")
     ] = False,
@@ -74,6 +88,7 @@ def chat(
         "top_p": top_p,
         "seed": seed,
         "timeout": timeout,
+        "keep_alive": keep_alive,
     }
     interactive = sys.stdin.isatty()
     if interactive:

@@ -42,6 +42,12 @@ Model = Annotated[
 ]
 
 
+KeepAlive = Annotated[
+    float,
+    _number("--keep-alive", "Seconds for which the swarm keeps the session for a next turn."),
+]
+
+
 @console.verb
 def generate(
     prompt: Annotated[
@@ -66,6 +72,15 @@ def generate(
         int,
         typer.Option("--priority", help="Lower numbers go first where sessions wait for room."),
     ] = 0,
+    keep_alive: KeepAlive = 0.0,
+    continue_from: Annotated[
+        str | None,
+        typer.Option(
+            "--continue-from",
+            metavar="KEPT",
+            help="Go on from a kept session, as --keep-alive has named it; PROMPT is what follows.",
+        ),
+    ] = None,
     ids: Annotated[
         bool,
         typer.Option(
@@ -98,12 +113,16 @@ def generate(
         "ignore_eos": ignore_eos or ids,
         "ids_only": ids,
         "priority": priority,
+        "keep_alive": keep_alive,
+        "continue_from": continue_from,
         "timeout": timeout,
     }
     with Client(node) as client, client.generate(asked, **arguments) as stream:
         result = _print_stream(stream, ids=ids, quiet=as_json)
     if as_json:
         console.print_json(result.as_dict())
+    elif result.kept:
+        print(f"kept for {keep_alive:g} s: {result.kept}", file=sys.stderr)
     if stats:
         print(stats_line(result), file=sys.stderr)
     return None
@@ -122,7 +141,7 @@ def _print_stream(stream: SyncGeneration, *, ids: bool, quiet: bool) -> Completi
 
 def _parse_ids(text: str) -> list[int]:
     try:
-        return [int(word) for word in text.split(",")]
+        return [int(word) for word in text.split(",")] if text.strip() else []
     except ValueError:
         raise RequestError(f"--ids takes token ids such as 1,2,3, not {text[:80]!r}") from None
 

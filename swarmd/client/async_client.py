@@ -23,6 +23,7 @@ from swarmd.client.request import (
     GenerateOptions,
     Prompt,
     generate_request,
+    kept_session,
     tokenize_request,
 )
 from swarmd.client.resume import ResumePolicy, another_node_may_do
@@ -85,9 +86,9 @@ class AsyncClient:
         `prompt` is text, token ids, or chat messages (`{"role": ..., "content": ...}`). Arguments:
         model, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, logit_bias, seed, stop, stop_token_ids, include_stop, ignore_eos,
-        top_logprobs, ids_only, cache_salt, priority (see `GenerateOptions`), timeout,
-        allow_redirect. Raises RequestError at once for values that no node would accept; all else
-        while iterating.
+        top_logprobs, ids_only, cache_salt, priority, keep_alive, continue_from, recompute, client
+        (see `GenerateOptions`), timeout, allow_redirect. Raises RequestError at once for values
+        that no node would accept; all else while iterating.
         """
         rest: dict[str, Any] = dict(arguments)
         limit = _first(rest.pop("timeout", None), self._timeout, GENERATE_TIMEOUT_S)
@@ -95,7 +96,8 @@ class AsyncClient:
         _refuse_unknown(rest)
         request = generate_request(prompt, GenerateOptions(**rest))
         request.allow_redirect = allow_redirect
-        return Generation(self._reach, request, _positive("timeout", limit), self._learn)
+        first = kept_session(past).address if (past := rest.get("continue_from")) else ""
+        return Generation(self._reach, request, _positive("timeout", limit), self._learn, first)
 
     async def complete(self, prompt: Prompt, **arguments: Unpack[GenerateArguments]) -> Completion:
         """Generate to the end and return the whole; arguments as for `generate`."""

@@ -50,7 +50,10 @@ class Generation:
         request: pb.GenerateRequest,
         timeout_s: float,
         on_started: Callable[[str], None] = lambda address: None,
+        first: str = "",
     ) -> None:
+        """`first` is the node to ask before all others."""
+        self._first = first
         self._reach = reach
         self._on_started = on_started
         self._request = request
@@ -150,7 +153,7 @@ class Generation:
     async def _begin(self) -> _Call:
         """Return the call of the first node that begins; a refusal with a reason is final."""
         failed: list[SwarmdError] = []
-        for address in self._reach.nodes.order(self._reach.given):
+        for address in self._nodes():
             try:
                 return await self._begin_at(address)
             except SwarmdError as error:
@@ -161,6 +164,12 @@ class Generation:
             raise failed[0]
         listed = "; ".join(str(error) for error in failed)
         raise PeerUnreachable(f"none of {len(failed)} nodes could begin: {listed}")
+
+    def _nodes(self) -> list[str]:
+        given = self._reach.nodes.order(self._reach.given)
+        if not dialable(self._first):
+            return given
+        return [self._first, *(address for address in given if address != self._first)]
 
     async def _begin_at(self, address: str) -> _Call:
         call, event = await self._open(address, self._request, self._reach.connect_timeout_s)

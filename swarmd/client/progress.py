@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from swarmd.client import values
 from swarmd.client.request import resume_request
 from swarmd.core.errors import ProtocolError, UsageError
-from swarmd.core.results import Completion, Coordinator, RouteHop, TokenOutput
+from swarmd.core.results import Completion, Coordinator, KeptSession, RouteHop, TokenOutput
 from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.wire.status import printable
@@ -162,6 +162,19 @@ class Progress:
             stop=finished.stop,
             recomputed_tokens=finished.recomputed_tokens,
             cached_tokens=finished.cached_tokens,
+            kept=self._kept(finished.kept) if finished.HasField("kept") else None,
+        )
+
+    def _kept(self, message: pb.Kept) -> KeptSession:
+        assert self.started is not None
+        ids = (*self.started.prompt_ids, *self.ids)
+        return KeptSession(
+            address=printable(message.address),
+            session=message.session.hex(),
+            secret=message.secret.hex(),
+            tokens=message.tokens,
+            lease_s=message.lease_s,
+            token_ids=ids if len(ids) == message.tokens else (),
         )
 
 

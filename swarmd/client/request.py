@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypedDict, cast
 
 from swarmd.core.errors import RequestError
+from swarmd.core.results import KeptSession
 from swarmd.core.sampling import MAX_STOP_IDS, SamplingParams
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import peer_pb2
@@ -55,6 +56,16 @@ class GenerateOptions:
     only: tenants that must not learn of each other have different ones."""
     priority: int = 0
     """Of generations that wait for room, those with a lower number go first; -1000 to 1000."""
+    keep_alive: float = 0.0
+    """Seconds for which the swarm keeps what it has computed, after the end: `result.kept`."""
+    continue_from: KeptSession | str | None = None
+    """Go on from a kept session: text and ids are what follows it and may be empty, messages are
+    the whole conversation. Given to several generations, it forks."""
+    recompute: bool = False
+    """If what is to be gone on from is lost, compute it again; otherwise that is LeaseEnded, except
+    with messages, which are whole."""
+    client: str = ""
+    """Whose generation it is: clients take turns. Empty: the swarm goes by the address."""
 
 
 class GenerateArguments(TypedDict, total=False):
@@ -79,6 +90,10 @@ class GenerateArguments(TypedDict, total=False):
     ids_only: bool
     cache_salt: str
     priority: int
+    keep_alive: float
+    continue_from: KeptSession | str | None
+    recompute: bool
+    client: str
     timeout: float | None
     """Seconds for the whole generation, resuming included."""
     allow_redirect: bool
@@ -98,12 +113,51 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         ids_only=options.ids_only,
         cache_salt=_text(options.cache_salt, "cache_salt"),
         priority=_priority(options.priority),
+        keep_alive_s=_keep_alive(options.keep_alive),
+        client=_text(options.client, "client"),
     )
+    past = options.continue_from
+    if past is not None:
+        request.continue_from.CopyFrom(_continue(past, options.recompute))
+    elif options.recompute:
+        raise RequestError("recompute needs a session to go on from: give continue_from")
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise RequestError(f"{len(request.stop_token_ids)} stop_token_ids, at most {MAX_STOP_IDS}")
-    _set_prompt(request, prompt)
+    if past is None or prompt:
+        _set_prompt(request, prompt)
+    else:
+        request.token_ids.SetInParent()
     _check_size(request)
     return request
+
+
+def kept_session(value: KeptSession | str) -> KeptSession:
+    """Return the session that is meant. Raises RequestError."""
+    return KeptSession.parse(value) if isinstance(value, str) else value
+
+
+def _continue(value: KeptSession | str, recompute: bool) -> pb.ContinueFrom:
+    kept = kept_session(value)
+    if recompute and not kept.token_ids:
+        raise RequestError(
+            "recompute needs the session's token_ids, and its name does not say them"
+        )
+    try:
+        session, secret = bytes.fromhex(kept.session), bytes.fromhex(kept.secret)
+    except ValueError:
+        raise RequestError("a kept session's id and secret are hex digits") from None
+    return pb.ContinueFrom(
+        session=session,
+        secret=secret,
+        tokens=kept.tokens,
+        past_ids=kept.token_ids if recompute else (),
+    )
+
+
+def _keep_alive(seconds: float) -> float:
+    if not 0 <= seconds < float("inf"):
+        raise RequestError(f"keep_alive must be a number of seconds from 0 on, not {seconds}")
+    return seconds
 
 
 def _priority(priority: int) -> int:
@@ -133,6 +187,7 @@ def resume_request(
     resumed.sampling.CopyFrom(started.sampling)
     resumed.max_tokens = started.max_tokens
     resumed.ClearField("prompt")
+    resumed.ClearField("continue_from")
     resumed.allow_redirect = False
     resumed.resume.CopyFrom(
         pb.ResumeFrom(
@@ -144,6 +199,7 @@ def resume_request(
             text_chars=chars,
             chunk_size=started.chunk_size,
             route=started.route,
+            borders=started.borders,
         )
     )
     return resumed

@@ -158,6 +158,19 @@ class NodeConfig:
         "Compute every prompt anew, also where it begins as others did.",
         options.flag,
     )
+    keep_alive_limit: float = _key(
+        600.0,
+        "How long sessions are kept between turns at most, when clients ask for it; 0: not at all.",
+        options.seconds(0.0, _LONG),
+        "SECONDS",
+    )
+    keep_memory: int | None = _key(
+        None,
+        "Part of the memory for KV that kept sessions may take; unset: half.",
+        options.size,
+        "SIZE",
+        '"2GiB"',
+    )
     gap_wait: float = _key(
         30.0,
         "How long a running session waits for a peer with blocks that nobody holds.",

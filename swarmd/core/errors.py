@@ -17,6 +17,7 @@ The transport's view of these (gRPC status codes) is `swarmd.wire.status`'s busi
       . CoverageError           blocks that no live peer holds
       . SessionError            one session failed; others do not notice
          . SessionLost           a session that no hop knows (expired, closed, wrong secret)
+         . LeaseEnded            a session to go on from is no longer kept: send the whole prompt
          . DeadlineExceeded      the request's own deadline passed
       . PeerError               a peer broke a rule or cannot be reached
          . ProtocolError         a malformed or forbidden message
@@ -100,6 +101,10 @@ class SessionError(SwarmdError):
 
 class SessionLost(SessionError):
     """The session is not known here: closed, expired, or the secret does not match."""
+
+
+class LeaseEnded(SessionError):
+    """The session that a request goes on from is not kept any more: send the whole prompt."""
 
 
 class DeadlineExceeded(SessionError):

@@ -5,10 +5,12 @@ How they travel is protobuf's; `swarmd.client` makes them from what a node says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from swarmd.core.errors import RequestError
 from swarmd.core.span import Span
 
 
@@ -65,6 +67,42 @@ class Coordinator:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptSession:
+    """A session that the swarm keeps until its lease ends, for generations that go on from it.
+
+    It never changes: any number may, one after the other or all at once.
+    """
+
+    address: str
+    """The node that knows it."""
+    session: str
+    secret: str
+    tokens: int
+    """How many of its tokens a generation begins with: prompt and output."""
+    lease_s: float = 0.0
+    token_ids: tuple[int, ...] = ()
+    """All of them, where they are known here: what is lost can be computed again from them."""
+
+    def first(self, tokens: int) -> KeptSession:
+        """Return the same session up to a token, to go another way from there."""
+        if not 1 <= tokens <= self.tokens:
+            raise RequestError(f"the first {tokens} tokens of a session that has {self.tokens}")
+        return replace(self, tokens=tokens, token_ids=self.token_ids[:tokens])
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.session}{self.secret}/{self.tokens}"
+
+    @classmethod
+    def parse(cls, text: str) -> KeptSession:
+        """Return what `str` gave, without the ids. Raises RequestError."""
+        address, _, rest = text.strip().rpartition("/")[0].partition("/")
+        tokens = text.strip().rpartition("/")[2]
+        if not re.fullmatch("[0-9a-f]{64}", rest) or not re.fullmatch("[1-9][0-9]{0,9}", tokens):
+            raise RequestError(f"{text[:80]!r} does not name a kept session: HOST:PORT/KEY/TOKENS")
+        return cls(address, rest[:32], rest[32:], int(tokens))
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A generation that has ended well."""
 
@@ -97,12 +135,15 @@ class Completion:
     """Positions that repairs computed again, over all hops."""
     cached_tokens: int = 0
     """Prompt tokens that needed no prefill."""
+    kept: KeptSession | None = None
+    """Set with `keep_alive`: what a next turn, or several, can `continue_from`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `swarmd generate --json` prints."""
         return asdict(self) | {
             "token_ids": list(self.token_ids),
             "route": [hop.as_dict() for hop in self.route],
+            "kept": str(self.kept) if self.kept else None,
         }
 
 

@@ -26,6 +26,7 @@ from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
 from swarmd.core.route import Route
 from swarmd.core.span import Span
+from swarmd.node.kept import Kept, KeptBook
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation
 from swarmd.node.routes import Asked
@@ -73,6 +74,8 @@ class CoordinatorLimits:
     chunk_size: int
     prefix_unit: int = PREFIX_UNIT
     """Positions of prompts that sessions share together; 0 shares nothing."""
+    keep_limit: float = 0.0
+    """Seconds that sessions are kept after their end at most; 0: not at all."""
 
 
 @dataclass(slots=True)
@@ -98,6 +101,8 @@ class Run:
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.deadline: Deadline | None = None
         self.priority = 0
+        self.tenant = b""
+        self.past: Kept | None = None
         self.admitted = driver.request.resumed
         """Whether hops hold KV for it, or did."""
         self.has_begun = False
@@ -149,6 +154,7 @@ class Coordinator:
         self._runs: dict[bytes, Run] = {}
         self._book = PromptBook(limits.prefix_unit)
         self._line = WaitingLine()
+        self.kept = KeptBook(4 * limits.max_sessions)
         self._outbox: dict[str, list[SessionFrame]] | None = None
         """Frames that wait until all that came together is handled."""
 
@@ -172,7 +178,7 @@ class Coordinator:
     def _begin(self, run: Run) -> None:
         """Start, or wait until another one has computed what begins alike."""
         request = run.driver.request
-        if request.resumed or self._book.begin(run.session, request.prefix):
+        if request.resumed or request.past or self._book.begin(run.session, request.prefix):
             self._handle(run, ev.Start())
         else:
             asyncio.get_running_loop().call_later(MAX_TURN_S, self._start_late, run)
@@ -205,9 +211,11 @@ class Coordinator:
         if isinstance(output, ev.Finished) and output.error is None:
             self._book.learn(driver.keys, [hop.peer_id for hop in driver.route])
 
-    def stop(self, run: Run, reason: str) -> None:
-        """End a session before its driver would."""
+    def stop(self, run: Run, reason: str, tokens: int | None = None) -> None:
+        """End a session before its driver would, after so many tokens of output."""
         self._handle(run, ev.Stop(reason))
+        if tokens is not None:
+            self.kept.cut(run.session, len(run.driver.request.prompt_ids) + tokens)
 
     def on_frames(self, peer_id: str, frames: Sequence[SessionFrame]) -> None:
         """Take frames that are meant for a coordinator; what follows from them leaves together."""
@@ -239,6 +247,8 @@ class Coordinator:
             raise RequestError("this session runs here already: its stream is still open")
         if len(self._runs) >= self._limits.max_sessions:
             raise QueueFull(f"{len(self._runs)} sessions are coordinated here already", 1.0)
+        if generation.keep_s > self._limits.keep_limit:
+            raise RequestError(_too_long_kept(generation.keep_s, self._limits.keep_limit))
         resume = generation.resume
         chunk_size = resume.chunk_size if resume else self._limits.chunk_size
         prefix_unit = self._limits.prefix_unit
@@ -246,7 +256,7 @@ class Coordinator:
         driver = Driver(request, self._policy, jitter=random.random())
         positions = len(generation.prompt_ids) + generation.max_tokens
         run = Run(generation.session, driver, positions, chunk_size)
-        run.priority = generation.priority
+        run.priority, run.tenant, run.past = generation.priority, generation.tenant, generation.past
         run.deadline = Deadline(lambda: self._handle(run, ev.Tick()))
         self._runs[run.session] = run
         self.stats.sessions_started += 1
@@ -275,9 +285,24 @@ class Coordinator:
             run.outputs.put_nowait(action)
             self.stats.tokens_emitted += isinstance(action, ev.Emit)
             if isinstance(action, ev.Finished):
+                if run.driver.is_kept:
+                    self._keep(run)
                 self.stats.sessions_finished += action.error is None
                 self.stats.sessions_failed += action.error is not None
                 self._forget(run)
+
+    def _keep(self, run: Run) -> None:
+        request, ids = run.driver.request, tuple(run.driver.feed.ids)
+        kept = Kept(
+            request.session,
+            request.secret,
+            ids,
+            len(request.prompt_ids),
+            request.borders,
+            run.driver.route,
+            request.keep_s,
+        )
+        self.kept.add(kept, asyncio.get_running_loop().time())
 
     def _lives(self, run: Run) -> bool:
         return self._runs.get(run.session) is run
@@ -297,11 +322,19 @@ class Coordinator:
         if self._lives(run):
             self._handle(run, self._look(run, need))
 
+    def _held(self, run: Run) -> dict[str, int]:
+        """By peer, how much of a session's prompt should be there: in its past, or of others."""
+        held = self._book.held(run.driver.request.prefix)
+        if run.past is not None:
+            for hop in run.past.route:
+                held[hop.peer_id] = max(held.get(hop.peer_id, 0), len(run.past.ids) - 1)
+        return held
+
     def _look(self, run: Run, need: ev.NeedRoute) -> ev.RouteFound | ev.RouteMissing:
         try:
             self._wait_in_line(run)
             request = run.driver.request
-            asked = Asked(run.positions, len(request.prompt_ids), self._book.held(request.prefix))
+            asked = Asked(run.positions, len(request.prompt_ids), self._held(run))
             hops = self._routes.find(need.spans, need.exclude, need.keep, asked)
         except CoverageError as error:
             return ev.RouteMissing(need.ask, error.missing)
@@ -335,10 +368,17 @@ class Coordinator:
             self._prompt_done(run)
             self.stats.repairs += run.driver.repairs
             if run.admitted:
-                self._routes.ended(run.driver.route, run.positions)
+                positions = 0 if run.driver.is_kept else run.positions
+                self._routes.ended(run.driver.route, positions)
                 asyncio.get_running_loop().call_soon(self._wake_line)
         if run.deadline is not None:
             run.deadline.set(None)
+
+
+def _too_long_kept(asked: float, limit: float) -> str:
+    if not limit:
+        return "this node keeps no sessions: ask without keep_alive"
+    return f"keep_alive of {asked:g} s: this node keeps sessions for {limit:g} s at most"
 
 
 def _request(
@@ -361,6 +401,10 @@ def _request(
         cache_salt=salt,
         stop_ids=generation.stop_token_ids,
         ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
+        past=generation.past.past if generation.past else None,
+        borders=generation.borders,
+        keep_s=generation.keep_s,
+        tenant=generation.tenant,
         known_ids=resume.output_ids if resume else (),
         epoch=resume.epoch if resume else 0,
         route=resume.route if resume else (),

@@ -6,6 +6,7 @@ of its stream. Sessions are run by `swarmd.node.coordinator`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -26,12 +27,14 @@ from swarmd.core.peers import Announcement, ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.node import requests, served_names
 from swarmd.node.coordinator import Coordinator, Run
+from swarmd.node.kept import Kept
 from swarmd.node.output import OutputText, Piece
 from swarmd.node.presence import Presence
 from swarmd.node.prompts import Prompts
 from swarmd.node.requests import Generation
 from swarmd.node.routes import Routes
 from swarmd.node.status import StatusReport, swarm_report
+from swarmd.node.tenants import tenant_of
 from swarmd.pipeline import events as ev
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import inference_pb2_grpc
@@ -76,15 +79,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """One generation; see the proto for what the stream carries."""
         try:
             parts = self._loaded()
-            redirect = self._redirect(parts, request)
+            past = _past(parts, request)
+            redirect = self._redirect(parts, request) if past is None or not past.route else None
             if redirect is not None:
                 yield redirect
                 return
             if not parts.accepts():
                 raise PeerUnreachable("this node is draining: ask another one")
             prompt_ids = await parts.prompts.ids_of(request)
-            model = parts.announcement().model
-            generation = requests.parse(request, model, lambda: prompt_ids)
+            model, tenant = parts.announcement().model, tenant_of(request.client, context.peer())
+            generation = requests.parse(request, model, lambda: prompt_ids, past, tenant)
             async with aclosing(_Stream(parts, generation).events()) as events:
                 async for event in events:
                     yield event
@@ -165,7 +169,7 @@ class _Stream:
             if lack.stop is not None:
                 # It had stopped already; only the news of it was lost.
                 yield self._started(run, ev.Routed((), run.driver.epoch))
-                yield _finished(generation, run, index, "stop", lack.stop, owed)
+                yield self._finished(run, index, "stop", lack.stop, owed)
                 return
             async for output in run:
                 if isinstance(output, ev.Routed):
@@ -176,7 +180,8 @@ class _Stream:
                     yield self._token(index, output, owed + piece.text)
                     owed, index = "", index + 1
                     if piece.stop is not None:
-                        yield _finished(generation, run, index, "stop", piece.stop, "")
+                        self._parts.coordinator.stop(run, "stop", index)
+                        yield self._finished(run, index, "stop", piece.stop, "")
                         return
                 elif output.error is not None:
                     raise output.error
@@ -186,7 +191,7 @@ class _Stream:
                     last = text.finish()
                     reason = "stop" if last.stop is not None else output.reason
                     rest = owed + last.text
-                    yield _finished(generation, run, index, reason, last.stop or "", rest)
+                    yield self._finished(run, index, reason, last.stop or "", rest)
 
     def _output_text(self, generation: Generation) -> OutputText:
         tokenizer = None if generation.ids_only else self._parts.prompts.tokenizer
@@ -221,7 +226,35 @@ class _Stream:
                 coordinator=own.peer_id,
                 coordinator_address=own.address,
                 coordinator_pid=own.pid,
+                borders=generation.borders,
             )
+        )
+
+    def _finished(
+        self, run: Run, count: int, reason: str, stop: str, text: str
+    ) -> pb.GenerateEvent:
+        kept = self._parts.coordinator.kept.get(run.session)
+        return pb.GenerateEvent(
+            finished=pb.Finished(
+                reason=_REASONS.get(reason, pb.FINISH_REASON_UNSPECIFIED),
+                text=text,
+                stop=stop,
+                prompt_tokens=len(self._generation.prompt_ids),
+                output_tokens=count,
+                repairs=run.repairs,
+                recomputed_tokens=run.recomputed,
+                cached_tokens=run.cached,
+                kept=self._kept(kept) if kept else None,
+            )
+        )
+
+    def _kept(self, kept: Kept) -> pb.Kept:
+        return pb.Kept(
+            session=kept.session,
+            secret=kept.secret,
+            tokens=len(kept.ids),
+            lease_s=kept.lease_s,
+            address=self._parts.announcement().address,
         )
 
     def _token(self, index: int, output: ev.Emit, text: str) -> pb.GenerateEvent:
@@ -234,6 +267,14 @@ class _Stream:
                 index=index, id=output.id, text=text, logprob=output.logprob, top=top
             )
         )
+
+
+def _past(parts: Parts, request: pb.GenerateRequest) -> Kept | None:
+    """The kept session that a request goes on from. Raises LeaseEnded."""
+    if not request.HasField("continue_from") or request.HasField("resume"):
+        return None
+    now, whole = asyncio.get_running_loop().time(), request.HasField("chat")
+    return parts.coordinator.kept.find(request.continue_from, now, whole=whole)
 
 
 def _not_served(own: Announcement, asked: str, others: Sequence[Announcement]) -> UnknownModel:
@@ -258,20 +299,3 @@ def _hops(route: Route) -> Sequence[pb.Hop]:
         )
         for hop in route
     ]
-
-
-def _finished(
-    generation: Generation, run: Run, count: int, reason: str, stop: str, text: str
-) -> pb.GenerateEvent:
-    return pb.GenerateEvent(
-        finished=pb.Finished(
-            reason=_REASONS.get(reason, pb.FINISH_REASON_UNSPECIFIED),
-            text=text,
-            stop=stop,
-            prompt_tokens=len(generation.prompt_ids),
-            output_tokens=count,
-            repairs=run.repairs,
-            recomputed_tokens=run.recomputed,
-            cached_tokens=run.cached,
-        )
-    )

@@ -100,6 +100,12 @@ ROWS = tuple(
             "hop_prefix_hit_positions_total",
             "Positions that sessions began with, as others had computed them.",
         ),
+        ("hop_continued", "hop_sessions_continued_total", "Sessions that went on from a kept one."),
+        (
+            "hop_leases_ended",
+            "hop_leases_ended_total",
+            "Kept sessions whose time was over.",
+        ),
         (
             "hop_prefix_evicted_positions",
             "hop_prefix_evicted_positions_total",
@@ -113,6 +119,8 @@ ROWS = tuple(
             "kv_prefix_idle_bytes",
             "KV memory of shared prefixes that no session uses now.",
         ),
+        ("hop_kept_bytes", "kv_kept_bytes", "KV memory of sessions that are kept, or are to be."),
+        ("hop_kept_sessions", "kv_kept_sessions", "Sessions kept for those that go on from them."),
         ("hop_prefix_units", "kv_prefix_units", "Shared pieces of prompts whose KV is kept."),
         # -- as a coordinator
         ("coordinator_sessions", "coordinator_sessions", "Generations that run now."),

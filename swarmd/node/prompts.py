@@ -39,14 +39,17 @@ class Prompts:
         return tuple(self.tokenizer.eos_token_ids) if self.tokenizer else ()
 
     async def ids_of(self, request: pb.GenerateRequest) -> Sequence[int]:
-        """Return the prompt's ids; empty for a resumption. Raises RequestError."""
+        """Return the prompt's ids; empty for a resumption. Raises RequestError.
+
+        Text that follows a kept session begins without special tokens.
+        """
         if request.HasField("resume"):
             return ()
         kind = request.WhichOneof("prompt")
         if kind == "token_ids":
             return tuple(request.token_ids.ids)
         if kind == "text":
-            return await self._encode(request.text, special=True)
+            return await self._encode(request.text, special=not request.HasField("continue_from"))
         if kind == "chat":
             return await self._chat_ids(request.chat)
         raise RequestError("the request has no prompt: give text, token ids or a chat")

@@ -15,6 +15,7 @@ from swarmd.core.peers import ModelInfo
 from swarmd.core.route import Hop
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
+from swarmd.node.kept import Kept
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.wire import frames, sampling
 
@@ -22,6 +23,7 @@ DEFAULT_MAX_TOKENS = 1024
 MAX_STOP_IDS = 256
 MAX_SALT = 256
 MAX_PRIORITY = 1000
+MAX_BORDERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Resumption:
     text_chars: int
     chunk_size: int
     route: tuple[Hop, ...]
+    borders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +58,39 @@ class Generation:
     """Prefixes are shared with generations of the same salt only."""
     priority: int = 0
     """Of generations that wait for room, those with a lower number go first."""
+    tenant: bytes = b""
+    """Whose it is: tenants take turns."""
+    past: Kept | None = None
+    """The kept session with which the prompt begins."""
+    keep_s: float = 0.0
+    """For how long what is computed is kept after the end."""
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Where in the prompt outputs of former turns begin and end."""
+        if self.resume:
+            return self.resume.borders
+        return self.past.next_borders if self.past else ()
 
 
 def parse(
-    request: pb.GenerateRequest, model: ModelInfo, prompt_ids: Callable[[], Sequence[int]]
+    request: pb.GenerateRequest,
+    model: ModelInfo,
+    prompt_ids: Callable[[], Sequence[int]],
+    past: Kept | None = None,
+    tenant: bytes = b"",
 ) -> Generation:
     """Return the checked generation. `prompt_ids` tokenises; it is not called on a resumption.
 
-    Raises RequestError, or PromptTooLong with the numbers.
+    They are what follows the `past`, or with a chat all. Raises RequestError, or PromptTooLong with
+    the numbers.
     """
     resume = _resumption(request.resume) if request.HasField("resume") else None
     ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids())
+    if past is not None and request.HasField("chat"):
+        past = _common(past, ids)
+    elif past is not None:
+        ids = (*past.ids, *ids)
     check_ids(ids, model, "prompt")
     if resume:
         check_ids(resume.output_ids or (0,), model, "output")
@@ -83,7 +108,23 @@ def parse(
         resume=resume,
         cache_salt=_cache_salt(request.cache_salt),
         priority=_priority(request.priority),
+        tenant=tenant,
+        past=past,
+        keep_s=_keep(request.keep_alive_s),
     )
+
+
+def _common(past: Kept, ids: Sequence[int]) -> Kept | None:
+    """Return as much of a kept session as a conversation begins with, if anything."""
+    pairs = zip(past.ids, ids, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(past.ids), len(ids)))
+    return past.first(same) if same else None
+
+
+def _keep(seconds: float) -> float:
+    if not 0 <= seconds < float("inf"):
+        raise RequestError(f"keep_alive of {seconds} s: a number of seconds from 0 on is needed")
+    return seconds
 
 
 def _priority(priority: int) -> int:
@@ -154,4 +195,14 @@ def _resumption(message: pb.ResumeFrom) -> Resumption:
             Hop(frames.peer_id(hop.peer_id), Span(hop.start, hop.end), hop.address, hop.pid)
             for hop in message.route[:256]
         ),
+        borders=_borders(message),
     )
+
+
+def _borders(message: pb.ResumeFrom) -> tuple[int, ...]:
+    borders = tuple(message.borders)
+    if len(borders) > MAX_BORDERS or len(borders) % 2 or list(borders) != sorted(borders):
+        raise RequestError("a resumption's borders ascend, in pairs")
+    if borders and borders[-1] > len(message.prompt_ids):
+        raise RequestError("a resumption's borders lie within its prompt")
+    return borders

@@ -60,7 +60,9 @@ class Service:
             membership.exchange.send,
             self._routes,
             DriverPolicy(gap_wait=config.gap_wait, keep_every=config.orphan_grace / 4),
-            CoordinatorLimits(config.max_sessions, self._chunk_size(), self._prefix_unit()),
+            CoordinatorLimits(
+                config.max_sessions, self._chunk_size(), self._prefix_unit(), self._keep_limit()
+            ),
             spawn,
         )
         membership.exchange.open(self._host, self._coordinator, self._routes)
@@ -138,7 +140,18 @@ class Service:
             max_sessions=self._config.max_sessions,
             replay_log_bytes=self._config.replay_memory,
             prefix_unit=self._prefix_unit(),
+            keep_bytes=self._keep_bytes(),
+            keep_limit=self._config.keep_alive_limit,
         )
+
+    def _keep_bytes(self) -> int:
+        """Not all of the budget, or agents that think would leave others no room."""
+        asked, total = self._config.keep_memory, self.stage.budget.total_bytes
+        return min(total // 2 if asked is None else asked, total)
+
+    def _keep_limit(self) -> float:
+        """Caches that cannot be frozen cannot be kept for several."""
+        return self._config.keep_alive_limit if self.stage.shares_prefixes else 0.0
 
     def _chunk_size(self) -> int:
         """Some recurrent families compute the chunks after the first row by row: one chunk then."""

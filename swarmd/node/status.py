@@ -66,6 +66,8 @@ class StatusReport:
         values["hop_kv_reserved_bytes"] = float(self._budget.used_bytes - prefixes.idle_bytes)
         values["hop_prefix_idle_bytes"] = float(prefixes.idle_bytes)
         values["hop_prefix_units"] = float(len(prefixes))
+        values["hop_kept_bytes"] = float(prefixes.pinned_bytes)
+        values["hop_kept_sessions"] = float(len(self._host.table.leases))
         values["hop_sessions"] = float(len(self._host.table.sessions))
         values["coordinator_sessions"] = float(len(self._coordinator))
         values["compute_queue_depth"] = float(self._executor.queue_depth)

@@ -39,6 +39,7 @@ CODES: dict[type[SwarmdError], grpc.StatusCode] = {
     errors.CoverageError: _Code.UNAVAILABLE,
     errors.SessionError: _Code.ABORTED,
     errors.SessionLost: _Code.ABORTED,
+    errors.LeaseEnded: _Code.NOT_FOUND,
     errors.DeadlineExceeded: _Code.DEADLINE_EXCEEDED,
     errors.PeerError: _Code.UNAVAILABLE,
     errors.ProtocolError: _Code.INVALID_ARGUMENT,

@@ -1,0 +1,111 @@
+"""The kept sessions that this node has coordinated: their ids, and how long their leases run.
+
+The KV lies with the hops, which may have lost it: then it is computed again from the ids. What a
+hop keeps, and for whom, is `swarmd.pipeline.leases`'s business.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, replace
+
+from swarmd.core.errors import LeaseEnded, RequestError
+from swarmd.core.frames import SECRET_BYTES, SESSION_ID_BYTES, Past
+from swarmd.core.route import Route
+from swarmd.pipeline.steps import borders_of
+from swarmd.v1 import inference_pb2 as pb
+
+AGAIN = "send the whole prompt again"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A session that is kept: everything that a next turn begins with."""
+
+    session: bytes
+    secret: bytes
+    ids: tuple[int, ...]
+    """Prompt and output."""
+    prompt_tokens: int
+    borders: tuple[int, ...] = ()
+    route: Route = ()
+    lease_s: float = 0.0
+    ends_at: float = 0.0
+
+    @property
+    def past(self) -> Past:
+        """What hops are told of it."""
+        return Past(self.session, self.secret, len(self.ids))
+
+    @property
+    def next_borders(self) -> tuple[int, ...]:
+        """The borders of a prompt that begins with it; see `swarmd.pipeline.steps.ChunkPlan`."""
+        return borders_of(self.borders, self.prompt_tokens, len(self.ids))
+
+    def first(self, tokens: int) -> Kept:
+        """Return its beginning."""
+        return replace(self, ids=self.ids[:tokens])
+
+
+class KeptBook:
+    """Kept sessions by id; `now` is in seconds of a monotonic clock."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: dict[bytes, Kept] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, kept: Kept, now: float) -> None:
+        """Note a session that the hops keep from now on."""
+        for session in [key for key, old in self._kept.items() if old.ends_at <= now]:
+            del self._kept[session]
+        if len(self._kept) >= self._most:
+            del self._kept[min(self._kept, key=lambda key: self._kept[key].ends_at)]
+        self._kept[kept.session] = replace(kept, ends_at=now + kept.lease_s)
+
+    def cut(self, session: bytes, tokens: int) -> None:
+        """Forget what was computed beyond that: nobody has been told of it."""
+        kept = self._kept.get(session)
+        if kept is not None:
+            self._kept[session] = kept.first(tokens)
+
+    def get(self, session: bytes) -> Kept | None:
+        """Return a session that is kept."""
+        return self._kept.get(session)
+
+    def find(self, asked: pb.ContinueFrom, now: float, *, whole: bool) -> Kept | None:
+        """Return what a request goes on from, or what is left of it where all can be computed.
+
+        That is when the request brings the ids, or its prompt is `whole` in itself: None then, if
+        it brings none. Raises LeaseEnded, or RequestError for what was never kept.
+        """
+        if len(asked.session) != SESSION_ID_BYTES or len(asked.secret) != SECRET_BYTES:
+            raise RequestError("a kept session is named by its id and secret, 16 bytes each")
+        kept = self._kept.get(asked.session)
+        if kept is not None and not hmac.compare_digest(kept.secret, asked.secret):
+            kept = None
+        if kept is not None and kept.ends_at > now:
+            if asked.tokens > len(kept.ids):
+                raise RequestError(
+                    f"{asked.tokens} tokens of a kept session that has {len(kept.ids)}"
+                )
+            return kept.first(asked.tokens or len(kept.ids))
+        if asked.past_ids:
+            ids = tuple(asked.past_ids)[: asked.tokens or None]
+            # The hops may have kept it though its coordinator has gone.
+            return Kept(asked.session, asked.secret, ids, len(ids))
+        if whole:
+            return None
+        raise LeaseEnded(_why(asked.session, kept, now))
+
+
+def _why(session: bytes, kept: Kept | None, now: float) -> str:
+    name = session.hex()[:8]
+    if kept is None:
+        return f"session {name} is not kept by this node, or its lease has ended: {AGAIN}"
+    return (
+        f"the lease of session {name} ended {now - kept.ends_at:.1f} s ago, after "
+        f"{kept.lease_s:g} s: {AGAIN}, or keep it for longer"
+    )
