@@ -65,7 +65,7 @@ class Nodes:
         old = self._channels.get(address)
         if old is not None and old.get_state() not in _DEAD:
             return old
-        channel = self._channels[address] = dial(address)
+        channel = self._channels[address] = dial(address, watched=True)
         if old is not None:
             await old.close()
         return channel

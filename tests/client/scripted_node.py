@@ -154,11 +154,12 @@ async def serving(*nodes: ScriptedNode) -> AsyncIterator[None]:
 
 
 class Wire:
-    """A TCP relay to a node that can be cut, as a network or a `kill -9` cuts it."""
+    """A TCP relay to a node that can be cut, as a network or a `kill -9` cuts it, or fall silent."""
 
     def __init__(self, node: ScriptedNode) -> None:
         self._node = node
         self._writers: list[asyncio.StreamWriter] = []
+        self._silent = False
         self._server: asyncio.Server | None = None
         self.address = ""
 
@@ -168,14 +169,18 @@ class Wire:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.cut()
+        self.cut()
 
-    async def cut(self) -> None:
+    def cut(self) -> None:
         """Reset every connection and answer no more."""
         if self._server is not None:
             self._server.close()
         for writer in self._writers:
             writer.transport.abort()
+
+    def silence(self) -> None:
+        """Carry nothing any more, without a word: what a partition or a SIGSTOP looks like."""
+        self._silent = True
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, port = self._node.address.split(":")
@@ -185,9 +190,10 @@ class Wire:
             self._pump(reader, far_writer), self._pump(far_reader, writer), return_exceptions=True
         )
 
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
+            if self._silent:
+                continue
             writer.write(data)
             await writer.drain()
         writer.close()
