@@ -139,9 +139,10 @@ def back(nodes: LocalSwarm, frozen: LocalNode) -> float:
     """Wait until a node that runs again holds nothing, and everybody sees it; return how long."""
     began = time.monotonic()
     with Client(frozen.address, timeout=30.0) as client:
-        while client.status().counters["hop_sessions"] or client.status().counters[
-            "hop_kv_reserved_bytes"
-        ]:
+        while (
+            client.status().counters["hop_sessions"]
+            or client.status().counters["hop_kv_reserved_bytes"]
+        ):
             time.sleep(0.05)
     for node in nodes.nodes:
         with Client(node.address, timeout=30.0) as client:

@@ -61,6 +61,10 @@ class RouteFinder(Protocol):
         """Take note that a session has left these hops."""
         ...
 
+    def suspected(self) -> frozenset[str]:
+        """Return the peers that have fallen silent lately."""
+        ...
+
     async def refresh(self) -> None:
         """Look at the swarm again."""
         ...
@@ -179,7 +183,7 @@ class Coordinator:
         """Start, or wait until another one has computed what begins alike."""
         request = run.driver.request
         if request.resumed or request.past or self._book.begin(run.session, request.prefix):
-            self._handle(run, ev.Start())
+            self._handle(run, ev.Start(self._routes.suspected()))
         else:
             asyncio.get_running_loop().call_later(MAX_TURN_S, self._start_late, run)
 

@@ -89,6 +89,8 @@ class Exchange:
 
     def on_rtt(self, peer_id: str, sample: RttSample) -> None:
         """Let the measured round trip move this node's network coordinate."""
+        if self._routes is not None:
+            self._routes.heard(peer_id)
         self._presence.on_rtt(peer_id, sample)
 
     def coordinate(self) -> tuple[float, ...]:

@@ -18,6 +18,9 @@ from swarmd.swarm.router import choose_route, cover
 from swarmd.swarm.terms import RouteRequest
 from swarmd.swarm.view import View
 
+SUSPECTED_S = 30.0
+"""After so long it is the view's business whether a silent peer is there: its lease has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -47,6 +50,7 @@ class Routes:
         self._look_again = look_again
         self._clock = clock
         self.health = Health()
+        self._silent_since: dict[str, float] = {}
         self._placements = Placements()
 
     def find(
@@ -83,7 +87,18 @@ class Routes:
     def failed(self, peer_id: str) -> None:
         """Note that the link to a peer broke: prefer others for a while."""
         self._placements.forget(peer_id)
+        self._silent_since[peer_id] = self._clock.monotonic()
         self.health.report(peer_id, Fault.FAILED, self._clock.wall())
+
+    def heard(self, peer_id: str) -> None:
+        """Note that a peer answers."""
+        self._silent_since.pop(peer_id, None)
+
+    def suspected(self) -> frozenset[str]:
+        """Return the peers whose link broke lately and that have not been heard of since."""
+        since = self._clock.monotonic() - SUSPECTED_S
+        self._silent_since = {p: at for p, at in self._silent_since.items() if at > since}
+        return frozenset(self._silent_since)
 
     def _find(
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked

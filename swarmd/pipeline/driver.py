@@ -64,6 +64,9 @@ class Driver(Opening):
             self.epoch += TAKEOVER - 1
         self._patience.search(now)
         self._search.take_over(self.request.route)
+        for hop in self.route:
+            if hop.peer_id in event.suspected:
+                self._search.lose(hop.peer_id, now + self.policy.lost_for)
         return self._seek(now)
 
     def _stop(self, event: ev.Stop, now: float) -> None:

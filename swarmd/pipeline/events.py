@@ -87,6 +87,9 @@ class Drain:
 class Start:
     """Begin. Comes once, first."""
 
+    suspected: frozenset[str] = frozenset()
+    """Peers that have fallen silent: hops of a session that is resumed are not looked for there."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouteFound:

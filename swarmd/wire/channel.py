@@ -16,7 +16,6 @@ from swarmd.core.options import join_address, split_address
 from swarmd.wire import limits
 
 
-
 def _pinged(every: float, answer: float) -> tuple[tuple[str, int], ...]:
     """Options that end a connection whose other side does not answer a ping; times in seconds."""
     timeout = int(answer * 1000)

@@ -154,7 +154,7 @@ async def serving(*nodes: ScriptedNode) -> AsyncIterator[None]:
 
 
 class Wire:
-    """A TCP relay to a node that can be cut, as a network or a `kill -9` cuts it, or fall silent."""
+    """A TCP relay to a node that can be cut, as by a `kill -9`, or fall silent."""
 
     def __init__(self, node: ScriptedNode) -> None:
         self._node = node

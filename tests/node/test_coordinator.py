@@ -34,6 +34,9 @@ class NoRoom:
     def ended(self, route: Route, positions: int) -> None:
         """Nobody holds anything here."""
 
+    def suspected(self) -> frozenset[str]:
+        return frozenset()
+
     async def refresh(self) -> None:
         """There is nothing new."""
 

@@ -421,6 +421,13 @@ def test_a_resumed_session_adopts_what_the_hops_of_its_route_hold() -> None:
     assert emitted(bench.token(12)) == [512]
 
 
+def test_a_resumed_session_does_not_turn_to_a_hop_that_has_fallen_silent() -> None:
+    bench = Bench(known_ids=(510, 511), epoch=3, route=ROUTE)
+    assert opens(bench.handle(Start(frozenset({"b", "other"})))) == {}
+    assert (bench.need.spans, bench.need.exclude) == ((Span(4, 8),), {"a", "b"})
+    assert opens(bench.found(hops("c 4:8"))).keys() == {"a", "c"}
+
+
 def test_a_resumed_session_without_a_usable_route_asks_for_one() -> None:
     bench = Bench(known_ids=(510,), epoch=3, route=hops("a 0:4", "b 5:8"))
     bench.start()

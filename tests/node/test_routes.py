@@ -1,0 +1,28 @@
+"""What a node makes of its peers' faults when it chooses routes."""
+
+from __future__ import annotations
+
+from swarmd.node.routes import SUSPECTED_S, Routes
+from swarmd.swarm.view import View
+from swarmd.testing import FakeClock
+from swarmd.toys import toy_model
+
+
+def routes_at(clock: FakeClock) -> Routes:
+    async def look_again() -> None:
+        """There is nothing new."""
+
+    return Routes("me", toy_model(), lambda: View((), clock.wall()), look_again, clock)
+
+
+def test_a_peer_whose_link_broke_is_suspected_until_it_is_heard_of() -> None:
+    clock = FakeClock()
+    routes = routes_at(clock)
+    routes.failed("a")
+    routes.failed("b")
+    assert routes.suspected() == {"a", "b"}
+    routes.heard("a")
+    routes.heard("c")
+    assert routes.suspected() == {"b"}
+    clock.advance(SUSPECTED_S)
+    assert routes.suspected() == frozenset()
