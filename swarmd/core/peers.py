@@ -77,5 +77,14 @@ class Announcement:
     """Whether a replay gives the same bits on this node (see the probe at load)."""
     ragged: bool = True
     """Whether this node batches sessions; False: one session per forward."""
+    moves: bool = False
+    """Whether this node goes where the swarm needs it; False: its blocks were chosen by hand."""
+    plan: Span | None = None
+    """Blocks to which it is about to move; None: it stays."""
     public_key: bytes = field(default=b"", repr=False)
     signature: bytes = field(default=b"", repr=False)
+
+    @property
+    def destination(self) -> Span:
+        """The blocks that it will hold once it has moved."""
+        return self.plan or self.span

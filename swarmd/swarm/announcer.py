@@ -73,7 +73,8 @@ class Announcer:
 
 def _standing(a: Announcement) -> tuple[object, ...]:
     """What others must hear of at once."""
-    return (a.peer_id, a.address, a.model, a.span, a.state, a.dtype, a.device, a.ragged, a.pid)
+    where = (a.span, a.state, a.plan, a.moves)
+    return (a.peer_id, a.address, a.model, where, a.dtype, a.device, a.ragged, a.pid)
 
 
 def _load_differs(last: Announcement, current: Announcement) -> bool:

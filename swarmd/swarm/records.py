@@ -177,6 +177,9 @@ def _body(a: Announcement) -> bytes:
         coordinate=a.coordinate,
         replay_exact=a.replay_exact,
         ragged=a.ragged,
+        moves=a.moves,
+        plan_start=a.plan.start if a.plan else 0,
+        plan_end=a.plan.end if a.plan else 0,
     ).SerializeToString(deterministic=True)
 
 
@@ -213,6 +216,8 @@ def _value(message: pb.Announcement, signed: pb.SignedAnnouncement) -> Announcem
         coordinate=tuple(message.coordinate),
         replay_exact=message.replay_exact,
         ragged=message.ragged,
+        moves=message.moves,
+        plan=Span(message.plan_start, message.plan_end) if message.plan_end else None,
         public_key=signed.public_key,
         signature=signed.signature,
     )
@@ -239,8 +244,8 @@ def _model_fault(model: ModelInfo) -> str | None:
 
 
 def _node_fault(a: Announcement) -> str | None:
-    if a.span.end > a.model.num_blocks:
-        return f"blocks {a.span} of a model with {a.model.num_blocks}"
+    if max(a.span.end, a.destination.end) > a.model.num_blocks:
+        return f"blocks {a.span} or {a.destination} of a model with {a.model.num_blocks}"
     address = _ADDRESS.fullmatch(a.address)
     if not address or not 1 <= int(address[2]) <= 65535:
         return f"address {a.address[:80]!r} is not HOST:PORT"

@@ -17,13 +17,18 @@ from swarmd.core.span import Span, missing_blocks, replicas_per_block
 
 T = TypeVar("T")
 
+_STAYING = (NodeState.SERVING, NodeState.LOADING)
+
 DEFAULT_BLOCK_MS = 1.0
 """Taken for a peer that has not measured its steps yet."""
 
 
-def block_ms(peer: Announcement) -> float:
-    """Return the milliseconds that one block of a decode step takes on that peer."""
-    return peer.step_ms / len(peer.span) if peer.step_ms > 0 else DEFAULT_BLOCK_MS
+def block_ms(peer: Announcement, unmeasured: float = DEFAULT_BLOCK_MS) -> float:
+    """Return the milliseconds that one block of a decode step takes on that peer.
+
+    `unmeasured` is for one that has not taken any yet.
+    """
+    return peer.step_ms / len(peer.span) if peer.step_ms > 0 else unmeasured
 
 
 class View:
@@ -100,9 +105,12 @@ class View:
         return self.remember(("serving", model), serving)
 
     def placed(self, model: str) -> tuple[Announcement, ...]:
-        """Return the peers that hold their span or are loading it."""
-        states = (NodeState.SERVING, NodeState.LOADING)
-        return tuple(peer for peer in self.of_model(model) if peer.state in states)
+        """Return the peers that will hold their `destination`: served, loading, or on the move."""
+        return tuple(
+            peer
+            for peer in self.of_model(model)
+            if peer.state in _STAYING or (peer.state is NodeState.DRAINING and peer.plan)
+        )
 
     def missing(self, model: str) -> tuple[tuple[int, int], ...]:
         """Return the gaps in what is served, as half-open intervals; raises UnknownModel."""
@@ -113,6 +121,14 @@ class View:
         """Return for each block how many peers serve it; raises UnknownModel."""
         spans = [peer.span for peer in self.serving(model)]
         return replicas_per_block(spans, self.find(model).num_blocks)
+
+    def thin(self, model: str) -> tuple[tuple[int, int], ...]:
+        """Return the runs of blocks that only one peer serves; raises UnknownModel.
+
+        With that peer the model would be gone.
+        """
+        held = (Span(b, b + 1) for b, n in enumerate(self.replicas(model)) if n != 1)
+        return missing_blocks(held, self.find(model).num_blocks)
 
     def thinnest(self, model: str) -> Span:
         """Return the first longest run of blocks that the fewest peers serve."""

@@ -99,38 +99,3 @@ def test_nodes_that_start_at_once_make_way_for_each_other(rooms: list[int], orde
     assert covered == min(BLOCKS, sum(rooms))
     again = [choose(settled, room, n, settled[n].span) for n, room in enumerate(rooms)]
     assert again == [p.span for p in settled]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 12)), min_size=1, max_size=8))
-def test_serving_nodes_come_to_rest(places: list[tuple[int, int]]) -> None:
-    """All of them ask again and again, each round on one view; who moves is SERVING at once."""
-    peers = [node(n, Span(start, min(12, start + room))) for n, (start, room) in enumerate(places)]
-    missing = [sum(end - start for start, end in gaps(peers))]
-    for _ in range(60):
-        moved = [node(n, choose(peers, len(p.span), n, p.span)) for n, p in enumerate(peers)]
-        assert sum(old.span != new.span for old, new in zip(peers, moved, strict=True)) <= 1
-        if moved == peers:
-            break
-        peers = moved
-        missing.append(sum(end - start for start, end in gaps(peers)))
-    else:
-        pytest.fail("still moving after 60 rounds")
-    assert missing == sorted(missing, reverse=True)
-
-
-def test_of_two_spares_only_one_moves_into_a_gap() -> None:
-    peers = [node(1, Span(0, 6)), node(2, Span(0, 6))]
-    assert choose(peers, 6, 1, Span(0, 6)) == Span(0, 6)
-    assert choose(peers, 6, 2, Span(0, 6)) == Span(6, 12)
-
-
-def test_the_only_holder_of_a_span_stays() -> None:
-    assert choose([node(1, Span(0, 6))], 6, 1, Span(0, 6)) == Span(0, 6)
-
-
-def test_a_small_gain_moves_nobody() -> None:
-    peers = [node(1, Span(0, 6)), node(2, Span(0, 6)), peer(3, 6, 12, BLOCKS, step_ms=5.0)]
-    assert choose(peers, 6, 2, Span(0, 6)) == Span(0, 6)
-    peers[2] = peer(3, 6, 12, BLOCKS, step_ms=90.0)
-    assert choose(peers, 6, 2, Span(0, 6)) == Span(6, 12)

@@ -39,6 +39,8 @@ FULL = peer(
     coordinate=(1.5, -2.5, 0.5),
     replay_exact=False,
     ragged=False,
+    moves=True,
+    plan=Span(1, 5),
 )
 
 
@@ -125,7 +127,8 @@ def test_an_announcement_has_its_time() -> None:
         ({"dtype": "int4"}, "is none of"),
         ({"device": "cpu\x1b[2J"}, "not printable"),
         ({"version": "1" * 33}, "too long"),
-        ({"span": Span(0, 9)}, "blocks 0:9 of a model with 8"),
+        ({"span": Span(0, 9)}, "blocks 0:9 or 1:5 of a model with 8"),
+        ({"plan": Span(3, 9)}, "blocks 2:6 or 3:9 of a model with 8"),
         ({"model": model_of(name="")}, "name"),
         ({"model": model_of(name="n" * 129)}, "name"),
         ({"model": model_of(name="a\nb")}, "name"),
