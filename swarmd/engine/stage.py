@@ -16,7 +16,7 @@ from swarmd.core.frames import DType
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
 from swarmd.engine import attention
-from swarmd.engine.kv_cache import KVBudget, SequenceCache
+from swarmd.engine.kv_cache import SEGMENT, KVBudget, SequenceCache
 from swarmd.engine.layout import Layout
 from swarmd.engine.runners import RaggedRunner, Runner, Segment, SingleRunner
 from swarmd.engine.view import View
@@ -111,7 +111,12 @@ class Stage:
         return self.runner.new_cache()
 
     def kv_bytes(self, positions: int, entry: int, exit: int) -> int:
-        """Bytes of KV that a session needs for so many positions of blocks `[entry, exit)`."""
+        """Bytes of KV that a session needs for so many positions of blocks `[entry, exit)`.
+
+        Where sessions share forwards memory is taken in tiles, so a tile begun counts as a whole.
+        """
+        if self.ragged:
+            positions = -(-positions // SEGMENT) * SEGMENT
         whole = self.kv_bytes_fixed + positions * self.kv_bytes_per_token
         return -(-whole * (exit - entry) // len(self.span))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from swarmd.core.span import Span
+from swarmd.engine.kv_cache import SEGMENT
 from swarmd.engine.stage import Stage
 
 UNBOUNDED = 1 << 31
@@ -38,7 +39,10 @@ class StageAccount:
         per_token = self._stage.kv_bytes_per_token * len(blocks) / len(self._stage.span)
         if room < 0:
             return 0
-        return int(room / per_token) if per_token else UNBOUNDED
+        if not per_token:
+            return UNBOUNDED
+        positions = int(room / per_token)
+        return positions // SEGMENT * SEGMENT if self._stage.ragged else positions
 
     def free_bytes(self) -> int:
         """Bytes that are not reserved."""

@@ -21,7 +21,8 @@ from swarmd.core.frames import Payload
 from swarmd.core.span import Span
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
-from swarmd.engine.kv_cache import KVSegment, RaggedCache, SequenceCache
+from swarmd.engine.exhaustion import is_exhaustion
+from swarmd.engine.kv_cache import SEGMENT, KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
@@ -40,7 +41,7 @@ Result = ev.Computed | ev.ComputeFailed
 class _Session:
     """What the compute thread keeps of a session."""
 
-    __slots__ = ("cache", "came", "ops", "parts", "sampler")
+    __slots__ = ("broken", "cache", "came", "ops", "parts", "sampler")
 
     def __init__(self, cache: SequenceCache) -> None:
         self.cache = cache
@@ -50,6 +51,8 @@ class _Session:
         self.parts: list[ev.Computed] = []
         """What has been computed of the first of them, if it is computed in parts."""
         self.sampler: Sampler | None = None
+        self.broken: Exception | None = None
+        """Why its KV cannot be used any more: its next step fails with that."""
 
 
 class Executor:
@@ -190,8 +193,11 @@ class Executor:
 
     def _truncate_if_next(self, session: _Session) -> None:
         while session.ops and isinstance(op := session.ops[0], ev.Truncate):
-            session.cache.truncate(op.length)
             session.ops.popleft()
+            try:
+                session.cache.truncate(op.length)  # copies a shared tile that is cut through
+            except Exception as error:
+                session.broken = error
 
     def _ready(self) -> list[Work]:
         """The next step of every session, in the order in which they came."""
@@ -262,21 +268,45 @@ class Executor:
             stats.groups = self._pace.groups
 
     def _compute(self, submits: Sequence[ev.Submit]) -> list[Result]:
-        try:
-            results = self._forward(submits)
-        except Exception as error:  # one bad step must not end the daemon
-            if len(submits) > 1:
-                # Alone, only the one that is to blame fails. Rows written twice do no harm.
-                return [result for submit in submits for result in self._compute([submit])]
-            log.exception("compute failed session=%s", submits[0].session.hex()[:8])
-            results = [ev.ComputeFailed(s.session, s.ticket, _reason(error)) for s in submits]
+        results = self._try(submits)
+        if results is None:
+            # Alone, only the one that is to blame fails. Rows written twice do no harm.
+            return [result for submit in submits for result in self._compute([submit])]
         for submit in submits:
             session = self._sessions.get(submit.session)
             if session is not None:
                 self._truncate_if_next(session)
         return results
 
+    def _try(self, submits: Sequence[ev.Submit]) -> list[Result] | None:
+        """Run a microbatch: one bad step must not end the daemon. None: to be tried one by one.
+
+        What a failed forward holds is given back here, before anything is tried again.
+        """
+        try:
+            return self._forward(submits)
+        except Exception as error:
+            exhausted, reason = is_exhaustion(error), _reason(error)
+            if exhausted:
+                log.warning("no memory for a microbatch sessions=%d: %s", len(submits), reason)
+            elif len(submits) == 1:
+                log.exception("compute failed session=%s", submits[0].session.hex()[:8])
+        for submit in submits:
+            self._give_back(self._sessions[submit.session])
+        if len(submits) > 1:
+            return None
+        return [ev.ComputeFailed(s.session, s.ticket, reason, exhausted) for s in submits]
+
+    def _give_back(self, session: _Session) -> None:
+        """Let go of what a session's KV had grown by for a step that failed."""
+        if isinstance(session.cache, RaggedCache):
+            for block in session.cache.blocks:
+                block.keep(-(-session.cache.length // SEGMENT))
+
     def _forward(self, submits: Sequence[ev.Submit]) -> list[Result]:
+        for submit in submits:
+            if error := self._sessions[submit.session].broken:
+                raise error
         blocks = submits[0].blocks
         batch = self._batch(submits, blocks)
         began, cpu_began = time.perf_counter(), time.thread_time()

@@ -9,7 +9,8 @@ import hmac
 
 from swarmd.core.frames import Open, Refusal
 from swarmd.pipeline.hop_session import HopSession
-from swarmd.pipeline.hop_values import StageFacts
+from swarmd.pipeline.hop_values import HopPolicy, StageFacts
+from swarmd.pipeline.shortage import Shortage
 
 
 class Refused(Exception):
@@ -54,3 +55,15 @@ def check_length(order: Open, capacity: int) -> None:
     if order.max_positions > capacity:
         message = f"{order.max_positions} positions asked for, {capacity} at most fit here"
         raise Refused(Refusal.TOO_LONG, message)
+
+
+def check_newcomer(count: int, policy: HopPolicy, shortage: Shortage, draining: bool) -> None:
+    """Raise Refused where a session that is not known here cannot join the `count` that are."""
+    if draining:
+        raise Refused(Refusal.DRAINING, "this node is draining")
+    if shortage:
+        pause = f"{shortage.seconds:g} s"
+        message = f"this machine ran out of memory: nobody new is taken for {pause}"
+        raise Refused(Refusal.KV_EXHAUSTED, message)
+    if count >= policy.max_sessions:
+        raise Refused(Refusal.KV_EXHAUSTED, f"{count} sessions are open here")

@@ -73,6 +73,8 @@ class ComputeFailed:
     session: bytes
     ticket: int
     message: str
+    exhausted: bool = False
+    """Whether the machine had no memory left: nothing is wrong with the step."""
 
 
 @dataclass(frozen=True, slots=True)

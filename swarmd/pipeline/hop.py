@@ -23,7 +23,8 @@ from swarmd.core.frames import (
     Step,
     Token,
 )
-from swarmd.pipeline.admission import Refused, check_claim, check_length, check_order
+from swarmd.pipeline import admission
+from swarmd.pipeline.admission import Refused
 from swarmd.pipeline.events import (
     Computed,
     ComputeFailed,
@@ -43,6 +44,7 @@ from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageF
 from swarmd.pipeline.leases import Leases
 from swarmd.pipeline.prefix_index import PrefixIndex
 from swarmd.pipeline.replay_log import ReplayBudget, ReplayLog
+from swarmd.pipeline.shortage import Shortage
 from swarmd.pipeline.steps import cut
 
 __all__ = ["HopCounters", "HopPolicy", "HopTable", "KVAccount", "StageFacts"]
@@ -65,6 +67,7 @@ class HopTable:
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None
+        self._shortage = Shortage(self.policy.exhausted_for)
         self._events: dict[type[Any], Callable[[Any, float], list[HopAction]]] = {
             Received: self._received,
             Computed: self._computed,
@@ -88,7 +91,7 @@ class HopTable:
 
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
-        return self._check_at if self.sessions or len(self.leases) else None
+        return self._shortage.before(self._check_at if self.sessions or len(self.leases) else None)
 
     def _received(self, event: Received, now: float) -> list[HopAction]:
         handler = self._frames.get(type(event.frame))
@@ -101,10 +104,10 @@ class HopTable:
         try:
             session = self.sessions.get(order.session)
             if session:
-                check_claim(session, sender, order)
+                admission.check_claim(session, sender, order)
                 if order.epoch == session.epoch:
                     return [self._opened(session)]
-            check_order(order, self.facts)
+            admission.check_order(order, self.facts)
             if session and (session.blocks != order.blocks or (order.fresh and session.length)):
                 actions += self._free(session)
                 session = None
@@ -125,12 +128,10 @@ class HopTable:
         self, sender: str, order: Open, known: HopSession | None
     ) -> tuple[HopSession, list[HopAction]]:
         """Make room for a session; return it, with what the executor has to do for it."""
-        if known is None and self.draining:
-            raise Refused(Refusal.DRAINING, "this node is draining")
+        if known is None:
+            admission.check_newcomer(len(self.sessions), self.policy, self._shortage, self.draining)
         capacity = self._account.capacity(order.blocks)
-        check_length(order, min(capacity, self.facts.model.max_model_len))
-        if known is None and len(self.sessions) >= self.policy.max_sessions:
-            raise Refused(Refusal.KV_EXHAUSTED, f"{len(self.sessions)} sessions are open here")
+        admission.check_length(order, min(capacity, self.facts.model.max_model_len))
         session, actions = known or self._new(sender, order), []
         session.keeps = known.keeps if known else self.leases.admits(order, self.sessions.values())
         session.max_positions, before = order.max_positions, session.max_positions
@@ -165,7 +166,7 @@ class HopTable:
 
     def free_bytes(self) -> int:
         """Bytes of KV that a new session could have."""
-        return self._account.free_bytes() + self.prefixes.idle_bytes
+        return 0 if self._shortage else self._account.free_bytes() + self.prefixes.idle_bytes
 
     def _opened(self, session: HopSession) -> Send:
         answer = Opened(
@@ -369,11 +370,18 @@ class HopTable:
         if session is None or event.ticket <= session.born:
             return []
         # Even where a rewind has made the step void: the KV below it may be damaged.
-        return self._broken(session, event.message)
+        if not event.exhausted:
+            return self._broken(session, event.message)
+        self.counters.memory_exhausted += 1
+        self._shortage.begin(now)
+        message = f"out of memory: {event.message}"
+        return [*self._broken(session, message, Refusal.KV_EXHAUSTED), *self.prefixes.clear()]
 
-    def _broken(self, session: HopSession, message: str) -> list[HopAction]:
+    def _broken(
+        self, session: HopSession, message: str, refusal: Refusal = Refusal.COMPUTE_FAILED
+    ) -> list[HopAction]:
         self.counters.compute_failed += 1
-        failed = self._fail(session, Refusal.COMPUTE_FAILED, message)
+        failed = self._fail(session, refusal, message)
         return [*self._free(session), failed]
 
     # Losses and time.
@@ -399,6 +407,7 @@ class HopTable:
 
     def _tick(self, event: Tick, now: float) -> list[HopAction]:
         actions: list[HopAction] = []
+        self._shortage.tick(now)
         self.leases.end(now)
         self._check_at = self.leases.next_end
         for session in list(self.sessions.values()):

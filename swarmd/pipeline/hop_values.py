@@ -50,6 +50,8 @@ class HopPolicy:
     reservation: float = 5.0
     """Seconds that an opened session is kept unused."""
     max_sessions: int = 256
+    exhausted_for: float = 5.0
+    """Seconds in which no new session is taken after the machine had no memory for a step."""
     max_queued_steps: int = 1024
     """Steps of one session that may wait for the executor."""
     replay_log_bytes: int = 192 << 20
@@ -100,6 +102,8 @@ class HopCounters:
     bad_steps: int = 0
     compute_failed: int = 0
     """Sessions that were given up, as a step could not be computed or came back wrong."""
+    memory_exhausted: int = 0
+    """Of those, the ones for whose step the machine had no memory left."""
     replayed_positions: int = 0
     """Sent on out of the replay log."""
     recomputed_positions: int = 0

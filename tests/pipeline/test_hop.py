@@ -386,6 +386,24 @@ def test_a_failed_computation_frees_the_session_and_is_told() -> None:
     assert bench.open(epoch=2, fresh=False).kv_length == 0
 
 
+def test_a_machine_without_memory_gives_up_one_session_and_takes_nobody_new_for_a_while() -> None:
+    bench = Bench()
+    bench.open()
+    submit = only(bench.step(0, 4), Submit)
+    actions = bench.handle(ComputeFailed(SESSION, submit.ticket, "2 GB", exhausted=True))
+    assert only(actions, Free) == Free(SESSION)
+    told = Failed(SESSION, 1, Refusal.KV_EXHAUSTED, "out of memory: 2 GB")
+    assert failures(actions) == [told]
+    assert bench.table.free_bytes() == 0, "so that routers go elsewhere"
+    assert bench.open(epoch=2, fresh=False).refusal is Refusal.KV_EXHAUSTED
+    due = bench.table.next_deadline()
+    assert due is not None
+    bench.tick(due)
+    assert bench.table.free_bytes() > 0
+    assert bench.open(epoch=3, fresh=False).refusal is None
+    assert bench.counters.memory_exhausted == 1
+
+
 def test_a_computation_that_failed_above_a_cut_may_have_damaged_what_lies_below() -> None:
     bench = Bench()
     bench.open()
