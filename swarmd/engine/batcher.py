@@ -1,4 +1,4 @@
-"""Which steps run together in the next microbatch: a pure choice over what is ready.
+"""Which steps run together in the next microbatch: a choice over what is ready; tenants take turns.
 
 Order within a session, and running what was chosen, are the executor's business.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from swarmd.core.turns import Turns
 
 MAX_DECODES = 256
 MAX_ROWS = 1024
@@ -21,6 +23,7 @@ class Work:
     chunks: tuple[int, ...]
     entry: int
     exit: int
+    tenant: bytes = b""
 
     @property
     def rows(self) -> int:
@@ -41,33 +44,45 @@ class Batcher:
         self._ragged = ragged
         self._max_decodes = max_decodes
         self._max_rows = max_rows
+        self._turns, self._prompt_turns = Turns(), Turns()
 
     def choose(self, ready: Sequence[Work], max_decodes: int | None = None) -> list[Work]:
         """Return the works of the next microbatch out of `ready`, longest waiting first.
 
-        The one that has waited longest is always among them, so nothing starves. With it go decodes
-        of the same blocks, `max_decodes` in all, and at most one longer step, which is all that a
-        decode ever waits for.
+        Tenants take turns: the longest waiting work of the one whose turn it is always runs, so
+        nothing starves. With it go decodes of the same blocks, `max_decodes` in all, and at most
+        one longer step, which is all that a decode ever waits for; for that, too, they take turns.
         """
-        limit = min(self._max_decodes, max_decodes or self._max_decodes)
         if not ready:
             return []
+        ready = self._turns.alternate(ready, _tenant)
         first = ready[0]
-        if not self._ragged:
-            return [first]
+        self._turns.serve(first.tenant)
+        return self._beside(first, ready[1:], max_decodes) if self._ragged else [first]
+
+    def _beside(self, first: Work, others: list[Work], max_decodes: int | None) -> list[Work]:
+        """Return a work with those that run beside it."""
+        limit = min(self._max_decodes, max_decodes or self._max_decodes)
+        same = [w for w in others if (w.entry, w.exit) == (first.entry, first.exit)]
         chosen, rows = [first], first.rows
-        longer = not first.is_decode
+        longer = None if first.is_decode else first
         decodes = int(first.is_decode)
-        for work in ready[1:]:
-            fits = rows + work.rows <= self._max_rows
-            if (work.entry, work.exit) != (first.entry, first.exit) or not fits:
-                continue
-            if work.is_decode and decodes < limit:
+        if longer is None:
+            room = self._max_rows - rows
+            prompts = (w for w in same if not w.is_decode and w.rows <= room)
+            longer = next(iter(self._prompt_turns.alternate(prompts, _tenant)), None)
+            rows += longer.rows if longer else 0
+        if longer is not None:
+            self._prompt_turns.serve(longer.tenant)
+        for work in same:
+            if work is longer:
+                chosen.append(work)
+            elif work.is_decode and decodes < limit and rows + 1 <= self._max_rows:
                 decodes += 1
-            elif not work.is_decode and not longer:
-                longer = True
-            else:
-                continue
-            chosen.append(work)
-            rows += work.rows
+                rows += 1
+                chosen.append(work)
         return chosen
+
+
+def _tenant(work: Work) -> bytes:
+    return work.tenant

@@ -203,7 +203,7 @@ class Coordinator:
         keys, driver = run.driver.request.prefix, run.driver
         if isinstance(output, ev.Routed):
             run.admitted = True
-            self._line.leave(run.session)
+            self._line.leave(run.session, served=True)
             for peer, answer in driver.held:
                 self._book.correct(keys, peer, answer.kv_length)
             return
@@ -344,7 +344,7 @@ class Coordinator:
             return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:
             if isinstance(error, KVExhausted) and not run.admitted:
-                self._line.join(run.session, run.priority)
+                self._line.join(run.session, run.priority, run.tenant)
             missing = tuple((span.start, span.end) for span in need.spans)
             return ev.RouteMissing(need.ask, missing, error)
         return ev.RouteFound(need.ask, hops)
@@ -354,8 +354,10 @@ class Coordinator:
         if run.admitted:
             return
         if isinstance(run.driver.error, KVExhausted):
-            self._line.join(run.session, run.priority)  # refused by a hop, whatever the view says
-        ahead = self._line.ahead_of(run.session, run.priority)
+            self._line.join(
+                run.session, run.priority, run.tenant
+            )  # refused by a hop, whatever the view says
+        ahead = self._line.ahead_of(run.session, run.priority, run.tenant)
         if ahead:
             raise KVExhausted(f"{ahead} sessions that wait for KV go before this one: try later")
 

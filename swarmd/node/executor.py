@@ -411,6 +411,7 @@ def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
         chunks=chunks,
         entry=submit.blocks.start,
         exit=submit.blocks.end,
+        tenant=submit.tenant,
     )
 
 

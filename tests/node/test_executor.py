@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,21 @@ def test_hidden_states_of_a_chunk_in_parts_come_out_whole(
     assert payloads[0].shape == payloads[1].shape
     rows_of = [torch.frombuffer(bytearray(p.data), dtype=torch.float32) for p in payloads]
     torch.testing.assert_close(*rows_of, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tenants", [True, False])
+def test_a_prompt_takes_turns_with_thirty_of_another_client(whole: Stage, tenants: bool) -> None:
+    one = Harness(whole)
+    ids = tuple(range(10, 42))
+    for number in range(30):
+        crowd = submit(bytes([number]) * 16, number, 0, ids)
+        one.executor.put(replace(crowd, tenant=b"many"))
+    late = [submit(B, 100 + n, 32 * n, ids) for n in range(2)]
+    one.executor.put(*(replace(step, tenant=b"one" if tenants else b"many") for step in late))
+    one.executor.start()
+    tickets = [result.ticket for result in one.take(32)]
+    one.executor.stop()
+    assert (tickets.index(101) <= 4) == tenants
 
 
 def test_a_truncation_keeps_its_place_between_steps(harness: Harness) -> None:
