@@ -15,6 +15,15 @@ PREFIX_UNIT = 64
 KEY_BYTES = 16
 
 
+def first_key(ids: Sequence[int], model_digest: str, salt: bytes = b"") -> bytes:
+    """Return a name for how a prompt begins, wherever and however it is computed; empty if short.
+
+    Prompts of the same name are worth bringing together.
+    """
+    keys = prefix_keys(ids[:PREFIX_UNIT], model_digest, 0, salt)
+    return keys[0] if keys else b""
+
+
 def prefix_keys(
     ids: Sequence[int],
     model_digest: str,

@@ -24,6 +24,7 @@ from swarmd.core.errors import (
     UnknownModel,
 )
 from swarmd.core.peers import Announcement, ModelInfo
+from swarmd.core.prefix import first_key
 from swarmd.core.route import Hop, Route
 from swarmd.node import requests, served_names
 from swarmd.node.coordinator import Coordinator, Run
@@ -59,6 +60,8 @@ class Parts:
     report: StatusReport
     accepts: Callable[[], bool]
     """Whether new generations may begin; False while draining."""
+    shares: bool = False
+    """Whether prompts that begin alike are computed once, if they meet."""
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -80,15 +83,18 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         try:
             parts = self._loaded()
             past = _past(parts, request)
-            redirect = self._redirect(parts, request) if past is None or not past.route else None
+            stays = past is not None and bool(past.route)
+            prompt_ids = None if stays else await self._early_ids(parts, request)
+            redirect = None if stays else self._redirect(parts, request, prompt_ids or ())
             if redirect is not None:
                 yield redirect
                 return
             if not parts.accepts():
                 raise PeerUnreachable("this node is draining: ask another one")
-            prompt_ids = await parts.prompts.ids_of(request)
+            if prompt_ids is None:
+                prompt_ids = await parts.prompts.ids_of(request)
             model, tenant = parts.announcement().model, tenant_of(request.client, context.peer())
-            generation = requests.parse(request, model, lambda: prompt_ids, past, tenant)
+            generation = requests.parse(request, model, prompt_ids, past, tenant)
             async with aclosing(_Stream(parts, generation).events()) as events:
                 async for event in events:
                     yield event
@@ -96,15 +102,31 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             log.info("generation failed error=%s", error)
             await abort(context, error)
 
-    def _redirect(self, parts: Parts, request: pb.GenerateRequest) -> pb.GenerateEvent | None:
-        """Where the client should go instead, if it would: the first hop, or the model's nodes."""
+    async def _early_ids(self, parts: Parts, request: pb.GenerateRequest) -> Sequence[int] | None:
+        """The prompt's ids, if the way to go depends on them; None otherwise."""
+        own = parts.announcement()
+        mine = self._model_of(request.model, own).digest == own.model.digest
+        if not (mine and request.allow_redirect and parts.shares and parts.routes.has_choice):
+            return None
+        return await parts.prompts.ids_of(request)
+
+    def _redirect(
+        self, parts: Parts, request: pb.GenerateRequest, prompt_ids: Sequence[int]
+    ) -> pb.GenerateEvent | None:
+        """Where the client should go instead, if it would: the first hop, or the model's nodes.
+
+        Prompts that begin alike go to the same first hop, if there are several.
+        """
         own = parts.announcement()
         model = self._model_of(request.model, own)
         if model.digest == own.model.digest:
-            if not request.allow_redirect or (own.span.start == 0 and parts.accepts()):
+            key = first_key(prompt_ids, model.digest, request.cache_salt.encode())
+            home = parts.routes.home(key) if key and request.allow_redirect else None
+            here = own.span.start == 0 and parts.accepts()
+            if not request.allow_redirect or (here and home is None):
                 return None
             try:
-                target = parts.routes.first_hop()
+                target = home or parts.routes.first_hop()
             except (CoverageError, CapacityError):
                 return None  # the session's own errors say it with more detail
             return None if target.peer_id == own.peer_id else _redirect_to(target, model)

@@ -6,7 +6,7 @@ Running it is `swarmd.node.coordinator`'s business; `swarmd.text` renders chats 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from swarmd.core.errors import PromptTooLong, RequestError
@@ -76,17 +76,17 @@ class Generation:
 def parse(
     request: pb.GenerateRequest,
     model: ModelInfo,
-    prompt_ids: Callable[[], Sequence[int]],
+    prompt_ids: Sequence[int],
     past: Kept | None = None,
     tenant: bytes = b"",
 ) -> Generation:
-    """Return the checked generation. `prompt_ids` tokenises; it is not called on a resumption.
+    """Return the checked generation. `prompt_ids` count for nothing on a resumption.
 
     They are what follows the `past`, or with a chat all. Raises RequestError, or PromptTooLong with
     the numbers.
     """
     resume = _resumption(request.resume) if request.HasField("resume") else None
-    ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids())
+    ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids)
     if past is not None and request.HasField("chat"):
         past = _common(past, ids)
     elif past is not None:

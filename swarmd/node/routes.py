@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swarmd.core.clock import Clock
-from swarmd.core.peers import ModelInfo
+from swarmd.core.peers import Announcement, ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
 from swarmd.swarm.health import Fault, Health
-from swarmd.swarm.placements import Placements
+from swarmd.swarm.homes import has_room, home_of
+from swarmd.swarm.placements import Load, Placements
 from swarmd.swarm.router import choose_route, cover
 from swarmd.swarm.terms import RouteRequest
 from swarmd.swarm.view import View
@@ -74,6 +75,11 @@ class Routes:
         """Look at the swarm again."""
         await self._look_again()
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether several peers hold the first blocks, so that prompts can miss each other."""
+        return len(self._first_hops()) > 1
+
     def first_hop(self) -> Hop:
         """Return where a new session should begin; one sent elsewhere counts as placed.
 
@@ -83,6 +89,29 @@ class Routes:
         if route[0].peer_id != self._own_id:
             self._placements.add(route, 0, self._view(), self._clock.wall())
         return route[0]
+
+    def home(self, key: bytes) -> Hop | None:
+        """Return where prompts meet that begin alike; a session sent elsewhere counts as placed.
+
+        `key` names how a prompt begins (`core.prefix.first_key`). None: no holder of the first
+        blocks has room for more of them.
+        """
+        view, now = self._view(), self._clock.wall()
+        peer = home_of(key, self._first_hops(), self._placements.unseen(view, now))
+        if peer is None:
+            return None
+        hop = Hop(peer.peer_id, peer.span, peer.address, peer.pid, peer.dtype)
+        if hop.peer_id != self._own_id:
+            self._placements.add((hop,), 0, view, now)
+        return hop
+
+    def _first_hops(self) -> list[Announcement]:
+        view = self._view()
+        return [
+            peer
+            for peer in view.serving(self._model.digest)
+            if peer.span.start == 0 and self.health.penalty(peer.peer_id, view.now) < 1
+        ]
 
     def failed(self, peer_id: str) -> None:
         """Note that the link to a peer broke: prefer others for a while."""
@@ -108,6 +137,7 @@ class Routes:
                 hop for span in spans for hop in self._cover(span, exclude, keep, asked.positions)
             )
         view = self._view()
+        unseen = self._placements.unseen(view, self._clock.wall())
         return choose_route(
             view,
             self._model.digest,
@@ -117,9 +147,25 @@ class Routes:
                 exclude=exclude,
                 prompt_tokens=asked.prompt_tokens,
                 cached=asked.cached,
+                prefer=self._holders(asked, view, unseen),
             ),
             self._own_id,
-            self._placements.unseen(view, self._clock.wall()),
+            unseen,
+        )
+
+    def _holders(self, asked: Asked, view: View, unseen: Mapping[str, Load]) -> frozenset[str]:
+        """Peers that have most of the prompt, and room: to compute it elsewhere is no shorter way.
+
+        What a second prefill costs, it costs everybody there; the router sees one session only.
+        """
+        least = asked.prompt_tokens / 2
+        peers = (view.peer(one) for one, tokens in asked.cached.items() if tokens > least)
+        holders = [peer for peer in peers if peer is not None]
+        serving = view.serving(self._model.digest) if holders else ()
+        return frozenset(
+            peer.peer_id
+            for peer in holders
+            if has_room(peer, [p for p in serving if _overlap(p.span, peer.span)], unseen)
         )
 
     def _cover(
@@ -141,3 +187,7 @@ class Routes:
             after=after[0].peer_id if after else self._own_id,
             unseen=self._placements.unseen(view, self._clock.wall()),
         )
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one.start < other.end and other.start < one.end

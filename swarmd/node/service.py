@@ -85,6 +85,7 @@ class Service:
             self._prompts,
             self.report,
             accepts,
+            shares=self._prefix_unit() > 0,
         )
 
     @property
