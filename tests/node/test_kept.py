@@ -1,0 +1,90 @@
+"""What a coordinator knows of kept sessions, and what a request makes of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from swarmd.core.errors import LeaseEnded, RequestError
+from swarmd.node.kept import Kept, KeptBook
+from swarmd.node.requests import parse
+from swarmd.toys import toy_model
+from swarmd.v1 import inference_pb2 as pb
+
+ID, SECRET = b"s" * 16, b"k" * 16
+IDS = tuple(range(10, 20))
+KEPT = Kept(ID, SECRET, IDS, prompt_tokens=6, lease_s=30.0)
+
+
+def book(most: int = 8) -> KeptBook:
+    one = KeptBook(most)
+    one.add(KEPT, 100.0)
+    return one
+
+
+def asked(**fields: object) -> pb.ContinueFrom:
+    return pb.ContinueFrom(**{"session": ID, "secret": SECRET} | fields)
+
+
+def test_a_kept_session_is_found_until_its_lease_ends() -> None:
+    found = book().find(asked(), 129.9, whole=False)
+    assert found is not None
+    assert (found.ids, found.next_borders) == (IDS, (6, 10))
+    with pytest.raises(LeaseEnded, match=r"ended 0\.5 s ago, after 30 s: send the whole prompt"):
+        book().find(asked(), 130.5, whole=False)
+
+
+def test_who_brings_all_that_is_needed_gets_it_computed() -> None:
+    found = book().find(asked(past_ids=IDS, tokens=7), 999.0, whole=False)
+    assert found is not None
+    assert found.ids == IDS[:7]
+    assert not found.route
+    assert book().find(asked(), 999.0, whole=True) is None
+
+
+def test_strangers_learn_nothing() -> None:
+    for wrong in (asked(secret=b"x" * 16), asked(session=b"x" * 16)):
+        with pytest.raises(LeaseEnded, match="not kept by this node"):
+            book().find(wrong, 101.0, whole=False)
+    with pytest.raises(RequestError, match="16 bytes each"):
+        book().find(asked(secret=b"short"), 101.0, whole=False)
+    with pytest.raises(RequestError, match="11 tokens of a kept session that has 10"):
+        book().find(asked(tokens=11), 101.0, whole=False)
+
+
+def test_the_book_is_bounded_and_forgets_what_has_ended() -> None:
+    one = book(most=2)
+    for number in range(5):
+        kept = Kept(bytes([number]) * 16, SECRET, IDS, 6, lease_s=10.0 + number)
+        one.add(kept, 100.0)
+    assert len(one) == 2
+    one.add(KEPT, 1000.0)
+    assert len(one) == 1
+
+
+def test_what_the_client_was_not_told_of_is_not_gone_on_from() -> None:
+    one = book()
+    one.cut(ID, 8)
+    found = one.find(asked(), 101.0, whole=False)
+    assert found is not None
+    assert found.ids == IDS[:8]
+
+
+def test_ids_follow_the_past_and_a_chat_is_held_against_it() -> None:
+    model = toy_model()
+    after = parse(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[7])), model, (7,), KEPT)
+    assert after.prompt_ids == (*IDS, 7)
+    assert after.borders == (6, 10)
+    chat = pb.GenerateRequest(chat=pb.Chat())
+    other = parse(chat, model, (*IDS[:8], 99, 98), KEPT)
+    assert other.prompt_ids == (*IDS[:8], 99, 98)
+    assert other.past is not None
+    assert other.past.ids == IDS[:8]
+    assert other.borders == (6, 8)
+    assert parse(chat, model, (1, 2), KEPT).past is None
+    empty = parse(pb.GenerateRequest(token_ids=pb.TokenIds()), model, (), KEPT)
+    assert empty.prompt_ids == IDS
+
+
+def test_a_number_of_seconds_is_needed() -> None:
+    with pytest.raises(RequestError, match="keep_alive"):
+        parse(pb.GenerateRequest(keep_alive_s=-1.0), toy_model(), (1,))
