@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ConfigError,
         CoverageError,
         DeadlineExceeded,
+        LeaseEnded,
         PeerUnreachable,
         PromptTooLong,
         RequestError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from swarmd.core.results import (
         Completion,
         Coordinator,
+        KeptSession,
         ModelStatus,
         PeerStatus,
         RouteHop,
@@ -54,6 +56,8 @@ __all__ = [
     "Coordinator",
     "CoverageError",
     "DeadlineExceeded",
+    "KeptSession",
+    "LeaseEnded",
     "ModelStatus",
     "PeerStatus",
     "PeerUnreachable",
@@ -75,6 +79,7 @@ _CLIENT = ("AsyncClient", "Client", "ResumePolicy")
 _RESULTS = (
     "Completion",
     "Coordinator",
+    "KeptSession",
     "ModelStatus",
     "PeerStatus",
     "RouteHop",

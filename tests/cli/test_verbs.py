@@ -116,6 +116,27 @@ async def test_generate_json_has_the_promised_keys(shell: Shell) -> None:
     assert got["max_stall_s"] >= 0
 
 
+async def test_a_session_is_kept_and_gone_on_from_by_name(shell: Shell) -> None:
+    async def keeping(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield node.started(request)
+        yield token(0)
+        kept = pb.Kept(session=b"s" * 16, secret=b"k" * 16, tokens=4, address=node.address)
+        yield finished(1, kept=kept)
+
+    shell.node.script = keeping
+    code, _, said = await shell("generate", "p", "--max-tokens", "1", "--keep-alive", "30")
+    name = f"{shell.node.address}/{b's'.hex() * 16}{b'k'.hex() * 16}/4"
+    assert (code, said) == (0, f"kept for 30 s: {name}\n")
+    assert shell.node.requests[0].keep_alive_s == 30
+    got = await shell.json("generate", "", "--max-tokens", "1", "--continue-from", name)
+    assert got["kept"] == name
+    asked = shell.node.requests[1].continue_from
+    assert (asked.session, asked.secret, asked.tokens) == (b"s" * 16, b"k" * 16, 4)
+    code, _, said = await shell("generate", "p", "--continue-from", "nonsense")
+    assert code == 2
+    assert "does not name a kept session" in said
+
+
 async def test_generate_ids_takes_and_prints_ids(shell: Shell) -> None:
     done = await shell("generate", "--ids", "5, 6", "--max-tokens", "3")
     assert done == (0, "100,101,102\n", "")
