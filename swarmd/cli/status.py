@@ -124,7 +124,7 @@ def _table(swarm: SwarmStatus, names: Mapping[str, str]) -> Table:
         cells += [names.get(peer.model_digest, peer.model)] * several
         cells += [
             str(peer.blocks or "-"),
-            peer.state,
+            f"{peer.state}, to {peer.plan}" if peer.plan else peer.state,
             peer.device,
             peer.dtype,
             str(peer.sessions),
@@ -157,4 +157,5 @@ def model_line(model: ModelStatus, name: str) -> str:
     covered = f"{model.covered_blocks} of {model.num_blocks} blocks"
     gaps = ", ".join(f"{start}:{end}" for start, end in model.missing)
     rest = f"missing {gaps}" if gaps else f"replicas {model.replicas}"
-    return f"{name}: {covered}, {rest}"
+    thin = ", ".join(f"{start}:{end}" for start, end in model.thin)
+    return f"{name}: {covered}, {rest}" + (f", only one peer for {thin}" if thin else "")

@@ -90,6 +90,7 @@ def _peer(m: pb.PeerStatus) -> PeerStatus:
         replay_exact=m.replay_exact,
         queue_depth=m.queue_depth,
         step_ms=m.step_ms,
+        plan=Span(m.plan.start, m.plan.end) if m.plan.start < m.plan.end else None,
     )
 
 
@@ -102,4 +103,5 @@ def _model(m: pb.ModelStatus) -> ModelStatus:
         replicas=m.replicas,
         missing=tuple((gap.start, gap.end) for gap in m.missing),
         max_model_len=m.max_model_len,
+        thin=tuple((run.start, run.end) for run in m.thin),
     )

@@ -74,6 +74,27 @@ class NodeConfig:
         options.blocks,
         "A:B|auto",
     )
+    no_rebalance: bool = _key(
+        False,
+        "Stay on the blocks chosen at the start, though others be missing; with --blocks A:B a "
+        "node always stays.",
+        options.flag,
+    )
+    weights_memory: int | None = _key(
+        None,
+        "Memory for weights where the node chooses its blocks itself, such as 16GiB; unset: 70 % "
+        "of what is free.",
+        options.size,
+        "SIZE",
+        '"16GiB"',
+    )
+    preemption: str = _key(
+        "off",
+        "Who tells that this machine is about to go, so that the node drains in time: aws, gcp, "
+        "azure, auto (whichever answers), file:PATH, exec:COMMAND or off.",
+        options.preemption,
+        "SOURCE",
+    )
     listen: str = _key(
         f"127.0.0.1:{GRPC_PORT}",
         "Address for gRPC, peers and clients alike; port 0 takes any free one.",

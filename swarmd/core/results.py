@@ -170,10 +170,15 @@ class PeerStatus:
     replay_exact: bool
     queue_depth: int
     step_ms: float
+    plan: Span | None = None
+    """Blocks to which it is about to move, or is moving."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a JSON object, blocks as `"0:4"` or null."""
-        return asdict(self) | {"blocks": str(self.blocks) if self.blocks else None}
+        """Return a JSON object, blocks and plan as `"0:4"` or null."""
+        return asdict(self) | {
+            "blocks": str(self.blocks) if self.blocks else None,
+            "plan": str(self.plan) if self.plan else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +193,15 @@ class ModelStatus:
     """Fewest live holders of any block."""
     missing: tuple[tuple[int, int], ...]
     max_model_len: int
+    thin: tuple[tuple[int, int], ...] = ()
+    """Blocks that only one peer serves: with it the model would be gone."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a JSON object, missing blocks as `["0:4", ...]`."""
-        return asdict(self) | {"missing": [f"{start}:{end}" for start, end in self.missing]}
+        """Return a JSON object, missing and thin blocks as `["0:4", ...]`."""
+        return asdict(self) | {
+            "missing": [f"{start}:{end}" for start, end in self.missing],
+            "thin": [f"{start}:{end}" for start, end in self.thin],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,13 @@ class Stage:
         self.runner: Runner = RaggedRunner(span.start, len(span))
         self._views: dict[tuple[int, int, bool], View] = {}
 
+    def unload(self) -> None:
+        """Give the weights back: nothing can be computed any more, but what it was can be read."""
+        self.model = nn.Module()
+        self._views.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @property
     def ragged(self) -> bool:
         """Whether several sessions can share a forward."""

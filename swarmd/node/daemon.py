@@ -24,11 +24,12 @@ from swarmd.node import loading
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
 from swarmd.node.inference import InferenceService
-from swarmd.node.lifecycle import Event, Lifecycle, State
+from swarmd.node.lifecycle import COORDINATING, Event, Lifecycle, State
 from swarmd.node.loading import Progress
 from swarmd.node.membership import Membership
 from swarmd.node.metrics import show_metrics
 from swarmd.node.metrics_door import MetricsDoor
+from swarmd.node.moves import Moves
 from swarmd.node.server import Server
 from swarmd.node.service import Service
 from swarmd.node.systemd import Notifier
@@ -132,8 +133,9 @@ class Node:
             self._fail,
             self._drain,
         )
+        moves = Moves(self._config, opened, membership, service, self._clock, self._lifecycle)
         try:
-            await self._serve(service, membership, inference)
+            await self._serve(service, membership, inference, moves)
         finally:
             service.close()
 
@@ -146,7 +148,11 @@ class Node:
         return opened, stage
 
     async def _serve(
-        self, service: Service, membership: Membership, inference: InferenceService
+        self,
+        service: Service,
+        membership: Membership,
+        inference: InferenceService,
+        moves: Moves,
     ) -> None:
         """Serve until a drain begins, then until the last session has ended or time is up."""
         presence, executor = membership.presence, service.executor
@@ -154,12 +160,17 @@ class Node:
         self._lifecycle.handle(Event.READY)
         await presence.announce()
         await membership.see_others(READY_WAIT_S)
-        inference.parts = service.parts(lambda: self._lifecycle.state is State.SERVING)
+        inference.parts = service.parts(
+            lambda: self._lifecycle.state in COORDINATING,
+            lambda: self._lifecycle.state is State.SERVING,
+        )
         await self._server.serving(True)
         line = ready_line(service.stage, membership.address, presence.view)
         self._say(line)
         self._notifier.ready(line)
         self._spawn(self._notifier.keep_alive(lambda: service.is_alive))
+        if membership.moves:
+            self._spawn(moves.watch(self._fail))
         await self._state_changed.wait()
         await self._server.serving(False)
         service.drain()

@@ -37,8 +37,18 @@ class Description:
     """What this node announces: `loading` at first, then what the running parts measure."""
 
     def __init__(
-        self, peer_id: str, address: str, model: ModelInfo, span: Span, dtype: str, device: str
+        self,
+        peer_id: str,
+        address: str,
+        model: ModelInfo,
+        span: Span,
+        dtype: str,
+        device: str,
+        *,
+        moves: bool = False,
     ) -> None:
+        self.plan: Span | None = None
+        """Where the node is about to move, or is moving."""
         self._base = Announcement(
             peer_id=peer_id,
             address=address,
@@ -51,6 +61,7 @@ class Description:
             device=device,
             pid=os.getpid(),
             version=__version__,
+            moves=moves,
         )
         self._stage: Stage | None = None
         self._executor: Executor | None = None
@@ -63,7 +74,7 @@ class Description:
 
     def now(self, state: NodeState, coordinate: tuple[float, ...]) -> Announcement:
         """Return the announcement for this moment."""
-        base = replace(self._base, state=state, coordinate=coordinate)
+        base = replace(self._base, state=state, coordinate=coordinate, plan=self.plan)
         if self._stage is None or self._executor is None or self._host is None:
             return base
         stats, budget = self._executor.stats, self._stage.budget

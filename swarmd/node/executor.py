@@ -64,9 +64,12 @@ class Executor:
         threads: int,
         deliver: Callable[[Sequence[Result]], None],
         died: Callable[[], None],
+        before: Executor | None = None,
     ) -> None:
-        self.stats = ComputeStats(alive_at=time.monotonic())
-        self.log = MicrobatchLog()
+        """`before` is the executor that this one replaces: it goes on with its counters."""
+        self.stats: ComputeStats = before.stats if before else ComputeStats()
+        self.stats.alive_at, self.stats.step_ms = time.monotonic(), 0.0
+        self.log: MicrobatchLog = before.log if before else MicrobatchLog()
         self._stage = stage
         self._threads = threads
         self._deliver = deliver
@@ -101,6 +104,9 @@ class Executor:
         """Finish the microbatch that runs, then end the thread."""
         self._inbox.put(None)
         self._thread.join(timeout)
+        if not self.running:
+            self._sessions.clear()
+            self._units.clear()
 
     @property
     def running(self) -> bool:

@@ -60,6 +60,8 @@ class Parts:
     report: StatusReport
     accepts: Callable[[], bool]
     """Whether new generations may begin; False while draining."""
+    serves: Callable[[], bool]
+    """Whether its own blocks take new sessions; False also while it moves to others."""
     shares: bool = False
     """Whether prompts that begin alike are computed once, if they meet."""
 
@@ -122,7 +124,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if model.digest == own.model.digest:
             key = first_key(prompt_ids, model.digest, request.cache_salt.encode())
             home = parts.routes.home(key) if key and request.allow_redirect else None
-            here = own.span.start == 0 and parts.accepts()
+            here = own.span.start == 0 and parts.serves()
             if not request.allow_redirect or (here and home is None):
                 return None
             try:

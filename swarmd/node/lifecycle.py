@@ -16,6 +16,10 @@ class State(enum.Enum):
 
     LOADING = "loading"
     SERVING = "serving"
+    MOVING = "moving"
+    """Drains, to serve other blocks then."""
+    RELOADING = "reloading"
+    """Has left its blocks, and loads others; it coordinates as before."""
     DRAINING = "draining"
     STOPPED = "stopped"
 
@@ -24,6 +28,11 @@ class Event(enum.Enum):
     """What happens to a node."""
 
     READY = "ready"
+    MOVE = "move"
+    LEFT = "left"
+    """A move's drain has come to its end."""
+    STAY = "stay"
+    """A move is given up before that."""
     DRAIN = "drain"
     DRAINED = "drained"
     STOP = "stop"
@@ -38,6 +47,17 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SERVING, Event.DRAIN): State.DRAINING,
     (State.SERVING, Event.STOP): State.STOPPED,
     (State.SERVING, Event.FAIL): State.STOPPED,
+    (State.SERVING, Event.MOVE): State.MOVING,
+    (State.MOVING, Event.LEFT): State.RELOADING,
+    (State.MOVING, Event.STAY): State.SERVING,
+    (State.MOVING, Event.DRAIN): State.DRAINING,
+    (State.MOVING, Event.STOP): State.STOPPED,
+    (State.MOVING, Event.FAIL): State.STOPPED,
+    (State.RELOADING, Event.READY): State.SERVING,
+    # What it coordinates goes on, so it has something to finish.
+    (State.RELOADING, Event.DRAIN): State.DRAINING,
+    (State.RELOADING, Event.STOP): State.STOPPED,
+    (State.RELOADING, Event.FAIL): State.STOPPED,
     # A second request to drain means: now.
     (State.DRAINING, Event.DRAIN): State.STOPPED,
     (State.DRAINING, Event.DRAINED): State.STOPPED,
@@ -53,9 +73,15 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 ANNOUNCED = {
     State.LOADING: NodeState.LOADING,
     State.SERVING: NodeState.SERVING,
+    State.MOVING: NodeState.DRAINING,
+    State.RELOADING: NodeState.LOADING,
     State.DRAINING: NodeState.DRAINING,
     State.STOPPED: NodeState.GONE,
 }
+
+
+COORDINATING = frozenset({State.SERVING, State.MOVING, State.RELOADING})
+"""Where new generations may begin at a node."""
 
 
 class Lifecycle:

@@ -17,6 +17,7 @@ from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
 from swarmd.engine.checkpoint import Checkpoint, open_checkpoint
+from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import parse_config
 from swarmd.engine.load import (
     DTYPES,
@@ -65,6 +66,7 @@ def open_model(config: NodeConfig, progress: Progress | None = None) -> Opened:
     dtype, _ = choose_dtype(config.dtype, device, parsed)
     names = {kind: name for name, kind in DTYPES.items()}
     room = int((free_memory(device) - DAEMON_BYTES) * WEIGHTS_SHARE)
+    room = room if config.weights_memory is None else config.weights_memory
     if config.blocks != "auto":
         Span.parse(config.blocks, info.num_blocks)
     fits = _max_blocks(checkpoint, info, dtype, room) if config.blocks == "auto" else 0
@@ -92,6 +94,18 @@ def _max_blocks(checkpoint: Checkpoint, info: ModelInfo, dtype: torch.dtype, roo
             f"{room >> 20} MiB are free for weights"
         )
     return int(fits)
+
+
+def fits_beside(config: NodeConfig, opened: Opened, span: Span) -> bool:
+    """Whether a span can be loaded while another one is still there."""
+    needed = estimate_span_bytes(opened.checkpoint, span, DTYPES[opened.dtype])
+    return 2 * needed + DAEMON_BYTES < free_memory(choose_device(config.device))
+
+
+def size_kv(config: NodeConfig, stage: Stage) -> None:
+    """Give a stage that was loaded beside another one the memory that has come free."""
+    if config.kv_memory is None:
+        stage.budget = KVBudget(free_memory(stage.device) // 2)
 
 
 def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | None = None) -> Stage:

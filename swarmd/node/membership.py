@@ -16,6 +16,7 @@ from typing import Any
 from swarmd.core import options
 from swarmd.core.clock import Clock
 from swarmd.core.config import NodeConfig
+from swarmd.core.errors import DirectoryError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.span import Span
 from swarmd.node.describe import Description
@@ -162,8 +163,23 @@ class Membership:
     async def _plan(self, opened: Opened, span: Span) -> None:
         """Let others see what is being loaded here."""
         dtype, device = opened.dtype, self._config.device
-        self.description = Description(self.own_id, self.address, opened.info, span, dtype, device)
+        self.description = Description(
+            self.own_id, self.address, opened.info, span, dtype, device, moves=self.moves
+        )
         await self.presence.announce()
+
+    async def announce_move(self, opened: Opened, span: Span) -> None:
+        """Let others see that this node has left its blocks and loads these."""
+        with contextlib.suppress(DirectoryError):  # tried again soon
+            await self._plan(opened, span)
+        assert self.description is not None
+        self.description.plan = span
+        self.presence.changed()
+
+    @property
+    def moves(self) -> bool:
+        """Whether this node goes where the swarm needs it."""
+        return self._config.blocks == "auto" and not self._config.no_rebalance
 
 
 async def _address_of(host: str) -> str:

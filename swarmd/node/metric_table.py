@@ -201,6 +201,10 @@ ROWS = tuple(
             "compute_decode_microbatches_total",
             "Microbatches with steps of one position in them.",
         ),
+        # -- the node as a whole
+        ("node_moves", "moves_total", "Moves to other blocks, while the node served."),
+        ("node_moves_given_up", "moves_given_up_total", "Moves that were planned and not made."),
+        ("node_notices", "preemption_notices_total", "Notices that the machine is about to go."),
         # -- links
         ("link_frames_sent", "link_frames_sent_total", "Session frames sent to peers."),
         ("link_frames_received", "link_frames_received_total", "Session frames from peers."),

@@ -82,7 +82,7 @@ class NodeMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of the node."""
-        yield _about(self._own)
+        yield _about(self._view().peer(self._own.peer_id) or self._own)
         counters = self._counters()
         for row in ROWS:
             yield row.family(counters[row.counter])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.engine.load import default_threads
 from swarmd.engine.stage import Stage
 from swarmd.node.account import StageAccount
+from swarmd.node.background import in_background
 from swarmd.node.coordinator import Coordinator, CoordinatorLimits
 from swarmd.node.executor import Executor
 from swarmd.node.host import StageHost
@@ -48,10 +50,14 @@ class Service:
     ) -> None:
         """`on_death` is called on the event loop when the compute thread ends by an error."""
         self.stage = stage
+        self.executor: Executor
+        self._host: StageHost
         self._config = config
         self._prompts = prompts
         self._membership = membership
-        self._start_stage(on_death)
+        self._on_death = on_death
+        self._changes_stage = False
+        self._start_stage(None)
         own_id, presence = membership.own_id, membership.presence
         self._routes = Routes(own_id, stage.info, lambda: presence.view, presence.look_again, clock)
         self._coordinator = Coordinator(
@@ -76,8 +82,12 @@ class Service:
             start_drain,
         )
 
-    def parts(self, accepts: Callable[[], bool]) -> Parts:
-        """Return what serves clients; `accepts` says whether new generations may begin."""
+    def parts(self, accepts: Callable[[], bool], serves: Callable[[], bool]) -> Parts:
+        """Return what serves clients.
+
+        `accepts` says whether new generations may begin here, `serves` whether its blocks are
+        there for them.
+        """
         return Parts(
             self._membership.announcement,
             self._coordinator,
@@ -85,12 +95,15 @@ class Service:
             self._prompts,
             self.report,
             accepts,
+            serves,
             shares=self._prefix_unit() > 0,
         )
 
     @property
     def is_alive(self) -> bool:
-        """Whether the compute thread runs, and is not stuck."""
+        """Whether the compute thread runs, and is not stuck; while there is none, it is well."""
+        if self._changes_stage:
+            return True
         silent = time.monotonic() - self.executor.stats.alive_at
         return self.executor.running and silent < COMPUTE_STUCK_S
 
@@ -99,9 +112,37 @@ class Service:
         """Whether no session runs through this node, or by it."""
         return not self._host.table.sessions and not len(self._coordinator)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no session runs through this node; it may coordinate some."""
+        return not self._host.table.sessions
+
     def drain(self) -> None:
         """Take no new sessions."""
         self._host.handle(ev.Drain())
+
+    def stay(self) -> None:
+        """Take new sessions again."""
+        self._host.handle(ev.Drain(on=False))
+
+    async def unload(self) -> None:
+        """End what still runs through this node and free the stage; coordinating goes on.
+
+        Opens are refused until `change_stage`.
+        """
+        self._changes_stage = True
+        self._host.handle(ev.Drain(), *(_not_here(key) for key in self._host.table.sessions))
+        await in_background(self.executor.stop)
+        self.stage.unload()
+
+    def change_stage(self, stage: Stage) -> None:
+        """Serve other blocks from now on, after `unload`. Counters go on."""
+        self._host.close()
+        self.stage = stage
+        self._start_stage(self._host)
+        self._membership.exchange.open(self._host, self._coordinator, self._routes)
+        self.report.serve_from(self._host, self.executor, stage.budget)
+        self._changes_stage = False
 
     def close(self) -> None:
         """End all sessions, the compute thread and the helpers for prompts."""
@@ -109,7 +150,8 @@ class Service:
         self.executor.stop()
         self._prompts.close()
 
-    def _start_stage(self, on_death: Callable[[], None]) -> None:
+    def _start_stage(self, before: StageHost | None) -> None:
+        """`before` is what ran the stage that this one replaces."""
         loop, stage = asyncio.get_running_loop(), self.stage
 
         def deliver(results: Sequence[ev.Computed | ev.ComputeFailed]) -> None:
@@ -119,11 +161,13 @@ class Service:
 
         def died() -> None:
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(on_death)
+                loop.call_soon_threadsafe(self._on_death)
 
         threads = self._config.threads or default_threads().count
-        self.executor = Executor(stage, threads, deliver, died)
-        table = HopTable(self._facts(), StageAccount(stage), self._hop_policy())
+        executor = self.executor if before else None
+        self.executor = Executor(stage, threads, deliver, died, executor)
+        counters = before.table.counters if before else None
+        table = HopTable(self._facts(), StageAccount(stage), self._hop_policy(), counters)
         self._host = StageHost(table, self.executor, self._membership.exchange.send)
         assert self._membership.description is not None
         self._membership.description.loaded(stage, self.executor, self._host)
@@ -162,3 +206,8 @@ class Service:
     def _prefix_unit(self) -> int:
         shares = self.stage.shares_prefixes and not self._config.no_prefix_cache
         return PREFIX_UNIT if shares else 0
+
+
+def _not_here(session: bytes) -> ev.ComputeFailed:
+    """What ends a session here at once, and tells its coordinator to look for another hop."""
+    return ev.ComputeFailed(session, sys.maxsize, "this node goes to other blocks")

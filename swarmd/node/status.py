@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from swarmd.core.errors import UsageError
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
@@ -16,6 +16,17 @@ from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
 from swarmd.swarm.view import View
 from swarmd.v1 import inference_pb2 as pb
+
+
+@dataclass(slots=True)
+class NodeStats:
+    """What happened to the node as a whole since it started."""
+
+    moves: int = 0
+    """To other blocks, while it served."""
+    moves_given_up: int = 0
+    notices: int = 0
+    """That its machine is about to go."""
 
 
 class StatusReport:
@@ -33,11 +44,14 @@ class StatusReport:
     ) -> None:
         self._presence = presence
         self._coordinator = coordinator
-        self._host = host
-        self._executor = executor
         self._exchange = exchange
-        self._budget = budget
         self._start_drain = start_drain
+        self.node = NodeStats()
+        self.serve_from(host, executor, budget)
+
+    def serve_from(self, host: StageHost, executor: Executor, budget: KVBudget) -> None:
+        """From now on these run the stage."""
+        self._host, self._executor, self._budget = host, executor, budget
 
     def reply(self, *, microbatches: bool = False) -> pb.StatusReply:
         """Return the whole report."""
@@ -53,6 +67,7 @@ class StatusReport:
     def counters(self) -> Mapping[str, float]:
         """Return this node's counters by name."""
         groups = {
+            "node": asdict(self.node),
             "hop": asdict(self._host.table.counters),
             "coordinator": asdict(self._coordinator.stats),
             "compute": asdict(self._executor.stats),
@@ -105,6 +120,7 @@ def _model_status(view: View, model: ModelInfo) -> pb.ModelStatus:
         covered_blocks=sum(count > 0 for count in replicas),
         replicas=min(replicas, default=0),
         missing=[pb.BlockRange(start=a, end=b) for a, b in view.missing(model.digest)],
+        thin=[pb.BlockRange(start=a, end=b) for a, b in view.thin(model.digest)],
         max_model_len=model.max_model_len,
     )
 
@@ -131,6 +147,7 @@ def peer_status(a: Announcement) -> pb.PeerStatus:
         replay_exact=a.replay_exact,
         queue_depth=a.queue_depth,
         step_ms=a.step_ms,
+        plan=pb.BlockRange(start=a.plan.start, end=a.plan.end) if a.plan else None,
     )
 
 

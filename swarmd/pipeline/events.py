@@ -79,7 +79,9 @@ class ComputeFailed:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Take no new sessions from now on; those that run go on."""
+    """Take no new sessions from now on; those that run go on. Not `on`: take them again."""
+
+    on: bool = True
 
 
 # Events of the driver only.

@@ -54,11 +54,16 @@ class HopTable:
     """All sessions of a stage. `handle` is the only way in; it never raises for a peer's fault."""
 
     def __init__(
-        self, facts: StageFacts, account: KVAccount, policy: HopPolicy | None = None
+        self,
+        facts: StageFacts,
+        account: KVAccount,
+        policy: HopPolicy | None = None,
+        counters: HopCounters | None = None,
     ) -> None:
+        """`counters` are those of the table that this one replaces, to go on with."""
         self.facts = facts
         self.policy = policy or HopPolicy()
-        self.counters = HopCounters()
+        self.counters = counters or HopCounters()
         self.sessions: dict[bytes, HopSession] = {}
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
@@ -422,7 +427,7 @@ class HopTable:
         return actions
 
     def _drain(self, event: Drain, now: float) -> list[HopAction]:
-        self.draining = True
+        self.draining = event.on
         return []
 
     def _remind(self, session: HopSession) -> None:

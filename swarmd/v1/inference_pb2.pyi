@@ -272,7 +272,7 @@ class Microbatch(_message.Message):
     def __init__(self, began: _Optional[float] = ..., ended: _Optional[float] = ..., steps: _Optional[int] = ..., decodes: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest")
+    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest", "plan")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +292,7 @@ class PeerStatus(_message.Message):
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     address: str
     start: int
@@ -311,7 +312,8 @@ class PeerStatus(_message.Message):
     queue_depth: int
     step_ms: float
     model_digest: str
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ...) -> None: ...
+    plan: BlockRange
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ..., plan: _Optional[_Union[BlockRange, _Mapping]] = ...) -> None: ...
 
 class BlockRange(_message.Message):
     __slots__ = ("start", "end")
@@ -322,7 +324,7 @@ class BlockRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "digest", "num_blocks", "covered_blocks", "replicas", "missing", "max_model_len")
+    __slots__ = ("name", "digest", "num_blocks", "covered_blocks", "replicas", "missing", "max_model_len", "thin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +332,7 @@ class ModelStatus(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    THIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     num_blocks: int
@@ -337,7 +340,8 @@ class ModelStatus(_message.Message):
     replicas: int
     missing: _containers.RepeatedCompositeFieldContainer[BlockRange]
     max_model_len: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., covered_blocks: _Optional[int] = ..., replicas: _Optional[int] = ..., missing: _Optional[_Iterable[_Union[BlockRange, _Mapping]]] = ..., max_model_len: _Optional[int] = ...) -> None: ...
+    thin: _containers.RepeatedCompositeFieldContainer[BlockRange]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., covered_blocks: _Optional[int] = ..., replicas: _Optional[int] = ..., missing: _Optional[_Iterable[_Union[BlockRange, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., thin: _Optional[_Iterable[_Union[BlockRange, _Mapping]]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("peer_id", "peers", "models", "counters", "microbatches")

@@ -1,0 +1,135 @@
+"""A move, step by step: load beside what is there, drain, leave, serve other blocks.
+
+Whether and when is `swarmd.node.moving`'s; a node that is told to leave meanwhile is `daemon`'s: a
+move ends wherever it finds the node in another state than it left it in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from swarmd.core.clock import Clock
+from swarmd.core.config import NodeConfig
+from swarmd.core.errors import SwarmdError
+from swarmd.core.span import Span
+from swarmd.engine.stage import Stage
+from swarmd.node import loading
+from swarmd.node.background import in_background
+from swarmd.node.lifecycle import Event, Lifecycle, State
+from swarmd.node.membership import Membership
+from swarmd.node.moving import Moving
+from swarmd.node.service import Service
+from swarmd.swarm.rebalance import Move, Reason
+
+log = logging.getLogger(__name__)
+
+GAP_DRAIN_S = 2.0
+"""No session can go on while blocks are missing: those that are here are not waited for longer."""
+POLL_S = 0.05
+
+
+class Moves:
+    """The moves of one node."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        opened: loading.Opened,
+        membership: Membership,
+        service: Service,
+        clock: Clock,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._config = config
+        self._opened = opened
+        self._membership = membership
+        self._service = service
+        self._clock = clock
+        self._lifecycle = lifecycle
+        self._moving = Moving(membership, opened.max_blocks, clock, service.report.node)
+
+    async def watch(self, fail: Callable[[], None]) -> None:
+        """Move whenever it is time to, until the node leaves. `fail` ends the node."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._moving.keep_watch())
+            while self._is(State.SERVING):
+                move = await self._moving.next_move()
+                try:
+                    self._moving.ended(moved=await self._move(move))
+                except SwarmdError as error:
+                    # It has left its blocks and can load none: it is of no use any more.
+                    log.error("no blocks could be loaded after a move error=%s", error)
+                    fail()
+
+    async def _move(self, move: Move) -> bool:
+        """Return whether this node serves the other blocks now. Raises SwarmdError."""
+        if not self._is(State.SERVING):
+            return False
+        stage = None
+        if loading.fits_beside(self._config, self._opened, move.span):
+            stage = await self._try_to_load(move.span)
+            if stage is None or not self._is(State.SERVING):
+                return False
+        self._lifecycle.handle(Event.MOVE)
+        self._membership.presence.changed()
+        self._service.drain()
+        left = await self._left(move)
+        if not self._is(State.MOVING):
+            return False
+        if not left:
+            self._service.stay()
+            self._lifecycle.handle(Event.STAY)
+            log.info("move given up blocks=%s", self._service.stage.span)
+            return False
+        return await self._change(move.span, stage)
+
+    async def _try_to_load(self, span: Span) -> Stage | None:
+        try:
+            return await in_background(loading.load, self._config, self._opened, span, self._go_on)
+        except Exception as error:
+            # Whatever it is, memory that does not suffice included: the node had better serve on.
+            log.warning("move given up blocks=%s error=%r", span, error)
+            return None
+
+    async def _left(self, move: Move) -> bool:
+        """Wait for the drain; return whether the node may go."""
+        patience = GAP_DRAIN_S if move.reason is Reason.GAP else self._config.drain_timeout
+        deadline = self._clock.monotonic() + patience
+        while not self._service.is_empty and self._clock.monotonic() < deadline:
+            if not self._is(State.MOVING):
+                return False
+            await asyncio.sleep(POLL_S)
+        may_go = self._service.is_empty or move.reason is Reason.GAP
+        return may_go and await self._moving.confirm()
+
+    async def _change(self, span: Span, stage: Stage | None) -> bool:
+        before = self._service.stage.span
+        self._lifecycle.handle(Event.LEFT)
+        await self._membership.announce_move(self._opened, span)
+        await self._service.unload()
+        if stage is None:
+            stage = await self._try_to_load(span) or await self._load_again(before)
+        else:
+            loading.size_kv(self._config, stage)
+        if stage is None or not self._is(State.RELOADING):
+            return False
+        if stage.span != span:
+            await self._membership.announce_move(self._opened, stage.span)
+        self._service.change_stage(stage)
+        self._lifecycle.handle(Event.READY)
+        log.info("moved blocks=%s from=%s", stage.span, before)
+        return stage.span == span
+
+    async def _load_again(self, span: Span) -> Stage:
+        """Load what was there before. Raises SwarmdError."""
+        return await in_background(loading.load, self._config, self._opened, span, self._go_on)
+
+    def _is(self, state: State) -> bool:
+        return self._lifecycle.state is state
+
+    def _go_on(self, done: int, total: int, what: str) -> None:
+        """Called on the loading thread, which a stop ends here."""
+        if self._lifecycle.state in (State.DRAINING, State.STOPPED):
+            raise asyncio.CancelledError("the node leaves")
