@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from swarmd.core.clock import Clock
@@ -166,8 +167,10 @@ class Service:
         threads = self._config.threads or default_threads().count
         executor = self.executor if before else None
         self.executor = Executor(stage, threads, deliver, died, executor)
-        counters = before.table.counters if before else None
-        table = HopTable(self._facts(), StageAccount(stage), self._hop_policy(), counters)
+        table = HopTable(self._facts(), StageAccount(stage), self._hop_policy())
+        if before is not None:
+            for name, count in asdict(before.table.counters).items():
+                setattr(table.counters, name, count)  # they go on
         self._host = StageHost(table, self.executor, self._membership.exchange.send)
         assert self._membership.description is not None
         self._membership.description.loaded(stage, self.executor, self._host)

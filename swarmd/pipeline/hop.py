@@ -54,16 +54,11 @@ class HopTable:
     """All sessions of a stage. `handle` is the only way in; it never raises for a peer's fault."""
 
     def __init__(
-        self,
-        facts: StageFacts,
-        account: KVAccount,
-        policy: HopPolicy | None = None,
-        counters: HopCounters | None = None,
+        self, facts: StageFacts, account: KVAccount, policy: HopPolicy | None = None
     ) -> None:
-        """`counters` are those of the table that this one replaces, to go on with."""
         self.facts = facts
         self.policy = policy or HopPolicy()
-        self.counters = counters or HopCounters()
+        self.counters = HopCounters()
         self.sessions: dict[bytes, HopSession] = {}
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False

@@ -72,15 +72,15 @@ FLAGS: dict[str, str] = {
     "max_sessions": "5", "served_model_name": "n", "chunk_size": "9", "gap_wait": "1.5",
     "orphan_grace": "2.5", "link_timeout": "3.5", "drain_timeout": "4.5", "lease": "5.5",
     "state_dir": "/s", "log_level": "debug", "metrics": "127.0.0.1:9",
-    "keep_alive_limit": "6.5", "keep_memory": "3MiB",
+    "keep_alive_limit": "6.5", "keep_memory": "3MiB", "weights_memory": "5GiB",
 }  # fmt: skip
 
 
 def test_every_flag_reaches_the_daemon(daemon: Daemon) -> None:
-    assert {*FLAGS, "model", "insecure", "no_prefix_cache"} == KEYS.keys()
+    switched = {"insecure": True, "no_prefix_cache": True, "no_rebalance": True}
+    assert {*FLAGS, "model", *switched} == KEYS.keys()
     line = [word for key, value in FLAGS.items() for word in (flag_name(key), value)]
-    assert run(["serve", "m", *line, "--insecure", "--no-prefix-cache"]) == 0
-    switched = {"insecure": True, "no_prefix_cache": True}
+    assert run(["serve", "m", *line, *map(flag_name, switched)]) == 0
     expected = load_config(FLAGS | {"model": "m"} | switched, {})
     assert daemon.configs == [expected]
     defaults = NodeConfig(model="")
