@@ -77,6 +77,11 @@ class Past:
     session: bytes
     secret: bytes
     tokens: int
+    floor: int = 0
+    """Where the chunk begins that holds the last of them that need not be computed, and"""
+    run: int = 0
+    """from where on each is a chunk: a hop that computes other bits in other chunks must begin at
+    the one, or at or above the other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from swarmd.core.route import Route
 from swarmd.pipeline.steps import borders_of
 from swarmd.v1 import inference_pb2 as pb
 
+MAX_TOKENS = 1 << 22
+"""Ids of all kept sessions together: forks share KV, but each has its ids."""
 AGAIN = "send the whole prompt again"
 
 
@@ -61,9 +63,11 @@ class KeptBook:
         """Note a session that the hops keep from now on."""
         for session in [key for key, old in self._kept.items() if old.ends_at <= now]:
             del self._kept[session]
-        if len(self._kept) >= self._most:
-            del self._kept[min(self._kept, key=lambda key: self._kept[key].ends_at)]
         self._kept[kept.session] = replace(kept, ends_at=now + kept.lease_s)
+        tokens = sum(len(old.ids) for old in self._kept.values())
+        while len(self._kept) > self._most or (tokens > MAX_TOKENS and len(self._kept) > 1):
+            soonest = min(self._kept, key=lambda key: self._kept[key].ends_at)
+            tokens -= len(self._kept.pop(soonest).ids)
 
     def cut(self, session: bytes, tokens: int) -> None:
         """Forget what was computed beyond that: nobody has been told of it."""

@@ -63,7 +63,14 @@ class HopTable:
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
         self.prefixes = PrefixIndex(account, self.counters, facts, self.policy)
-        self.leases = Leases(self.prefixes, account, self.counters, self.policy, self.budget)
+        self.leases = Leases(
+            self.prefixes,
+            account,
+            self.counters,
+            self.policy,
+            self.budget,
+            chunk_exact=facts.chunk_exact,
+        )
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None

@@ -48,12 +48,15 @@ class Leases:
         counters: HopCounters,
         policy: HopPolicy,
         budget: ReplayBudget,
+        *,
+        chunk_exact: bool,
     ) -> None:
         self._prefixes = prefixes
         self._account = account
         self._counters = counters
         self._policy = policy
         self._budget = budget
+        self._chunk_exact = chunk_exact
         self._leases: dict[bytes, _Lease] = {}
 
     def __len__(self) -> int:
@@ -141,6 +144,8 @@ class Leases:
         if lease is None or past is None:
             return []
         length = min(lease.length, past.tokens, order.prompt_tokens - 1)
+        if not self._chunk_exact and length < past.run:
+            length = past.floor if past.floor <= length else 0
         if length < 1:
             return []
         whole = length // self._prefixes.unit

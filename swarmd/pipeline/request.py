@@ -6,7 +6,7 @@ What becomes of it is `driver.Driver`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarmd.core.errors import PromptTooLong, RequestError
 from swarmd.core.frames import Open, Past
@@ -14,6 +14,7 @@ from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
 from swarmd.core.route import Hop, Route
 from swarmd.core.sampling import SamplingParams
+from swarmd.pipeline.steps import ChunkPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,16 @@ class Request:
         """What hops reserve KV for."""
         return len(self.prompt_ids) + self.max_tokens
 
+    def located_past(self) -> Past | None:
+        """The past, with the places in it at which a hop may begin."""
+        if self.past is None:
+            return None
+        tokens, borders = self.past.tokens, self.borders
+        plan = ChunkPlan(len(self.prompt_ids), self.chunk_size, borders)
+        floor = plan.floor(min(tokens, len(self.prompt_ids) - 1))
+        run = borders[-2] if borders and borders[-1] == tokens else tokens + 1
+        return replace(self.past, floor=floor, run=run)
+
     def keys(self, ids: Sequence[int]) -> tuple[bytes, ...]:
         """Keys of the units of prompt and output, if the prompt's are shared."""
         if not self.prefix:
@@ -101,6 +112,7 @@ def open_frames(
     request: Request, route: Route, epoch: int, fresh: bool, ids: tuple[int, ...]
 ) -> Iterator[tuple[Hop, Open]]:
     """What each hop of a route is told at the beginning of an epoch; `ids` are all known so far."""
+    past = request.located_past()
     peers = [request.me, *(hop.peer_id for hop in route), ""]
     for index, hop in enumerate(route, start=1):
         last = index == len(route)
@@ -122,7 +134,7 @@ def open_frames(
                 prefix=request.prefix,
                 prefix_unit=request.prefix_unit if request.prefix else 0,
                 prefix_grain=request.chunk_size if request.prefix else 0,
-                past=request.past,
+                past=past,
                 keeps=request.keep_s > 0,
                 tenant=request.tenant,
             ),

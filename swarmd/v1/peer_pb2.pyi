@@ -182,14 +182,18 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., seed: _Optional[int] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class Past(_message.Message):
-    __slots__ = ("session", "secret", "tokens")
+    __slots__ = ("session", "secret", "tokens", "floor", "run")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     tokens: int
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ...) -> None: ...
+    floor: int
+    run: int
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., floor: _Optional[int] = ..., run: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids", "prefix", "prefix_unit", "prefix_grain", "past", "keeps", "tenant")

@@ -109,7 +109,13 @@ def _open_to_pb(frame: Open) -> pb.Frame:
 
 
 def _past_to_pb(past: Past) -> pb.Past:
-    return pb.Past(session=past.session, secret=past.secret, tokens=past.tokens)
+    return pb.Past(
+        session=past.session,
+        secret=past.secret,
+        tokens=past.tokens,
+        floor=past.floor,
+        run=past.run,
+    )
 
 
 def _close_to_pb(frame: Close) -> pb.Frame:
@@ -293,7 +299,8 @@ def _past_from_pb(m: pb.Past, prompt_tokens: int) -> Past:
         raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(m.secret)}")
     if not 1 <= m.tokens <= prompt_tokens:
         raise ProtocolError(f"a past of {m.tokens} positions for a prompt of {prompt_tokens}")
-    return Past(_session(m.session), m.secret, m.tokens)
+    floor, run = _position(m.floor, "floor"), _position(m.run, "run")
+    return Past(_session(m.session), m.secret, m.tokens, floor, run)
 
 
 def _tenant(value: bytes) -> bytes:

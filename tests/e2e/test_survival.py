@@ -51,7 +51,7 @@ def test_a_killed_hop_is_replaced_and_the_text_stays_the_same(
 @pytest.fixture
 def bystander(whole_swarm: LocalSwarm) -> Iterator[LocalNode]:
     """One more node, without room for anybody's KV: it can coordinate, but never be a hop."""
-    node = whole_swarm.add("3:6", "--kv-memory", "8KiB")
+    node = whole_swarm.add("3:6", "--kv-memory", "160KiB")  # 64 tokens: less than any session here
     whole_swarm.wait_ready()
     wait_for_replicas(whole_swarm)
     yield node

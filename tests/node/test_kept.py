@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarmd.core.errors import LeaseEnded, RequestError
-from swarmd.node.kept import Kept, KeptBook
+from swarmd.node.kept import MAX_TOKENS, Kept, KeptBook
 from swarmd.node.requests import parse
 from swarmd.toys import toy_model
 from swarmd.v1 import inference_pb2 as pb
@@ -59,6 +59,14 @@ def test_the_book_is_bounded_and_forgets_what_has_ended() -> None:
     assert len(one) == 2
     one.add(KEPT, 1000.0)
     assert len(one) == 1
+
+
+def test_the_ids_that_are_remembered_are_bounded() -> None:
+    one, ids = KeptBook(100), (7,) * (MAX_TOKENS // 3)
+    for number in range(5):
+        one.add(Kept(bytes([number]) * 16, SECRET, ids, 6, lease_s=10.0 + number), 100.0)
+    assert len(one) == 3
+    assert one.get(bytes([4]) * 16)
 
 
 def test_what_the_client_was_not_told_of_is_not_gone_on_from() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from swarmd.core.errors import KVExhausted, PromptTooLong
 from swarmd.core.frames import Past
 from swarmd.core.sampling import SamplingParams
+from swarmd.lossy_links import Weather
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.pipeline.steps import ChunkPlan, borders_of
 from swarmd.simulation import Client, Swarm
@@ -95,6 +97,7 @@ def used(swarm: Swarm) -> int:
     return sum(
         sum(node.account.reserved.values()) - node.table.prefixes.idle_bytes
         for node in swarm.nodes.values()
+        if node.alive
     )
 
 
@@ -273,3 +276,47 @@ def test_former_outputs_are_cut_as_they_were_computed() -> None:
     assert borders_of((10, 15), 30, 12) == (10, 12)
     assert borders_of((10, 15), 30, 20) == (10, 15)
     assert borders_of((10, 15), 30, 4) == ()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_forks_of_forks_stay_right_whatever_happens_to_the_hops(seed: int) -> None:
+    draw = random.Random(seed)
+    policy = HopPolicy(prefix_unit=draw.choice([0, UNIT]), keep_bytes=3 * 2000)
+    weather = Weather(delay=(0.001, 0.02), compute=(0.001, 0.01))
+    swarm = Swarm(MODEL, seed, weather, policy, chunk_exact=draw.random() < 0.5)
+    swarm.add("boss")
+    for number in range(2):
+        for peer, blocks in NODES.items():
+            swarm.add(f"{peer}{number}", blocks)
+    talk = Talk(swarm)
+    pasts = [talk.turn(PROMPT, keep_s=30), talk.turn(PROMPT[:24], keep_s=30)]
+    for _ in range(4):
+        running = []
+        for _ in range(draw.randint(1, 4)):
+            past = draw.choice(pasts)
+            length = len(past.request.prompt_ids) + len(past.ids)
+            tail = tuple(draw.randrange(50) for _ in range(draw.randint(0, 9)))
+            most = draw.randint(1, 30)
+            keep = draw.choice([0.0, 30.0])
+            running.append(talk.begin(tail, past, draw.randint(1, length), keep, most))
+        if draw.random() < 0.6:
+            swarm.run(swarm.now + draw.uniform(0, 0.3))
+            victims = [peer for peer in swarm.nodes if peer != "boss" and swarm.nodes[peer].alive]
+            victim = draw.choice(victims)
+            swarm.kill(victim)
+            swarm.add(f"{victim}x", NODES[victim[0]])
+        if draw.random() < 0.3:
+            swarm.stop(running.pop())
+        pasts += [talk.end(client) for client in running if client.request.keep_s]
+        for client in running:
+            talk.end(client)
+        swarm.run(swarm.now + draw.choice([0.1, 2, 20]))
+    swarm.run(swarm.now + 60)
+    assert used(swarm) == 0
+    for node in swarm.nodes.values():
+        if node.alive:
+            assert node.stage.units == len(node.table.prefixes)
+            assert node.table.prefixes.pinned_bytes == len(node.table.leases) == 0
+            node.drop_prefixes()
+            assert node.account.reserved == {}
+            assert node.table.budget.used == 0

@@ -83,6 +83,10 @@ samplings = st.builds(
 )
 
 
+def pasts(prompt: int) -> st.SearchStrategy[Past]:
+    return st.builds(Past, sessions, secrets, st.integers(1, prompt), positions, positions)
+
+
 @st.composite
 def opens(draw: st.DrawFn) -> Open:
     start = draw(st.integers(0, limits.MAX_BLOCKS - 1))
@@ -106,7 +110,7 @@ def opens(draw: st.DrawFn) -> Open:
         prefix=tuple(keys),
         prefix_unit=unit,
         prefix_grain=draw(positions),
-        past=draw(st.none() | st.builds(Past, sessions, secrets, st.integers(1, prompt))),
+        past=draw(st.none() | pasts(prompt)),
         keeps=draw(st.booleans()),
         tenant=draw(st.binary(max_size=16)),
     )
