@@ -1,4 +1,4 @@
-"""Whether a hop may take part in a session: what an `Open` is held against, step by step.
+"""Whether a hop may take part in a session: what its opens and steps are held against.
 
 KV is reserved, and the session made, by `hop.HopTable`.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hmac
 
-from swarmd.core.frames import Open, Refusal
+from swarmd.core.frames import Open, Refusal, Step
+from swarmd.core.peers import ModelInfo
 from swarmd.pipeline.hop_session import HopSession
 from swarmd.pipeline.hop_values import HopPolicy, StageFacts
 from swarmd.pipeline.shortage import Shortage
@@ -67,3 +68,22 @@ def check_newcomer(count: int, policy: HopPolicy, shortage: Shortage, draining: 
         raise Refused(Refusal.KV_EXHAUSTED, message)
     if count >= policy.max_sessions:
         raise Refused(Refusal.KV_EXHAUSTED, f"{count} sessions are open here")
+
+
+def misfit(session: HopSession, step: Step, model: ModelInfo) -> str:
+    """Return why a step cannot be one of this session; empty if it can."""
+    if not step.chunks or min(step.chunks) < 1 or step.position < 0:
+        return "a step needs chunks of at least one position"
+    if step.end > session.max_positions:
+        return f"position {step.end} is beyond the {session.max_positions} reserved"
+    if any(not step.position <= want < step.end for want in step.wants):
+        return "a wanted position lies outside the step"
+    if session.blocks.start == 0:
+        if step.hidden is not None or len(step.token_ids) != step.length:
+            return f"the first hop needs {step.length} token ids"
+        if not all(0 <= token < model.vocab_size for token in step.token_ids):
+            return f"token ids must be below {model.vocab_size}"
+        return ""
+    if step.hidden is None or step.hidden.shape != (step.length, model.hidden_size):
+        return f"this hop needs hidden states of shape {(step.length, model.hidden_size)}"
+    return ""

@@ -257,7 +257,7 @@ class HopTable:
         if step.round < session.round:
             self.counters.stale_rounds += 1
             return []
-        problem = self._misfit(session, step)
+        problem = admission.misfit(session, step, self.facts.model)
         if problem:
             self.counters.bad_steps += 1
             return [self._fail(session, Refusal.BAD_STEP, problem)]
@@ -269,24 +269,6 @@ class HopTable:
             message = f"KV of its own for {session.max_positions} positions does not fit now"
             return [*self._free(session), self._fail(session, Refusal.KV_EXHAUSTED, message)]
         return [*rewound, *self._take(session, step)]
-
-    def _misfit(self, session: HopSession, step: Step) -> str:
-        model = self.facts.model
-        if not step.chunks or min(step.chunks) < 1 or step.position < 0:
-            return "a step needs chunks of at least one position"
-        if step.end > session.max_positions:
-            return f"position {step.end} is beyond the {session.max_positions} reserved"
-        if any(not step.position <= want < step.end for want in step.wants):
-            return "a wanted position lies outside the step"
-        if session.blocks.start == 0:
-            if step.hidden is not None or len(step.token_ids) != step.length:
-                return f"the first hop needs {step.length} token ids"
-            if not all(0 <= token < model.vocab_size for token in step.token_ids):
-                return f"token ids must be below {model.vocab_size}"
-            return ""
-        if step.hidden is None or step.hidden.shape != (step.length, model.hidden_size):
-            return f"this hop needs hidden states of shape {(step.length, model.hidden_size)}"
-        return ""
 
     def _new_round(self, session: HopSession, step: Step) -> list[HopAction] | None:
         """Rewind as a step of a new round says; None when what was shared has no room now."""

@@ -14,7 +14,6 @@ from typing import Any
 
 from swarmd.core.errors import ConfigError, ProtocolError, RequestError
 from swarmd.core.frames import (
-    MAX_TENANT_BYTES,
     SECRET_BYTES,
     SESSION_ID_BYTES,
     Close,
@@ -24,7 +23,6 @@ from swarmd.core.frames import (
     Keep,
     Open,
     Opened,
-    Past,
     Payload,
     Refusal,
     Resume,
@@ -37,6 +35,7 @@ from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import limits
+from swarmd.wire.past import past_from_pb, past_to_pb, tenant_from_pb
 from swarmd.wire.sampling import sampling_from_pb, sampling_to_pb
 
 _PEER_ID = re.compile(f"[0-9a-f]{{{PEER_ID_HEX}}}")
@@ -101,20 +100,10 @@ def _open_to_pb(frame: Open) -> pb.Frame:
             prefix=frame.prefix,
             prefix_unit=frame.prefix_unit,
             prefix_grain=frame.prefix_grain,
-            past=_past_to_pb(frame.past) if frame.past else None,
+            past=past_to_pb(frame.past) if frame.past else None,
             keeps=frame.keeps,
             tenant=frame.tenant,
         )
-    )
-
-
-def _past_to_pb(past: Past) -> pb.Past:
-    return pb.Past(
-        session=past.session,
-        secret=past.secret,
-        tokens=past.tokens,
-        floor=past.floor,
-        run=past.run,
     )
 
 
@@ -287,26 +276,11 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             prefix=_prefix(m, m.prompt_tokens),
             prefix_unit=m.prefix_unit,
             prefix_grain=_position(m.prefix_grain, "prefix_grain"),
-            past=_past_from_pb(m.past, m.prompt_tokens) if m.HasField("past") else None,
+            past=past_from_pb(m.past, m.prompt_tokens) if m.HasField("past") else None,
             keeps=m.keeps,
-            tenant=_tenant(m.tenant),
+            tenant=tenant_from_pb(m.tenant),
         ),
     )
-
-
-def _past_from_pb(m: pb.Past, prompt_tokens: int) -> Past:
-    if len(m.secret) != SECRET_BYTES:
-        raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(m.secret)}")
-    if not 1 <= m.tokens <= prompt_tokens:
-        raise ProtocolError(f"a past of {m.tokens} positions for a prompt of {prompt_tokens}")
-    floor, run = _position(m.floor, "floor"), _position(m.run, "run")
-    return Past(_session(m.session), m.secret, m.tokens, floor, run)
-
-
-def _tenant(value: bytes) -> bytes:
-    if len(value) > MAX_TENANT_BYTES:
-        raise ProtocolError(f"a tenant has at most {MAX_TENANT_BYTES} bytes, not {len(value)}")
-    return value
 
 
 def _prefix(m: pb.Open | pb.Close, positions: int) -> tuple[bytes, ...]:
