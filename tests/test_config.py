@@ -42,7 +42,7 @@ def test_flag_wins_over_env_over_file_over_default(tmp_path: Path) -> None:
 def test_every_key_can_come_from_each_source(tmp_path: Path) -> None:
     samples: dict[str, object] = {
         "model": "m", "revision": "r", "blocks": "2:5", "no_rebalance": True,
-        "weights_memory": "3GiB", "listen": "127.0.0.1:1", "announce": "a:2",
+        "weights_memory": "3GiB", "preemption": "aws", "listen": "127.0.0.1:1", "announce": "a:2",
         "peers": ["b:3", "c:4"], "dht_listen": "127.0.0.1:0", "device": "cuda:1",
         "dtype": "bfloat16", "threads": 3, "kv_memory": "4GiB", "replay_memory": "1MiB",
         "link_memory": "65MiB", "max_model_len": 77, "max_sessions": 5,

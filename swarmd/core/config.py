@@ -88,6 +88,13 @@ class NodeConfig:
         "SIZE",
         '"16GiB"',
     )
+    preemption: str = _key(
+        "off",
+        "Who tells that this machine is about to go, so that the node drains in time: aws, gcp, "
+        "azure, auto (whichever answers), file:PATH, exec:COMMAND or off.",
+        options.preemption,
+        "SOURCE",
+    )
     listen: str = _key(
         f"127.0.0.1:{GRPC_PORT}",
         "Address for gRPC, peers and clients alike; port 0 takes any free one.",

@@ -146,6 +146,20 @@ def blocks(value: object) -> str:
     return word
 
 
+def preemption(value: object) -> str:
+    """A cloud's name, `auto`, `off`, or `file:` or `exec:` with what follows."""
+    word = text(value)
+    kind, colon, rest = word.partition(":")
+    if colon and kind in ("file", "exec") and rest.strip():
+        return word
+    words = ("off", "auto", "aws", "gcp", "azure")
+    if word.lower() in words:
+        return word.lower()
+    listed = ", ".join(words)
+    hint = did_you_mean(word, words)
+    raise ConfigError(f"{value!r} is not one of {listed}, file:PATH or exec:COMMAND{hint}")
+
+
 def device(value: object) -> str:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     word = text(value).lower()

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
@@ -20,7 +21,7 @@ from swarmd.core.clock import SystemClock
 from swarmd.core.config import NodeConfig
 from swarmd.core.errors import SwarmdError
 from swarmd.engine.stage import Stage
-from swarmd.node import loading
+from swarmd.node import loading, preemption
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
 from swarmd.node.inference import InferenceService
@@ -30,8 +31,10 @@ from swarmd.node.membership import Membership
 from swarmd.node.metrics import show_metrics
 from swarmd.node.metrics_door import MetricsDoor
 from swarmd.node.moves import Moves
+from swarmd.node.notices import Notice
 from swarmd.node.server import Server
 from swarmd.node.service import Service
+from swarmd.node.status import held_by_nobody_else
 from swarmd.node.systemd import Notifier
 from swarmd.swarm.identity import Identity
 
@@ -77,10 +80,14 @@ class Node:
         self._state_changed = asyncio.Event()
         self._owned: set[asyncio.Task[Any]] = set()
         self._failed = False
+        self._drain_s = config.drain_timeout
+        self._noticed = False
+        """Whether it drains as its machine is about to go."""
 
     async def main(self) -> int:
         """Start, serve, drain and stop."""
         config = self._config
+        preemption.check(config.preemption)
         self._identity = Identity.load_or_create(config.state_dir)
         self._server = Server(config.listen)
         try:
@@ -171,6 +178,8 @@ class Node:
         self._spawn(self._notifier.keep_alive(lambda: service.is_alive))
         if membership.moves:
             self._spawn(moves.watch(self._fail))
+        follow = partial(self._on_notice, service, membership)
+        self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._state_changed.wait()
         await self._server.serving(False)
         service.drain()
@@ -179,7 +188,7 @@ class Node:
         self._lifecycle.handle(Event.DRAINED)
 
     async def _until_idle(self, service: Service) -> None:
-        deadline = time.monotonic() + self._config.drain_timeout
+        deadline = time.monotonic() + self._drain_s
         while self._lifecycle.state is State.DRAINING and time.monotonic() < deadline:
             if service.is_idle:
                 break
@@ -197,7 +206,24 @@ class Node:
         if self._lifecycle.state is State.STOPPED:
             log.warning("ended by a signal while leaving")
             os._exit(1)
+        if self._noticed and self._lifecycle.state is State.DRAINING:
+            # The cloud's own shutdown comes right after its notice: that is no second request.
+            self._noticed = False
+            log.info("drains already, as its machine is about to go")
+            return
         self._drain()
+
+    def _on_notice(self, service: Service, membership: Membership, notice: Notice) -> bool:
+        """Drain in the time that is left; advice is followed if no block goes with this node."""
+        if notice.advice and held_by_nobody_else(membership.presence.view, membership.own_id):
+            return False
+        service.report.node.notices += 1
+        self._drain_s = preemption.time_left(notice, self._config.drain_timeout, self._clock)
+        log.warning("notice=%s seconds=%.0f", notice.what, self._drain_s)
+        if self._lifecycle.state in COORDINATING:
+            self._noticed = True
+            self._drain()
+        return True
 
     def _report(self, done: int, total: int, what: str) -> None:
         """Pass progress on; called on the loading thread, which a stop ends here."""

@@ -72,7 +72,7 @@ FLAGS: dict[str, str] = {
     "max_sessions": "5", "served_model_name": "n", "chunk_size": "9", "gap_wait": "1.5",
     "orphan_grace": "2.5", "link_timeout": "3.5", "drain_timeout": "4.5", "lease": "5.5",
     "state_dir": "/s", "log_level": "debug", "metrics": "127.0.0.1:9",
-    "keep_alive_limit": "6.5", "keep_memory": "3MiB", "weights_memory": "5GiB",
+    "keep_alive_limit": "6.5", "keep_memory": "3MiB", "weights_memory": "5GiB", "preemption": "gcp",
 }  # fmt: skip
 
 

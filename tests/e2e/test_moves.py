@@ -62,3 +62,14 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
         assert mover.alive
         assert status_of(mover).counters["node_moves"] == 1
         assert mover.stop() == 0
+
+
+def test_a_notice_drains_the_node_and_it_exits_with_zero(model_dir: Path, tmp_path: Path) -> None:
+    notice = tmp_path / "notice"
+    flags = (*FLAGS, "--preemption", f"file:{notice}")
+    with LocalSwarm(str(model_dir), ("0:8",), flags=flags) as nodes:
+        nodes.wait_ready(READY_S)
+        (node,) = nodes.nodes
+        notice.write_text("60")
+        assert node.process.wait(60.0) == 0
+        assert "notice=file" in node.log()
