@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
 from swarmd.core.route import Route
 from swarmd.core.span import Span
+from swarmd.node.gate import Gate
 from swarmd.node.kept import Kept, KeptBook
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 
 MAX_TURN_S = 10.0
 """How long a session waits for another one's prompt, should that one be held up."""
+
+MAX_UNREAD = 4096
+"""Outputs that may wait for a client beside what its connection holds: who reads as little as that
+is told to come again, and holds no KV meanwhile."""
 
 Output = ev.Routed | ev.Emit | ev.Finished
 
@@ -158,6 +163,7 @@ class Coordinator:
         self._runs: dict[bytes, Run] = {}
         self._book = PromptBook(limits.prefix_unit)
         self._line = WaitingLine()
+        self._arrivals = Gate("sessions are coordinated", limits.max_sessions)
         self.kept = KeptBook(4 * limits.max_sessions)
         self._outbox: dict[str, list[SessionFrame]] | None = None
         """Frames that wait until all that came together is handled."""
@@ -178,6 +184,10 @@ class Coordinator:
         finally:
             self.stop(run, "cancelled")
             self._forget(run)
+
+    def place(self) -> AbstractContextManager[None]:
+        """Keep a place for a session whose prompt is read yet. Raises QueueFull."""
+        return self._arrivals.enter(len(self._runs))
 
     def _begin(self, run: Run) -> None:
         """Start, or wait until another one has computed what begins alike."""
@@ -249,8 +259,7 @@ class Coordinator:
     def _start(self, generation: Generation) -> Run:
         if generation.session in self._runs:
             raise RequestError("this session runs here already: its stream is still open")
-        if len(self._runs) >= self._limits.max_sessions:
-            raise QueueFull(f"{len(self._runs)} sessions are coordinated here already", 1.0)
+        self._arrivals.check(len(self._runs))
         if generation.keep_s > self._limits.keep_limit:
             raise RequestError(_too_long_kept(generation.keep_s, self._limits.keep_limit))
         resume = generation.resume
@@ -294,6 +303,13 @@ class Coordinator:
                 self.stats.sessions_finished += action.error is None
                 self.stats.sessions_failed += action.error is not None
                 self._forget(run)
+            elif run.outputs.qsize() == MAX_UNREAD:
+                asyncio.get_running_loop().call_soon(self._unread, run)
+
+    def _unread(self, run: Run) -> None:
+        """The client takes too little: it may resume when it reads again."""
+        error = QueueFull(f"{MAX_UNREAD} tokens of this stream wait to be read: resume it")
+        self._handle(run, ev.Stop("error", error))
 
     def _keep(self, run: Run) -> None:
         request, ids = run.driver.request, tuple(run.driver.feed.ids)

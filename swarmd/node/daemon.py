@@ -151,6 +151,7 @@ class Node:
     ) -> tuple[loading.Opened, Stage]:
         opened = await opening
         span = await membership.choose_span(opened)
+        await in_background(loading.check_memory, self._config, opened, span)
         stage = await in_background(loading.load, self._config, opened, span, self._report)
         return opened, stage
 

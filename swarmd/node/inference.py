@@ -19,6 +19,7 @@ from swarmd.core.errors import (
     CapacityError,
     CoverageError,
     PeerUnreachable,
+    QueueFull,
     RequestError,
     SwarmdError,
     UnknownModel,
@@ -28,6 +29,7 @@ from swarmd.core.prefix import first_key
 from swarmd.core.route import Hop, Route
 from swarmd.node import requests, served_names
 from swarmd.node.coordinator import Coordinator, Run
+from swarmd.node.gate import Gate
 from swarmd.node.kept import Kept
 from swarmd.node.output import OutputText, Piece
 from swarmd.node.presence import Presence
@@ -45,6 +47,9 @@ from swarmd.wire.status import abort
 log = logging.getLogger(__name__)
 
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+
+MAX_TOKENIZING = 64
+"""Calls of `Tokenize` at once."""
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -72,6 +77,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     def __init__(self, presence: Presence) -> None:
         self.parts: Parts | None = None
         self._presence = presence
+        self._tokenizing = Gate("texts are tokenized", MAX_TOKENIZING)
 
     def _loaded(self) -> Parts:
         if self.parts is None:
@@ -94,7 +100,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             if not parts.accepts():
                 raise PeerUnreachable("this node is draining: ask another one")
             if prompt_ids is None:
-                prompt_ids = await parts.prompts.ids_of(request)
+                with parts.coordinator.place():  # before any work is done for the prompt
+                    prompt_ids = await parts.prompts.ids_of(request)
             model, tenant = parts.announcement().model, tenant_of(request.client, context.peer())
             generation = requests.parse(request, model, prompt_ids, past, tenant)
             async with aclosing(_Stream(parts, generation).events()) as events:
@@ -110,7 +117,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         mine = self._model_of(request.model, own).digest == own.model.digest
         if not (mine and request.allow_redirect and parts.shares and parts.routes.has_choice):
             return None
-        return await parts.prompts.ids_of(request)
+        try:
+            with parts.coordinator.place():
+                return await parts.prompts.ids_of(request)
+        except QueueFull:
+            return None  # whoever stays is told; others are sent on without
 
     def _redirect(
         self, parts: Parts, request: pb.GenerateRequest, prompt_ids: Sequence[int]
@@ -161,7 +172,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 raise _not_served(own, request.model, others)
             if request.HasField("token_ids"):
                 requests.check_ids(request.token_ids.ids, own.model, "token")
-            return await parts.prompts.tokenize(request)
+            with self._tokenizing.enter():
+                return await parts.prompts.tokenize(request)
         except SwarmdError as error:
             return await abort(context, error)
 

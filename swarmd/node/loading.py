@@ -108,8 +108,25 @@ def size_kv(config: NodeConfig, stage: Stage) -> None:
         stage.budget = KVBudget(free_memory(stage.device) // 2)
 
 
+def check_memory(config: NodeConfig, opened: Opened, span: Span) -> None:
+    """Raise ConfigError, before anything is loaded, where weights or KV cannot fit the memory."""
+    weights = estimate_span_bytes(opened.checkpoint, span, DTYPES[opened.dtype])
+    free = free_memory(choose_device(config.device))
+    if weights > free:
+        raise ConfigError(
+            f"the weights of blocks {span} take {weights >> 20:,} MiB in {opened.dtype}, and "
+            f"{free >> 20:,} MiB of memory are free: serve fewer blocks (--blocks)"
+        )
+    if config.kv_memory is not None and weights + config.kv_memory > free:
+        raise ConfigError(
+            f"--kv-memory {config.kv_memory >> 20:,} MiB and {weights >> 20:,} MiB of weights do "
+            f"not fit the {free >> 20:,} MiB of memory that are free: at most "
+            f"{(free - weights) >> 20:,} MiB are left for KV"
+        )
+
+
 def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | None = None) -> Stage:
-    """Load a span. Raises WeightsError, HubError, ModelError, or ConfigError: no room for KV."""
+    """Load a span. Raises WeightsError, HubError, ModelError, or ConfigError: no room for it."""
     stage = load_stage(
         opened.checkpoint,
         span,

@@ -61,10 +61,10 @@ class Identity:
     def load_or_create(cls, state_dir: Path) -> Identity:
         """Return the identity kept in `state_dir`, made at the first call.
 
-        Raises ConfigError if the file is damaged, or if others on the machine can read it.
+        Raises ConfigError if the file is damaged, if others on the machine can read it, or if it
+        cannot be written.
         """
         path = state_dir / KEY_FILE
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_new(path, os.urandom(KEY_BYTES))
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"{path} can be read by others on this machine: chmod 600 {path}")
@@ -86,7 +86,6 @@ class Identity:
 
 def dht_key_file(state_dir: Path) -> Path:
     """Return the file of the DHT's own libp2p key in `state_dir`, made at the first call."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state_dir / DHT_KEY_FILE
     seed = os.urandom(KEY_BYTES)
     _write_new(path, _LIBP2P_ED25519 + seed + Identity(seed).public_key)
@@ -94,9 +93,21 @@ def dht_key_file(state_dir: Path) -> Path:
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Write a file with mode 0600 unless it is there already; a crash leaves no half a file."""
-    if path.exists():
-        return
+    """Write a file with mode 0600 unless it is there already; a crash leaves no half a file.
+
+    Raises ConfigError where the disk is full or the directory cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _make(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}; make room, or set --state-dir"
+        ) from error
+
+
+def _make(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

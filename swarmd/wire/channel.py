@@ -68,4 +68,6 @@ def dial(address: str, *, watched: bool = False) -> grpc.aio.Channel:
 
 def new_server() -> grpc.aio.Server:
     """Return a server without services or ports."""
-    return grpc.aio.server(options=_SERVER_OPTIONS)
+    return grpc.aio.server(
+        options=_SERVER_OPTIONS, maximum_concurrent_rpcs=limits.MAX_LINKS + limits.MAX_CALLS
+    )

@@ -32,6 +32,9 @@ MAX_UNFOLDED_BYTES = 64 << 20
 MAX_LINKS = 1024
 """Links of one node, those included that have not said who they are."""
 
+MAX_CALLS = 4096
+"""Calls that a node answers at once beside its links; gRPC refuses more by itself."""
+
 MAX_LINKS_PER_PEER = 4
 """Two when both sides dial at once; twice that when a peer comes back before it was missed."""
 

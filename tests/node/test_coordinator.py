@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from swarmd.core.errors import KVExhausted
+import pytest
+
+from swarmd.core.errors import KVExhausted, QueueFull
 from swarmd.core.frames import SessionFrame
 from swarmd.core.route import Route
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
-from swarmd.node.coordinator import Coordinator, CoordinatorLimits
+from swarmd.node.coordinator import MAX_UNREAD, Coordinator, CoordinatorLimits
 from swarmd.node.requests import Generation
 from swarmd.node.routes import Asked
 from swarmd.pipeline import events as ev
@@ -86,3 +89,33 @@ async def test_who_waits_in_vain_is_told_so_and_leaves_the_line() -> None:
     assert all(isinstance(end.error, KVExhausted) for end in ends if isinstance(end, ev.Finished))
     assert len(one._line) == 0
     assert len(one) == 0
+
+
+async def test_beyond_the_sessions_that_may_be_everybody_is_told_when_to_come_again() -> None:
+    one = coordinator(NoRoom())
+    with ExitStack() as inside:
+        for number in range(7):
+            inside.enter_context(one.run(generation(number)))
+        with one.place():  # a prompt that is read yet counts as well
+            for number in range(50, 250):
+                with pytest.raises(QueueFull, match="8 sessions") as refused, one.place():
+                    raise AssertionError("no place should be left")
+                with pytest.raises(QueueFull), one.run(generation(number)):
+                    raise AssertionError("no session should begin")
+                assert refused.value.retry_after_s > 0
+        with one.run(generation(7)):
+            assert len(one) == 8
+    assert len(one) == 0
+
+
+async def test_a_client_that_reads_nothing_is_cut_off_by_name_and_its_session_ends() -> None:
+    one = coordinator(NoRoom())
+    with one.run(generation(1)) as run:
+        for position in range(MAX_UNREAD + 10):
+            one._carry_out(run, ev.Emit(position, 5, 0.0, ()))
+        await asyncio.sleep(0)
+        assert len(one) == 0, "it holds nothing any more"
+        last = [output async for output in run][-1]
+    assert isinstance(last, ev.Finished)
+    assert isinstance(last.error, QueueFull)
+    assert "resume" in str(last.error)

@@ -60,3 +60,12 @@ def test_the_dht_key_is_libp2ps_form_of_an_ed25519_key(tmp_path: Path) -> None:
     assert content[:4] == bytes([8, 1, 18, 64])
     assert Identity(content[4:36]).public_key == content[36:]
     assert dht_key_file(tmp_path).read_bytes() == content
+
+
+def test_a_state_directory_that_cannot_be_written_is_named_with_the_way_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for make in (Identity.load_or_create, dht_key_file):
+        with pytest.raises(ConfigError, match=r"cannot write .*\.key: .*--state-dir"):
+            make(tmp_path / "file" / "state")
