@@ -5,6 +5,7 @@ What is kept in them is the callers' business.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -40,20 +41,26 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        left = f" ({_free(path)} bytes are free; what has arrived is kept)" if full else ""
         raise HubError(
-            f"{error.filename or path}: {error.strerror or error}: make room or set HF_HOME "
+            f"{error.filename or path}: {error.strerror or error}{left}: make room or set HF_HOME "
             "to a directory that can be written"
         ) from error
 
 
 def require_space(directory: Path, nbytes: int) -> None:
     """Refuse a download for which the disk has no room. Errors: HubError."""
-    place = directory
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = _free(directory)
     if free < nbytes + SPARE_BYTES:
         raise HubError(
             f"{directory}: {nbytes} bytes are to be downloaded, the disk has {free} free: "
             "make room, or set HF_HOME to a larger disk"
         )
+
+
+def _free(place: Path) -> int:
+    """Bytes that are free where a path lies, or would lie."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

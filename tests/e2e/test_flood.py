@@ -1,4 +1,4 @@
-"""Many more clients than a node takes: all others are told when to come again, and none disturbs."""
+"""Many more clients than a node takes: the others are told when to come again, none disturbs."""
 
 from __future__ import annotations
 
