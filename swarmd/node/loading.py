@@ -139,7 +139,8 @@ def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | No
         progress=progress,
     )
     stage.info = opened.info
-    budget, least = stage.budget.total_bytes, stage.kv_bytes(1, span.start, span.end)
+    # Not a tile: with less than one, a node can still coordinate, though hold nobody.
+    budget, least = stage.budget.total_bytes, stage.kv_bytes_fixed + stage.kv_bytes_per_token
     if budget < least:
         raise ConfigError(
             f"{budget:,} bytes for KV hold not one token, which takes {least:,} on blocks {span}: "
