@@ -182,7 +182,8 @@ class Step:
     @property
     def length(self) -> int:
         """Number of positions."""
-        return sum(self.chunks)
+        # Asked for a dozen times per token, and then there is one chunk.
+        return self.chunks[0] if len(self.chunks) == 1 else sum(self.chunks)
 
     @property
     def end(self) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+LEAST_S = 1e-3
+"""uvloop counts whole milliseconds: with less the loop spins until it is time."""
+
 
 class Deadline:
     """One pending call on the event loop, moved as the deadline moves. Times are the loop's.
@@ -28,7 +31,8 @@ class Deadline:
             self._arm(when)
 
     def _arm(self, when: float) -> None:
-        self._handle = asyncio.get_running_loop().call_at(when, self._fire)
+        loop = asyncio.get_running_loop()
+        self._handle = loop.call_at(max(when, loop.time() + LEAST_S), self._fire)
 
     def _disarm(self) -> None:
         if self._handle is not None:

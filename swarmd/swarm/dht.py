@@ -160,6 +160,8 @@ class DhtDirectory:
             )
             started = (await child.ask(command, START_TIMEOUT_S)).started
         except BaseException:
+            # It may still be importing, and would not see for seconds that nobody wants it.
+            child.process.kill()
             await child.stop()
             raise
         self._port, self._addresses = started.port, list(started.addresses)

@@ -24,6 +24,8 @@ from swarmd.wire.stream import FrameStream
 
 _MAX_COORDINATE = 8
 _MAX_RTT_US = 60_000_000
+_LEAST_SLEEP_S = 1e-3
+"""uvloop counts whole milliseconds: with less the loop spins until it is time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Link:
                 self._heartbeat_due = True
                 self._wake.set()
             wake_at = min(self._pulse.due_at, self._heard_at + self._settings.timeout)
-            await asyncio.sleep(max(0.0, wake_at - now))
+            await asyncio.sleep(max(_LEAST_SLEEP_S, wake_at - now))
             # Time in which this process itself did not run is no silence of the peer's.
             self._heard_at += max(0.0, time.monotonic() - max(wake_at, now))
             silent = time.monotonic() - self._heard_at

@@ -73,3 +73,22 @@ def test_it_can_be_set_again_from_the_call(run: Run) -> None:
         assert len(rung) == 3
 
     run(life())
+
+
+def test_it_does_not_spin_through_the_last_fraction_of_a_millisecond(run: Run) -> None:
+    fired = 0
+
+    class Counted(Deadline):
+        def _fire(self) -> None:
+            nonlocal fired
+            fired += 1
+            super()._fire()
+
+    async def life() -> None:
+        rung = asyncio.Event()
+        Counted(rung.set).set(asyncio.get_running_loop().time() + 0.0024)
+        async with asyncio.timeout(30):
+            await rung.wait()
+
+    run(life())
+    assert fired <= 2

@@ -24,6 +24,7 @@ from swarmd.core.errors import ConfigError, DirectoryError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.swarm import dht_process
 from swarmd.swarm.dht import DhtConfig, DhtDirectory, backoff_s
+from swarmd.swarm.dht_process import DirectoryProcess
 from swarmd.swarm.identity import Identity, dht_key_file
 from swarmd.swarm.pipe import read_message, write_message
 from swarmd.swarm.records import MODELS_KEY, Record, decode, model_key, records_of, sign
@@ -554,3 +555,26 @@ def test_what_strangers_send_is_bounded() -> None:
 @pytest.mark.parametrize("program", [WITHOUT_HIVEMIND, LAID_OUT_DIFFERENTLY])
 def test_only_the_child_imports_hivemind_and_it_as_little_as_it_can(program: str) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S)
+
+
+async def test_a_start_that_is_given_up_does_not_wait_for_a_process_that_is_importing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned: asyncio.Future[DirectoryProcess] = asyncio.get_running_loop().create_future()
+    spawn = DirectoryProcess.spawn
+
+    async def seen(met: Callable[..., None]) -> DirectoryProcess:
+        child = await spawn(met)
+        spawned.set_result(child)
+        return child
+
+    monkeypatch.setattr(DirectoryProcess, "spawn", seen)
+    starting = asyncio.create_task(
+        DhtDirectory.start(DhtConfig(tmp_path), Identity.load_or_create(tmp_path))
+    )
+    child = await spawned
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert child.process.returncode == -signal.SIGKILL
