@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check protos bench kills simulate clean
+.PHONY: demo test check protos bench kills simulate mutations clean
 
 demo: $(STAMP)
 	$(BIN)/swarmd demo
@@ -48,9 +48,17 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev,bench]'
 	@touch $@
 
-# Seeded storms over whole simulated swarms; a failing seed is printed.
+# Seeded storms over simulated hop tables and drivers, then over whole simulated nodes; a failing
+# seed is printed, with how to run it again.
+SIMULATED ?= 20000
+
 simulate: $(STAMP)
 	SWARMD_STORMS=5000 $(BIN)/python -m pytest tests/pipeline/test_simulation.py --timeout 3000
+	$(BIN)/python -m swarmd.sim --seeds $(SIMULATED)
+
+# Faults planted into the production code, each of which the simulation must find.
+mutations: $(STAMP)
+	SWARMD_MUTATIONS=all $(BIN)/python -m pytest tests/sim/test_mutations.py --timeout 3000
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Any, Protocol
 
 from swarmd.core.errors import (
@@ -19,6 +20,7 @@ from swarmd.core.errors import (
     KVExhausted,
     QueueFull,
     RequestError,
+    SessionLost,
     SwarmdError,
 )
 from swarmd.core.frames import SessionFrame
@@ -175,7 +177,8 @@ class Coordinator:
     def run(self, generation: Generation) -> Iterator[Run]:
         """Start a generation; leaving the context ends the session on all hops.
 
-        Raises QueueFull, or RequestError when the session is coordinated here already.
+        Raises QueueFull, or RequestError when the session is coordinated here already, unless its
+        client resumes it: that one is believed that the other call is lost.
         """
         run = self._start(generation)
         try:
@@ -258,7 +261,7 @@ class Coordinator:
 
     def _start(self, generation: Generation) -> Run:
         if generation.session in self._runs:
-            raise RequestError("this session runs here already: its stream is still open")
+            self._turn_out(self._runs[generation.session], generation)
         self._arrivals.check(len(self._runs))
         if generation.keep_s > self._limits.keep_limit:
             raise RequestError(_too_long_kept(generation.keep_s, self._limits.keep_limit))
@@ -275,6 +278,13 @@ class Coordinator:
         self.stats.sessions_started += 1
         self.stats.resumed += resume is not None
         return run
+
+    def _turn_out(self, run: Run, generation: Generation) -> None:
+        """End a run whose client has come back: it missed its stream before this node did."""
+        request = run.driver.request
+        if generation.resume is None or not compare_digest(request.secret, generation.secret):
+            raise RequestError("this session runs here already: its stream is still open")
+        self._handle(run, ev.Stop("cancelled", SessionLost("its client goes on in another call")))
 
     def _handle(self, run: Run, event: ev.DriverEvent) -> None:
         if not self._lives(run):
@@ -384,8 +394,8 @@ class Coordinator:
             self._handle(first, ev.RoutesChanged())
 
     def _forget(self, run: Run) -> None:
-        self._line.leave(run.session)
         if self._lives(run):
+            self._line.leave(run.session)
             del self._runs[run.session]
             self._prompt_done(run)
             self.stats.repairs += run.driver.repairs

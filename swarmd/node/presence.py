@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from swarmd.core.clock import Clock
@@ -23,6 +23,7 @@ from swarmd.swarm.coordinates import Coordinate
 from swarmd.swarm.directory import Directory
 from swarmd.swarm.remembered import RememberedPeers
 from swarmd.swarm.view import View
+from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire.link import RttSample
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class Presence:
         clock: Clock,
         describe: Callable[[], Announcement | None],
         on_change: Callable[[], None],
+        ask: Callable[[str, str], Awaitable[pb.IntroduceReply]] = introduce,
     ) -> None:
+        """`ask` has a door, by its address, introduce this node to the directory."""
         self.own_id = own_id
         self.view = View((), clock.wall())
         self.joined = asyncio.Event()
@@ -68,6 +71,7 @@ class Presence:
         self._clock = clock
         self._describe = describe
         self._on_change = on_change
+        self._ask = ask
         self._changed = asyncio.Event()
         self._coordinate = Coordinate()
         if not self._seeds and not self._remembered.grpc:
@@ -204,7 +208,7 @@ class Presence:
 
     async def _join_through(self, door: str) -> bool:
         try:
-            reply = await introduce(door, self.own_id)
+            reply = await self._ask(door, self.own_id)
             if reply.peer_id == self.own_id:
                 return True
             await self._directory.join(reply.directory_addresses)

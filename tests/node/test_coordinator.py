@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from swarmd.core.errors import KVExhausted, QueueFull
+from swarmd.core.errors import KVExhausted, QueueFull, RequestError, SessionLost
 from swarmd.core.frames import SessionFrame
 from swarmd.core.route import Route
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.node.coordinator import MAX_UNREAD, Coordinator, CoordinatorLimits
-from swarmd.node.requests import Generation
+from swarmd.node.requests import Generation, Resumption
 from swarmd.node.routes import Asked
 from swarmd.pipeline import events as ev
+from swarmd.pipeline.driver_state import DriverState
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.toys import toy_model
 
@@ -119,3 +121,30 @@ async def test_a_client_that_reads_nothing_is_cut_off_by_name_and_its_session_en
     assert isinstance(last, ev.Finished)
     assert isinstance(last.error, QueueFull)
     assert "resume" in str(last.error)
+
+
+def resumed(number: int, secret: bytes = bytes(16)) -> Generation:
+    session = bytes([number]) * 16
+    resume = Resumption(session, secret, 4097, (), 0, 64, ())
+    return replace(generation(number), secret=secret, resume=resume)
+
+
+async def test_a_client_that_is_back_before_its_stream_is_missed_goes_on_here() -> None:
+    one = coordinator(NoRoom())
+    with one.run(generation(1)) as lost, one.run(resumed(1)) as found:
+        ends = [output async for output in lost]
+        assert isinstance(ends[-1], ev.Finished)
+        assert isinstance(ends[-1].error, SessionLost)
+        assert len(one) == 1
+        one.stop(lost, "cancelled")  # the old call ends when this node notices; the new one stays
+        assert found.driver.state is not DriverState.DONE
+    assert len(one) == 0
+
+
+async def test_nobody_else_takes_a_session_over_that_runs() -> None:
+    one = coordinator(NoRoom())
+    with one.run(generation(1)) as run:
+        for stranger in (generation(1), resumed(1, b"guess" * 3 + b"!")):
+            with pytest.raises(RequestError, match="runs here already"), one.run(stranger):
+                pass
+        assert run.driver.state is not DriverState.DONE

@@ -1,0 +1,112 @@
+"""What `node.executor.Executor` does, with a toy stage: microbatches that take fake time.
+
+Operations are taken in between microbatches, those of one session in order; of several sessions
+some steps, in any order, make a microbatch, whose results come together.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+from swarmd.pipeline import events as ev
+from swarmd.sim.timeline import ProcessLoop
+from swarmd.toys import ToyStage
+
+Result = ev.Computed | ev.ComputeFailed
+
+
+class SimExecutor:
+    """Runs one toy stage."""
+
+    def __init__(
+        self,
+        stage: ToyStage,
+        loop: ProcessLoop,
+        draw: random.Random,
+        seconds: Callable[[], float],
+        failures: float,
+        deliver: Callable[[Sequence[Result]], None],
+    ) -> None:
+        """`seconds` draws how long a microbatch takes; `failures` is the chance of one."""
+        self.most_queued = 0
+        self._stage = stage
+        self._loop = loop
+        self._random = draw
+        self._seconds = seconds
+        self._failures = failures
+        self._deliver = deliver
+        self._inbox: deque[ev.Operation] = deque()
+        self._lanes: OrderedDict[bytes, deque[ev.Submit | ev.Truncate]] = OrderedDict()
+        self._broken: set[bytes] = set()
+        """Sessions with a step that failed: nothing is computed for them until they are freed."""
+        self._busy = False
+
+    @property
+    def queue_depth(self) -> int:
+        return len(self._inbox) + len(self._lanes)
+
+    def put(self, *operations: ev.Operation) -> None:
+        """Queue operations."""
+        self._inbox += operations
+        self.most_queued = max(self.most_queued, self.queue_depth)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._work)
+
+    def _work(self) -> None:
+        while self._inbox:
+            self._accept(self._inbox.popleft())
+        chosen = self._choose()
+        self._busy = bool(chosen)
+        if chosen:
+            self._loop.call_later(self._seconds(), functools.partial(self._compute, chosen))
+
+    def _accept(self, op: ev.Operation) -> None:
+        if isinstance(op, ev.Drop):
+            self._stage.drop(op.unit)
+        elif isinstance(op, ev.Free):
+            self._lanes.pop(op.session, None)
+            self._broken.discard(op.session)
+            self._stage.free(op.session)
+        elif isinstance(op, ev.Attach):
+            self._stage.attach(op.session, op.units, op.length)
+        elif isinstance(op, ev.Freeze):
+            self._stage.freeze(op.session, op.unit, op.start, op.end)
+        else:
+            self._lanes.setdefault(op.session, deque()).append(op)
+            self._truncate_if_next(op.session)
+
+    def _truncate_if_next(self, session: bytes) -> None:
+        lane = self._lanes[session]
+        while lane and isinstance(op := lane[0], ev.Truncate):
+            self._stage.truncate(session, op.length)
+            lane.popleft()
+        if not lane:
+            del self._lanes[session]
+
+    def _choose(self) -> list[ev.Submit]:
+        ready = list(self._lanes)
+        count = self._random.randint(1, len(ready)) if ready else 0
+        chosen = []
+        for session in self._random.sample(ready, count):
+            submit = self._lanes[session].popleft()
+            assert isinstance(submit, ev.Submit)
+            chosen.append(submit)
+        return chosen
+
+    def _compute(self, submits: Sequence[ev.Submit]) -> None:
+        results = [self._one(submit) for submit in submits if submit.session not in self._broken]
+        for submit in submits:
+            if submit.session in self._lanes:
+                self._truncate_if_next(submit.session)
+        self._loop.call_soon(self._deliver, results)
+        self._loop.call_soon(self._work)
+
+    def _one(self, submit: ev.Submit) -> Result:
+        if self._failures and self._random.random() < self._failures:
+            self._broken.add(submit.session)
+            return ev.ComputeFailed(submit.session, submit.ticket, "bad luck")
+        return self._stage.compute(submit)

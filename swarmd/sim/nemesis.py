@@ -1,0 +1,363 @@
+"""Seeded misfortune: what befalls the nodes, paths, clocks, disks and clients of a world, and when.
+
+Every block keeps a holder that lives, or gets one back in time: so every request that has begun
+must come to its end. Only in a doomed world some blocks are lost for good.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from swarmd.core.frames import SessionFrame
+from swarmd.sim.client import SILENCE, Client
+from swarmd.sim.forger import STRANGER, forged
+
+if TYPE_CHECKING:
+    from swarmd.sim.node import Machine
+    from swarmd.sim.world import World
+
+STORM_S = 6.0
+"""Faults begin within so many seconds after the first client."""
+FREED_IN = 2.0
+"""Within so many seconds all KV is free once the clients are served."""
+
+
+@dataclass
+class Stage:
+    """Machines that all hold at least these blocks."""
+
+    start: int
+    end: int
+    machines: list[Machine] = field(default_factory=list)
+
+
+class Nemesis:
+    """Sets a world up and does it harm."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = world.random
+        self.stages: list[Stage] = []
+        self.done: Counter[str] = Counter()
+        """What has happened."""
+        world.history = self.done
+
+    def live(self) -> None:
+        """The whole story."""
+        world, draw = self.world, self.random
+        self._build()
+        world.start()
+        began = world.timeline.now
+        for _ in range(draw.randint(1, 7)):
+            client = self._client()
+            world.timeline.at(began + draw.uniform(0, 2), functools.partial(self._begin, client))
+        world.calm_at = began + STORM_S
+        doom = draw.random() < 0.08
+        for _ in range(draw.randint(4, 16)):
+            world.timeline.at(began + draw.uniform(0, STORM_S), self._strike)
+        if doom:
+            world.timeline.at(began + draw.uniform(0, STORM_S), self._doom)
+        world.run_for(STORM_S)
+        world.check_clients()
+        world.run_until(lambda: False, max(0.0, world.calm_at - world.timeline.now))
+        if not world.doomed:
+            self._be_served_again()
+        world.check_rest()
+
+    # The swarm and its clients.
+
+    def _build(self) -> None:
+        world, draw = self.world, self.random
+        count = draw.randint(2, min(4, world.num_blocks))
+        borders = sorted(draw.sample(range(1, world.num_blocks), count - 1))
+        for start, end in zip([0, *borders], [*borders, world.num_blocks], strict=True):
+            stage = Stage(start, end)
+            self.stages.append(stage)
+            for _ in range(2):
+                self._add(stage)
+        self.preamble = [draw.randrange(50_000) for _ in range(50)]
+
+    def _add(self, stage: Stage) -> Machine:
+        """Add a machine for a stage, often with more blocks than that."""
+        start, end = stage.start, stage.end
+        if self.random.random() < 0.4:
+            start = self.random.randint(0, start)
+            end = self.random.randint(end, self.world.num_blocks)
+        machine = self.world.add(start, end)
+        stage.machines.append(machine)
+        return machine
+
+    def _client(self) -> Client:
+        draw, clients = self.random, self.world.clients
+        prompt = [draw.randrange(50_000) for _ in range(draw.randint(1, 60))]
+        if draw.random() < 0.5:  # as agents do: the same beginning, then what each has to say
+            prompt = [*self.preamble[: draw.randint(1, 50)], *prompt[:10]]
+        if clients and draw.random() < 0.3:  # an agent's next turn
+            other = draw.choice(clients)
+            prompt = [*other.prompt_ids, *other.expected][:120] + prompt[:8]
+        penalty = draw.choice([0.0, 0.5])
+        client = self.world.client(tuple(prompt), draw.randint(10, 80), penalty)
+        client.priority = draw.choice([0, 0, 1])
+        return client
+
+    def _begin(self, client: Client) -> None:
+        client.begin()
+
+    def _be_served_again(self) -> None:
+        """After the storm a new request is served at every node."""
+        world = self.world
+        # What failed is demoted for minutes; that must not keep anybody from being served.
+        world.run_for(world.lease)
+        serving = [m for m in world.machines.values() if m.serves]
+        assert serving, "nobody serves any more"
+        clients = []
+        for machine in serving:
+            clients.append(self._client())
+            clients[-1].begin(machine.peer_id)
+        world.run_until(lambda: all(client.ended for client in clients), 100.0)
+        for client in clients:
+            assert client.ended == "length", f"after the storm: {client}"
+            world.invariants.of_client(client)
+        world.run_for(FREED_IN)
+        if not world.climate.replays:  # an open that comes again is one until it lapses
+            world.invariants.of_closed()
+
+    # Misfortunes.
+
+    def _strike(self) -> None:
+        faults = [
+            *[self._kill_hop] * 4,
+            *[self._break_link] * 2,
+            *[self._cut] * 2,
+            self._cut_one_way,
+            self._kill_coordinator,
+            self._freeze,
+            self._slow_node,
+            self._slow_path,
+            self._step_clock,
+            self._break_disk,
+            self._deafen,
+            self._directory_away,
+            self._drain,
+            self._join,
+            self._restart,
+            self._leave,
+            self._vanish,
+            self._desert,
+            self._forge,
+        ]
+        fault = self.random.choice(faults)
+        if self._living() and fault():
+            self.done[fault.__name__.strip("_")] += 1
+
+    def _heals(self, seconds: float) -> float:
+        """Note that something is whole again in so many seconds; return them."""
+        self.world.calm_at = max(self.world.calm_at, self.world.timeline.now + seconds)
+        return seconds
+
+    def _living(self) -> list[Machine]:
+        return [machine for machine in self.world.machines.values() if machine.alive]
+
+    def _able(self, stage: Stage) -> list[Machine]:
+        """Those of a stage that will serve it, whatever else happens now."""
+        return [machine for machine in stage.machines if machine.serves]
+
+    def _may_lose(self, machine: Machine) -> bool:
+        """Whether every block keeps a holder without it."""
+        return all(
+            any(other is not machine for other in self._able(stage))
+            for stage in self.stages
+            if machine in stage.machines
+        )
+
+    def _hop_at_work(self) -> Machine:
+        """A hop of a session that runs, if there is one."""
+        hops = [hop for client in self.world.clients if not client.ended for hop in client.route]
+        if hops:
+            return self.world.machines[self.random.choice(hops).peer_id]
+        return self.random.choice(list(self.world.machines.values()))
+
+    def _kill_hop(self) -> bool:
+        return self._kill(self._hop_at_work())
+
+    def _kill_coordinator(self) -> bool:
+        calls = [client.call for client in self.world.clients if client.call and not client.ended]
+        return bool(calls) and self._kill(self.world.machines[self.random.choice(calls).peer_id])
+
+    def _kill(self, machine: Machine) -> bool:
+        """End a process; where nobody else has its blocks, another one comes in time."""
+        if not machine.alive:
+            return False
+        if not self._may_lose(machine):
+            self._boot_after(machine, self._heals(self.random.uniform(0.05, 8.0)))
+        elif self.random.random() < 0.5:
+            self._boot_after(machine, self._heals(self.random.uniform(0.05, 10.0)))
+        machine.kill(silently=self.random.random() < 0.2)
+        return True
+
+    def _boot_after(self, machine: Machine, seconds: float) -> None:
+        self.world.timeline.after(seconds, machine.boot)
+        self._heals(seconds + self.world.loading[1])
+
+    def _restart(self) -> bool:
+        """The same identity is back at once, before others have missed it."""
+        machine = self.random.choice(self._living())
+        machine.kill()
+        self._boot_after(machine, self.random.uniform(0.0, 0.1))
+        return True
+
+    def _join(self) -> bool:
+        self._add(self.random.choice(self.stages)).boot()
+        self._heals(self.world.loading[1])
+        return True
+
+    def _drain(self) -> bool:
+        machine = self.random.choice(self._living())
+        if not machine.serves or not self._may_lose(machine):
+            return False
+        machine.running.drain()
+        if self.random.random() < 0.1:
+            self.world.timeline.after(self.random.uniform(0, 1), machine.running.drain)
+        if self.random.random() < 0.5:
+            self._boot_after(machine, self.random.uniform(1.0, 10.0))
+        return True
+
+    def _freeze(self) -> bool:
+        machine = self.random.choice(self._living())
+        process = machine.running
+        if process.loop.frozen:
+            return False
+        short = not self._may_lose(machine)
+        seconds = self._heals(self.random.choice([0.3, 3.0] if short else [3.0, 14.0, 60.0]))
+        process.loop.frozen_until = self.world.timeline.now + seconds
+        self.world.network.froze(process.links)
+        for call in process.calls:
+            call.break_after(self.world.draw(SILENCE), lambda: process.loop.frozen)
+        return True
+
+    def _slow_node(self) -> bool:
+        machine = self._hop_at_work()
+        machine.slowness = self.random.choice([5.0, 20.0])
+
+        def recover() -> None:
+            machine.slowness = 1.0
+
+        self.world.timeline.after(self._heals(self.random.uniform(1, 15)), recover)
+        return True
+
+    # Paths.
+
+    def _pair(self) -> tuple[str, str]:
+        """Two machines, mostly such as talk to each other."""
+        one = self._hop_at_work().peer_id
+        other = self._hop_at_work().peer_id
+        if one == other or self.random.random() < 0.3:
+            other = self.random.choice([peer for peer in self.world.machines if peer != one])
+        return one, other
+
+    def _break_link(self) -> bool:
+        self.world.network.break_between(*self._pair())
+        return True
+
+    def _cut(self) -> bool:
+        """A partition between two machines, or around one."""
+        seconds = self._heals(self.random.choice([0.2, 1.0, 2.0, 5.0, 12.0]))
+        one, other = self._pair()
+        others = [other]
+        if self.random.random() < 0.3:
+            others = [peer for peer in self.world.machines if peer != one]
+        for peer in others:
+            self.world.network.cut(one, peer, seconds)
+            self.world.network.cut(peer, one, seconds)
+        return True
+
+    def _cut_one_way(self) -> bool:
+        self.world.network.cut(*self._pair(), self._heals(self.random.choice([0.5, 2.0, 6.0])))
+        return True
+
+    def _slow_path(self) -> bool:
+        seconds = self._heals(self.random.uniform(1, 10))
+        self.world.network.slow(*self._pair(), self.random.choice([5.0, 30.0]), seconds)
+        return True
+
+    # Clocks, disks, the directory.
+
+    def _step_clock(self) -> bool:
+        """The wall clock is set wrong for a while; some leaps are longer than a lease."""
+        machine = self.random.choice(self._living())
+        machine.clock.offset = self.random.choice([-2.0, 2.0, -8.0, 8.0, -60.0, 60.0, 3600.0])
+        seconds = self._heals(self.random.uniform(1, 10))
+
+        def set_right() -> None:
+            machine.clock.offset = 0.0
+
+        self.world.timeline.after(seconds, set_right)
+        return True
+
+    def _break_disk(self) -> bool:
+        machine = self.random.choice(list(self.world.machines.values()))
+        machine.disk.break_()
+        self.world.timeline.after(self._heals(self.random.uniform(1, 15)), machine.disk.mend)
+        return True
+
+    def _deafen(self) -> bool:
+        """A node hears of nothing new for a while, so that leases run out in its view."""
+        machine = self.random.choice(self._living())
+        seconds = self._heals(self.random.choice([3.0, 10.0, 25.0]))
+        machine.running.directory.deaf_until = self.world.timeline.now + seconds
+        return True
+
+    def _directory_away(self) -> bool:
+        """A node's directory process dies and comes back."""
+        machine = self.random.choice(self._living())
+        seconds = self._heals(self.random.uniform(0.5, 6.0))
+        machine.running.directory.away_until = self.world.timeline.now + seconds
+        return True
+
+    # Clients.
+
+    def _leave(self) -> bool:
+        return self.random.choice(self.world.clients).leave((0.0, 0.2))
+
+    def _vanish(self) -> bool:
+        """A client is gone without a word."""
+        return self.random.choice(self.world.clients).leave((5.0, 25.0))
+
+    def _desert(self) -> bool:
+        self.random.choice(self.world.clients).desert()
+        return True
+
+    def _forge(self) -> bool:
+        """A stranger that knows all but the secret meddles with a session, again and again."""
+        client = self.random.choice(self.world.clients)
+        if client.ended or not client.route:
+            return False
+        for hop in client.route:
+            machine = self.world.machines[hop.peer_id]
+            if machine.alive:
+                known = client.session in machine.running.table.sessions
+                frames = forged(self.random, client, hop, known)
+                self._send_forged(machine, frames)
+        if client.call is not None and self.world.machines[client.call.peer_id].alive:
+            frames = forged(self.random, client, client.route[0], known=False)
+            self._send_forged(self.world.machines[client.call.peer_id], frames)
+        self.world.timeline.after(self.random.uniform(0, 0.3), self._forge)
+        return True
+
+    def _send_forged(self, machine: Machine, frames: list[SessionFrame]) -> None:
+        process = machine.running
+        process.loop.do(lambda: process.exchange.on_frames(STRANGER, frames))
+
+    def _doom(self) -> None:
+        """Some blocks are lost for good."""
+        stage = self.random.choice(self.stages)
+        self.world.doomed = True
+        self.done["doom"] += 1
+        held = range(stage.start, stage.end)
+        for machine in list(self.world.machines.values()):
+            if any(block in machine.span for block in held):
+                machine.kill()
+                machine.lost = True

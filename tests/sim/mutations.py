@@ -1,0 +1,248 @@
+"""Faults to plant into the production code, each of which the simulation must find.
+
+A plant replaces a function or an attribute while a test runs; no file changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from swarmd.core.frames import Close
+from swarmd.node.coordinator import Coordinator
+from swarmd.node.waiting_line import WaitingLine
+from swarmd.pipeline import admission, driver_state, hop
+from swarmd.pipeline import events as ev
+from swarmd.pipeline.driver import DRIVER_TABLE, Driver, DriverState
+from swarmd.pipeline.hop import HopTable
+from swarmd.pipeline.hop_session import HopSession, HopState
+from swarmd.pipeline.opening import Opened
+from swarmd.pipeline.policy import DriverPolicy, Patience
+from swarmd.pipeline.prefix_index import PrefixIndex
+from swarmd.pipeline.replay_log import ReplayLog
+from swarmd.swarm.announcer import Announcer
+from swarmd.toys import ToyAccount
+
+Patch = pytest.MonkeyPatch
+Plant = Callable[[Patch], None]
+PLANTS: dict[str, Plant] = {}
+
+
+def plant(make: Plant) -> Plant:
+    PLANTS[make.__name__.replace("_", " ")] = make
+    return make
+
+
+def wrap(patch: Patch, owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method by `around(original, *its arguments)`."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def replaced(*args: Any, **rest: Any) -> Any:
+        return around(original, *args, **rest)
+
+    patch.setattr(owner, name, replaced)
+
+
+# On hops.
+
+
+@plant
+def no_epoch_check(patch: Patch) -> None:
+    def trusting(original: Any, table: HopTable, sender: str, step: Any, now: float) -> Any:
+        session = table.sessions.get(step.session)
+        return original(table, sender, replace(step, epoch=session.epoch) if session else step, now)
+
+    wrap(patch, HopTable, "_step", trusting)
+
+
+@plant
+def no_round_check(patch: Patch) -> None:
+    def trusting(original: Any, table: HopTable, sender: str, step: Any, now: float) -> Any:
+        session = table.sessions.get(step.session)
+        number = max(step.round, session.round) if session else step.round
+        return original(table, sender, replace(step, round=number), now)
+
+    wrap(patch, HopTable, "_step", trusting)
+
+
+@plant
+def no_sender_check(patch: Patch) -> None:
+    def trusting(original: Any, table: HopTable, sender: str, step: Any, now: float) -> Any:
+        session = table.sessions.get(step.session)
+        return original(table, session.prev_peer if session else sender, step, now)
+
+    wrap(patch, HopTable, "_step", trusting)
+
+
+@plant
+def no_truncation_on_rewind(patch: Patch) -> None:
+    def forgetful(original: Any, *args: Any) -> Any:
+        made = original(*args)
+        return made and [action for action in made if not isinstance(action, ev.Truncate)]
+
+    wrap(patch, HopTable, "_new_round", forgetful)
+
+
+@plant
+def old_work_counts_after_a_rewind(patch: Patch) -> None:
+    def careless(original: Any, session: HopSession, position: int, keep: int) -> Any:
+        pending = dict(session.pending)
+        gone = original(session, position, keep)
+        session.pending = pending
+        return gone
+
+    wrap(patch, HopSession, "rewind", careless)
+
+
+@plant
+def duplicates_are_computed(patch: Patch) -> None:
+    def eager(original: Any, table: HopTable, session: HopSession, step: Any) -> Any:
+        session.length = min(session.length, step.position)
+        return original(table, session, step)
+
+    wrap(patch, HopTable, "_take", eager)
+
+
+@plant
+def gaps_are_filled_with_nothing(patch: Patch) -> None:
+    def blind(original: Any, table: HopTable, session: HopSession, step: Any) -> Any:
+        session.length = max(session.length, step.position)
+        return original(table, session, step)
+
+    wrap(patch, HopTable, "_take", blind)
+
+
+@plant
+def a_close_frees_nothing(patch: Patch) -> None:
+    patch.setattr(HopTable, "_close", lambda *args: [])
+
+
+@plant
+def the_reservation_stays_when_a_session_is_freed(patch: Patch) -> None:
+    patch.setattr(ToyAccount, "release", lambda *args: None)
+
+
+@plant
+def shared_units_are_never_given_back(patch: Patch) -> None:
+    patch.setattr(PrefixIndex, "release", lambda *args: None)
+
+
+@plant
+def orphans_are_kept(patch: Patch) -> None:
+    patch.setattr(HopTable, "_tick", lambda *args: [])
+
+
+@plant
+def reservations_do_not_lapse(patch: Patch) -> None:
+    def patient(original: Any, table: HopTable, event: ev.Tick, now: float) -> Any:
+        due = {s.id: s.lapses_at for s in table.sessions.values()}
+        for session in table.sessions.values():
+            session.lapses_at = None
+        made = original(table, event, now)
+        for session in table.sessions.values():
+            session.lapses_at = due[session.id]
+        return made
+
+    wrap(patch, HopTable, "_tick", patient)
+
+
+@plant
+def the_replay_log_is_not_cut_at_a_rewind(patch: Patch) -> None:
+    patch.setattr(ReplayLog, "truncate", lambda *args: None)
+
+
+@plant
+def the_secret_is_not_checked(patch: Patch) -> None:
+    def trusting(session: HopSession, sender: str, order: Any) -> None:
+        admission.check_claim(session, sender, replace(order, secret=session.secret))
+
+    patch.setattr(hop, "check_claim", trusting)
+
+
+@plant
+def a_resume_sends_from_the_wrong_position(patch: Patch) -> None:
+    wrap(patch, HopSession, "resume", lambda original, session, at: original(session, at + 1))
+
+
+@plant
+def a_hop_sends_before_it_is_told_to(patch: Patch) -> None:
+    def hasty(original: Any, session: HopSession, sender: str, order: Any) -> None:
+        original(session, sender, order)
+        session.state = HopState.FLOWING
+
+    wrap(patch, HopSession, "point", hasty)
+
+
+# In coordinators.
+
+
+@plant
+def repairs_know_no_pause_and_no_end(patch: Patch) -> None:
+    patch.setattr(DriverPolicy, "pause", lambda *args: 0.0)
+    patch.setattr(Patience, "is_spent", False)
+
+
+@plant
+def stale_answers_to_opens_count(patch: Patch) -> None:
+    original = DRIVER_TABLE[DriverState.OPENING][Opened]
+
+    def trusting(driver: Driver, event: ev.Received, now: float) -> None:
+        frame = replace(event.frame, epoch=driver.epoch)  # type: ignore[type-var]
+        original(driver, ev.Received(event.peer_id, frame), now)
+
+    patch.setitem(DRIVER_TABLE[DriverState.OPENING], Opened, trusting)
+
+
+@plant
+def tokens_count_whatever_their_position(patch: Patch) -> None:
+    token = next(kind for kind in DRIVER_TABLE[DriverState.RUNNING] if kind.__name__ == "Token")
+    original = DRIVER_TABLE[DriverState.RUNNING][token]
+
+    def trusting(driver: Driver, event: ev.Received, now: float) -> None:
+        frame = replace(event.frame, position=driver.feed.known)  # type: ignore[type-var]
+        original(driver, ev.Received(event.peer_id, frame), now)
+
+    patch.setitem(DRIVER_TABLE[DriverState.RUNNING], token, trusting)
+
+
+@plant
+def an_ended_session_is_not_closed(patch: Patch) -> None:
+    def silent(original: Any, driver: Driver, target: Any, frame: Any) -> None:
+        if not isinstance(frame, Close):
+            original(driver, target, frame)
+
+    wrap(patch, Driver, "_send", silent)
+
+
+@plant
+def takeovers_stay_within_reach_of_their_predecessor(patch: Patch) -> None:
+    patch.setattr(driver_state, "is_later_attempt", lambda *args: True)
+    patch.setattr("swarmd.pipeline.opening.is_later_attempt", lambda *args: True)
+
+
+@plant
+def who_has_left_stands_in_line(patch: Patch) -> None:
+    patch.setattr(WaitingLine, "leave", lambda *args: None)
+
+
+@plant
+def a_session_that_runs_elsewhere_is_refused(patch: Patch) -> None:
+    def refuse(self: Coordinator, run: Any, generation: Any) -> None:
+        raise hop.SessionError("this session runs here already")
+
+    patch.setattr(Coordinator, "_turn_out", refuse)
+
+
+# In the swarm.
+
+
+@plant
+def announcements_are_not_renewed(patch: Patch) -> None:
+    patch.setattr(
+        Announcer, "_is_due", lambda self, last, current, now: last.state != current.state
+    )
