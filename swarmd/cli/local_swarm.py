@@ -27,18 +27,27 @@ _LOG_TAIL = 2000
 class LocalNode:
     """One `swarmd serve` process."""
 
-    def __init__(self, args: Sequence[str], directory: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        directory: Path,
+        env: Mapping[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`prefix` is a command that becomes the daemon, such as `ip netns exec NAME`."""
         self.directory = directory
         self.log_path = directory / "log"
         self.args = tuple(args)
+        self._prefix = tuple(prefix)
         self._env = dict(env)
         self.address = ""
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = (sys.executable, "-m", "swarmd.cli.main", "serve")
+        command = (*self._prefix, sys.executable, "-m", "swarmd.cli.main", "serve")
         state = ("--state-dir", str(self.directory / "state"))
+        self.started_at = time.monotonic()
         with self.log_path.open("ab") as log:
             self._log_from = log.tell()
             return subprocess.Popen(
