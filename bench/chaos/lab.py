@@ -116,7 +116,9 @@ class Lab:
         while True:
             pids = {node.pid for node in self.nodes.nodes if node.alive}
             seen = await asyncio.gather(*map(self.status, self.nodes.addresses))
-            if all({p.pid for p in one.peers if p.state == "serving"} == pids for one in seen if one):
+            if all(
+                {p.pid for p in one.peers if p.state == "serving"} == pids for one in seen if one
+            ):
                 if all(seen):
                     return
             if time.monotonic() > deadline:

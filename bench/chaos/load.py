@@ -65,6 +65,10 @@ class Load:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=error is not None)
 
+    async def over(self) -> None:
+        """Wait until every client has ended."""
+        await asyncio.gather(*self._tasks)
+
     def stop(self) -> None:
         """No new requests from now on."""
         self._stopping = True

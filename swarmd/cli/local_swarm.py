@@ -72,6 +72,13 @@ class LocalNode:
             file.seek(self._log_from)
             return file.read().decode(errors="replace")
 
+    def is_ready(self) -> bool:
+        """Whether the present process has said that it serves."""
+        found = _READY.search(self.log())
+        if found:
+            self.address = found[1]
+        return found is not None
+
     def wait_ready(self, deadline: float) -> str:
         """Wait for the line that says it serves; return the address. `deadline` is monotonic.
 
@@ -79,9 +86,7 @@ class LocalNode:
         """
         while True:
             alive = self.alive
-            found = _READY.search(self.log())
-            if found:
-                self.address = found[1]
+            if self.is_ready():
                 return self.address
             if not alive or time.monotonic() > deadline:
                 state = "did not become ready" if alive else f"ended with {self.process.returncode}"
@@ -143,8 +148,10 @@ class LocalSwarm:
         for span in spans:
             self.add(span)
 
-    def add(self, span: str, *flags: str, model: str | None = None) -> LocalNode:
-        """Start one more node; it is not ready yet."""
+    def add(
+        self, span: str, *flags: str, model: str | None = None, prefix: Sequence[str] = ()
+    ) -> LocalNode:
+        """Start one more node; it is not ready yet. `prefix` as for `LocalNode`."""
         index = len(self.nodes)
         listen = self._seeds[index] if index < len(self._seeds) else "127.0.0.1:0"
         args = [model or self.model, "--blocks", span, "--listen", listen]
@@ -152,7 +159,7 @@ class LocalSwarm:
         seeds = [seed for seed in self._seeds if seed != listen]
         if seeds:
             args += ["--peers", ",".join(seeds)]
-        node = LocalNode(args, self.directory / f"node{index}", self._env)
+        node = LocalNode(args, self.directory / f"node{index}", self._env, prefix)
         self.nodes.append(node)
         return node
 
@@ -166,6 +173,11 @@ class LocalSwarm:
     def addresses(self) -> list[str]:
         """gRPC addresses of the nodes that run."""
         return [node.address for node in self.nodes if node.alive and node.address]
+
+    @property
+    def known(self) -> list[str]:
+        """gRPC addresses of all nodes that have ever served, whether they run or not."""
+        return [node.address for node in self.nodes if node.address]
 
     def node_of(self, pid: int) -> LocalNode:
         """Return the node with this process id. Raises SwarmdError if there is none."""

@@ -1,0 +1,148 @@
+"""The directory is disturbed: its process dies again and again, all doors are gone, clocks differ."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.chaos.lab import Lab
+from bench.chaos.verdict import Bar, Findings, percentile
+from swarmd.cli.local_swarm import LocalNode
+
+EVERY_S = 5.0
+FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"
+
+
+def dht_children(pid: int) -> Iterator[int]:
+    """The directory processes of a node."""
+    import psutil
+
+    for child in psutil.Process(pid).children():
+        if "dht_child" in " ".join(child.cmdline()):
+            yield child.pid
+
+
+async def dht_killed(lab: Lab) -> Findings:
+    """Every 5 s one node's directory process is killed; in the end all of them at once."""
+    await lab.revive()
+    found = Findings(calm=await lab.calm(lab.work()), runs=0, counted=0)
+    began, lasts = time.monotonic(), 120.0 if lab.settings.full else 30.0
+    async with lab.load(lab.work(again=True)) as load:
+        await load.began(lab.settings.clients)
+        while time.monotonic() < began + lasts:
+            last = time.monotonic() + EVERY_S >= began + lasts
+            chosen = lab.nodes.nodes if last else [lab.rng.choice(lab.nodes.nodes)]
+            found.runs += 1
+            for node in chosen:
+                for child in dht_children(node.pid):
+                    os.kill(child, signal.SIGKILL)
+                    found.counted += 1
+            load.mark_all()
+            await asyncio.sleep(EVERY_S)
+        load.stop()
+    found.streams = load.streams
+    healed = time.monotonic()
+    await lab.settle()
+    found.facts = {
+        "children_killed": found.counted,
+        "seen_again_s": round(time.monotonic() - healed, 1),
+    }
+    moved = sum(s.repairs + s.resumes for s in load.streams)
+    found.bars = [
+        Bar("repairs_and_resumes", moved, 0),
+        Bar("stall_p99_ms", percentile(found.stalls_ms(), 99), 250),
+    ]
+    return found
+
+
+async def bootstraps_gone(lab: Lab) -> Findings:
+    """The nodes named in --peers are gone for good; a restarted one comes back by what it remembers."""
+    await lab.revive()
+    found = Findings(calm=await lab.calm(lab.work()))
+    doors, rest = lab.nodes.nodes[:2], lab.nodes.nodes[2:]
+    for door in doors:
+        door.kill()
+    lasts = 600.0 if lab.settings.full else 40.0  # longer than a lease in any case
+    async with lab.load(lab.work(again=True)) as load:
+        await asyncio.sleep(lasts)
+        load.mark_all()
+        comer = next(n for n in rest if "3:6" in n.args)
+        comer.kill()
+        comer.restart()
+        start_up = await _ready(comer)
+        seen = await _seen(lab, comer)
+        load.stop()
+    found.streams = load.streams
+    found.facts = {
+        "lasted_s": lasts,
+        "start_up_s": round(start_up, 1),
+        "seen_by_all_s": round(seen, 1),
+        "failed_before_the_restart": sum(bool(s.error) for s in load.streams if s.hit_at is None),
+    }
+    found.bars = [Bar("seen_by_all_after_start_s", seen, 10.0)]
+    return found
+
+
+async def _ready(node: LocalNode) -> float:
+    while not node.is_ready():
+        await asyncio.sleep(0.02)
+    return time.monotonic() - node.started_at
+
+
+async def _seen(lab: Lab, node: LocalNode) -> float:
+    """Seconds from the start of a process until all others see it serving."""
+    others = [n.address for n in lab.nodes.nodes if n.alive and n is not node]
+    while True:
+        found = await asyncio.gather(*map(lab.status, others))
+        if all(
+            one and any(p.pid == node.pid and p.state == "serving" for p in one.peers)
+            for one in found
+        ):
+            return time.monotonic() - node.started_at
+        await asyncio.sleep(0.05)
+
+
+async def clock(lab: Lab) -> Findings:
+    """A node whose wall clock is wrong joins: nobody else is disturbed, and it says what is wrong."""
+    library = next(iter(sorted(Path("/").glob(FAKETIME[1:]))), None)
+    if library is None:
+        return Findings(skipped="libfaketime is not installed (apt-get install libfaketime)")
+    await lab.revive()
+    found = Findings(calm=await lab.calm(lab.work()), runs=0, counted=0)
+    said = {}
+    for skew in ("+2s", "+10s", "-10s", "+1h"):
+        fake = ("env", f"LD_PRELOAD={library}", f"FAKETIME={skew}", "DONT_FAKE_MONOTONIC=1")
+        node = lab.nodes.add("3:6", prefix=fake)
+        async with lab.load(lab.work(again=True)) as load:
+            began = time.monotonic()
+            while time.monotonic() < began + 20 and not (node.is_ready() or not node.alive):
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(5.0)
+            load.mark_all()
+            load.stop()
+        seen = await asyncio.gather(*map(lab.status, lab.nodes.addresses[:6]))
+        said[skew] = {
+            "alive": node.alive,
+            "serves": node.is_ready(),
+            "seen_by": sum(any(p.pid == node.pid for p in s.peers) for s in seen if s),
+            "sees": len(s.peers) if (s := await lab.status(node.address or "127.0.0.1:1")) else 0,
+            "says": _about_clocks(node.log()),
+        }
+        found.runs += 1
+        found.counted += 1
+        found.streams += load.streams
+        node.kill()
+        lab.nodes.nodes.remove(node)
+    found.facts = said
+    silent = sum(not s["says"] for skew, s in said.items() if skew != "+2s" and s["seen_by"] < 6)
+    found.bars = [Bar("refused_without_a_word_about_clocks", silent, 0)]
+    return found
+
+
+def _about_clocks(log: str) -> str:
+    lines = [line for line in log.splitlines() if "clock" in line.lower()]
+    return lines[-1][:300] if lines else ""

@@ -1,0 +1,137 @@
+"""A node runs out of memory, or of disk: it refuses what it cannot do, and lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.chaos.lab import Lab
+from bench.chaos.verdict import Bar, Findings
+from swarmd.cli.local_swarm import LocalNode
+
+STATE_BYTES = 256 << 10
+
+
+async def memory(lab: Lab) -> Findings:
+    """The only two holders of the middle may allocate no more: sessions are refused, nobody dies."""
+    await lab.revive()
+    work = lab.work(prompts=lab.long_prompts, tokens=24, shared=False)
+    found = Findings(calm=await lab.calm(work), may_fail=True)
+    limited = [n for n in lab.nodes.nodes if "3:6" in n.args]
+    for node in limited[:1]:
+        _limit(node, spare=1 << 20)
+    async with lab.load(work) as load:
+        await load.began(1)
+        load.mark_all()
+    found.streams = load.streams
+    for node in limited:
+        if node.alive:
+            _limit(node, spare=None)
+    async with lab.load(lab.work()) as after:
+        pass
+    found.streams += after.streams
+    found.facts = {
+        "alive": sum(n.alive for n in limited),
+        "errors_under_the_limit": sum(bool(s.error) for s in load.streams),
+        "said": [line[:200] for n in limited for line in n.log().splitlines() if "alloc" in line][
+            :4
+        ],
+    }
+    dead = sum(not n.alive for n in limited)
+    found.bars = [
+        Bar("daemons_that_died", dead, 0),
+        Bar("errors_while_another_had_room", found.facts["errors_under_the_limit"], 0),
+        Bar("errors_afterwards", sum(bool(s.error) for s in after.streams), 0),
+    ]
+    return found
+
+
+def _limit(node: LocalNode, spare: int | None) -> None:
+    import psutil
+
+    _, hard = resource.prlimit(node.pid, resource.RLIMIT_AS)
+    soft = hard if spare is None else psutil.Process(node.pid).memory_info().vms + spare
+    resource.prlimit(node.pid, resource.RLIMIT_AS, (soft, hard))
+
+
+async def disk(lab: Lab) -> Findings:
+    """The disk with the state directory fills up while a node runs, and is full when it starts."""
+    await lab.revive()
+    found = Findings(calm=await lab.calm(lab.work()))
+    directory = lab.nodes.directory / f"node{len(lab.nodes.nodes)}" / "state"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(small_disk(directory))
+        except (OSError, subprocess.CalledProcessError) as error:
+            return Findings(skipped=f"a tmpfs cannot be mounted here: {error}")
+        node = lab.nodes.add("3:6")
+        stack.callback(lab.nodes.nodes.remove, node)
+        stack.callback(node.kill)
+        await lab.ready()
+        await lab.settle()
+        _fill(directory / "filler")
+        async with lab.load(lab.work(again=True)) as load:
+            await asyncio.sleep(10.0)
+            # Somebody new is seen, who cannot be remembered.
+            other = next(n for n in lab.nodes.nodes if "6:8" in n.args)
+            load.mark_all()
+            other.kill()
+            other.restart()
+            await lab.ready()
+            await lab.settle()
+            load.stop()
+        found.streams = load.streams
+        running = node.alive
+        said = [line for line in node.log().splitlines() if "space" in line.lower()]
+        node.kill()
+        node.restart()
+        while node.alive and not node.is_ready():
+            await asyncio.sleep(0.05)
+        started = node.is_ready()
+        words = [line for line in node.log().splitlines() if "space" in line.lower()]
+        for file in directory.iterdir():
+            if file.is_file():
+                file.unlink()
+        if node.alive:
+            node.kill()
+        _fill(directory / "filler")
+        node.restart()  # nothing of its own is there, and nothing can be written
+        while node.alive and not node.is_ready():
+            await asyncio.sleep(0.05)
+        found.facts = {
+            "runs_on": running,
+            "said": said[-1:],
+            "starts_again": started,
+            "said_then": words[-1:],
+            "starts_without_identity": node.is_ready(),
+            "exit_code": node.process.returncode,
+            "said_last": node.log().splitlines()[-1:],
+        }
+        named = node.is_ready() or "space" in node.log().lower()
+        found.bars = [Bar("daemons_that_died", not running, 0), Bar("ends_unnamed", not named, 0)]
+    return found
+
+
+@contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """Mount a small tmpfs there. Raises CalledProcessError where that is not permitted."""
+    directory.mkdir(parents=True, exist_ok=True)
+    mount = ("mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES}", "tmpfs", str(directory))
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(("umount", "-l", str(directory)), check=False, capture_output=True)
+
+
+def _fill(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as out:
+        while True:
+            out.write(b"x" * 4096)
+            os.fsync(out.fileno())
