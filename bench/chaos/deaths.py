@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from bench.chaos.lab import Lab
+from bench.chaos.lab import Lab, until
 from bench.chaos.load import Load
 from bench.chaos.verdict import Bar, Calm, Findings, percentile
 from swarmd.client import AsyncClient
@@ -164,8 +164,7 @@ async def _each_ready(lab: Lab) -> list[float]:
 
     async def one(index: int) -> float:
         node = lab.nodes.nodes[index]
-        while not node.is_ready():
-            await asyncio.sleep(0.02)
+        await until(node.is_ready)
         return time.monotonic() - node.started_at
 
     took = await asyncio.gather(*map(one, range(len(lab.nodes.nodes))))

@@ -1,4 +1,4 @@
-"""The directory is disturbed: its process dies again and again, all doors are gone, clocks differ."""
+"""The directory is disturbed: its process dies again and again, doors are gone, clocks differ."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
+from glob import glob
+from typing import Any
 
-from bench.chaos.lab import Lab
+from bench.chaos.lab import Lab, until
 from bench.chaos.verdict import Bar, Findings, percentile
 from swarmd.cli.local_swarm import LocalNode
 
@@ -60,7 +62,7 @@ async def dht_killed(lab: Lab) -> Findings:
 
 
 async def bootstraps_gone(lab: Lab) -> Findings:
-    """The nodes named in --peers are gone for good; a restarted one comes back by what it remembers."""
+    """The nodes named in --peers are gone for good; a restarted one comes back by its memory."""
     await lab.revive()
     found = Findings(calm=await lab.calm(lab.work()))
     doors, rest = lab.nodes.nodes[:2], lab.nodes.nodes[2:]
@@ -88,8 +90,7 @@ async def bootstraps_gone(lab: Lab) -> Findings:
 
 
 async def _ready(node: LocalNode) -> float:
-    while not node.is_ready():
-        await asyncio.sleep(0.02)
+    await until(node.is_ready)
     return time.monotonic() - node.started_at
 
 
@@ -107,20 +108,19 @@ async def _seen(lab: Lab, node: LocalNode) -> float:
 
 
 async def clock(lab: Lab) -> Findings:
-    """A node whose wall clock is wrong joins: nobody else is disturbed, and it says what is wrong."""
-    library = next(iter(sorted(Path("/").glob(FAKETIME[1:]))), None)
+    """A node whose clock is wrong joins: nobody else is disturbed, and it says what is wrong."""
+    library = next(iter(glob(FAKETIME)), None)
     if library is None:
         return Findings(skipped="libfaketime is not installed (apt-get install libfaketime)")
     await lab.revive()
     found = Findings(calm=await lab.calm(lab.work()), runs=0, counted=0)
-    said = {}
+    said: dict[str, Any] = {}
     for skew in ("+2s", "+10s", "-10s", "+1h"):
         fake = ("env", f"LD_PRELOAD={library}", f"FAKETIME={skew}", "DONT_FAKE_MONOTONIC=1")
         node = lab.nodes.add("3:6", prefix=fake)
         async with lab.load(lab.work(again=True)) as load:
             began = time.monotonic()
-            while time.monotonic() < began + 20 and not (node.is_ready() or not node.alive):
-                await asyncio.sleep(0.1)
+            await until(partial(_decided, node, began + 20))
             await asyncio.sleep(5.0)
             load.mark_all()
             load.stop()
@@ -141,6 +141,10 @@ async def clock(lab: Lab) -> Findings:
     silent = sum(not s["says"] for skew, s in said.items() if skew != "+2s" and s["seen_by"] < 6)
     found.bars = [Bar("refused_without_a_word_about_clocks", silent, 0)]
     return found
+
+
+def _decided(node: LocalNode, until: float) -> bool:
+    return node.is_ready() or not node.alive or time.monotonic() > until
 
 
 def _about_clocks(log: str) -> str:

@@ -1,4 +1,4 @@
-"""The swarm that scenarios disturb: three spans held twice, its reference, and its way back to calm.
+"""The swarm that scenarios disturb: three spans held twice, its reference, its way back to calm.
 
 Which fault comes when is the scenarios'.
 """
@@ -6,9 +6,10 @@ Which fault comes when is the scenarios'.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,19 @@ PROMPTS = (
     "def main() -> int:",
     "async def serve(host, port):",
 )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in other processes, which can only be asked."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+
+
+def serving(status: SwarmStatus) -> set[int]:
+    """Process ids of the nodes that serve, as one of them sees it."""
+    return {peer.pid for peer in status.peers if peer.state == "serving"}
 
 
 def long_prompt(number: int, functions: int = 60) -> str:
@@ -96,8 +110,7 @@ class Lab:
 
     def work(self, **changes: Any) -> Work:
         """The usual work, with changes."""
-        usual = {"prompts": self.prompts, "tokens": self.settings.tokens}
-        return Work(**usual | changes)
+        return dataclasses.replace(Work(self.prompts, self.settings.tokens), **changes)
 
     async def revive(self) -> None:
         """Start the dead again; wait until all see all, and nobody holds KV."""
@@ -116,11 +129,8 @@ class Lab:
         while True:
             pids = {node.pid for node in self.nodes.nodes if node.alive}
             seen = await asyncio.gather(*map(self.status, self.nodes.addresses))
-            if all(
-                {p.pid for p in one.peers if p.state == "serving"} == pids for one in seen if one
-            ):
-                if all(seen):
-                    return
+            if all(one is not None and serving(one) == pids for one in seen):
+                return
             if time.monotonic() > deadline:
                 raise SwarmdError(f"the nodes do not see each other after {SETTLE_S:g} s")
             await asyncio.sleep(0.1)

@@ -19,6 +19,7 @@ async def term(lab: Lab) -> Findings:
     """SIGTERM to a hop under load: it hands over and exits with 0."""
     found = Findings(runs=0, counted=0)
     codes: list[int] = []
+    exits: list[float] = []
     for turn in range(lab.settings.runs or 4):
         await lab.revive()
         # Long enough that a session which is not handed over would hold the node up.
@@ -31,12 +32,14 @@ async def term(lab: Lab) -> Findings:
             victim = victim_of(load, target, PLACES[turn % 3])
             hit, leaving = load.mark(victim), lab.node(victim)
             leaving.signal(signal.SIGTERM)
+            asked = time.monotonic()
             codes.append(await exit_code(leaving))
+            exits.append(round(time.monotonic() - asked, 1))
         found.runs += 1
         found.counted += bool(hit)
         found.streams += load.streams
     stalls = found.stalls_ms()
-    found.facts = {"exit_codes": codes}
+    found.facts = {"exit_codes": codes, "exit_after_s": exits}
     found.bars = [
         Bar("recomputed_tokens", sum(s.recomputed for s in found.streams), 0),
         Bar("stall_p99_ms", percentile(stalls, 99), 250),

@@ -10,7 +10,7 @@ ROUNDS = 3
 
 
 async def flip(lab: Lab) -> Findings:
-    """Bytes between peers are flipped: a link breaks or a frame is refused, and no token is wrong."""
+    """Bytes between peers are flipped: links break, frames are refused, and no token is wrong."""
     return await _through(lab, Flipping(lab.settings.seed))
 
 

@@ -13,14 +13,14 @@ from bench.chaos.verdict import Bar, Findings, percentile
 CUT_S = 20.0
 WAYS = (
     "both ways",
-    "it hears and cannot speak",
-    "it speaks and does not hear",
+    "it only hears",
+    "it only speaks",
     "from its next hop",
 )
 
 
 async def partition(lab: Lab) -> Findings:
-    """A hop is cut off for 20 s: both ways, one way, the other way, and from its neighbour alone."""
+    """A hop is cut off for 20 s: both ways, one way, the other way, from its neighbour alone."""
     if not namespaces.inside():
         return Findings(skipped="this scenario runs within network namespaces of its own")
     found = Findings(runs=0, counted=0)
