@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check protos bench kills simulate mutations clean
+.PHONY: demo test check protos bench kills chaos soak simulate mutations clean
 
 demo: $(STAMP)
 	$(BIN)/swarmd demo
@@ -36,6 +36,18 @@ bench: $(STAMP)
 kills: $(STAMP)
 	$(BIN)/python bench/kills.py --dtype float32
 	$(BIN)/python bench/kills.py --dtype bfloat16
+
+# Real daemons, one fault at a time, a JSON verdict each. CHAOS='kill stop --runs 100' picks.
+CHAOS ?= --save
+
+chaos: $(STAMP)
+	$(BIN)/python -m bench.chaos $(CHAOS)
+
+# A kill and a join every 20 s.
+HOURS ?= 2
+
+soak: $(STAMP)
+	$(BIN)/python -m bench.chaos.soak $(HOURS)
 
 # torch first and alone: where the machine's index offers a CPU build, a looser
 # range would draw in several gigabytes of CUDA packages.

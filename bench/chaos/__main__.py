@@ -53,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="how often, where a scenario has runs")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--silence", type=float, default=20.0, help="seconds that a node is silent")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--full", action="store_true", help="as long as the targets say")
     parser.add_argument("--save", action="store_true", help="write bench/results/chaos-*.json")
@@ -72,6 +73,7 @@ async def run(options: argparse.Namespace, names: list[str]) -> int:
         clients=options.clients,
         runs=options.runs,
         full=options.full,
+        silence_s=options.silence,
     )
     flags = ("--dtype", options.dtype, "--threads", "1", "--kv-memory", "64MiB")
     flags = (*flags, "--chunk-size", "64", *options.flag)

@@ -71,6 +71,10 @@ class Settings:
     """As long and with as many clients as the targets say."""
     runs: int | None = None
     """How often; None leaves it to the scenario."""
+    silence_s: float = 20.0
+    """How long a stopped or cut off node is silent."""
+    patience_s: float = 60.0
+    """How long it is waited for afterwards."""
     flags: tuple[str, ...] = ()
     """More flags for the daemons."""
 

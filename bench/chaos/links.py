@@ -22,7 +22,8 @@ async def duplicate(lab: Lab) -> Findings:
 async def _through(lab: Lab, proxy: Proxy) -> Findings:
     """Put a node behind the proxy in the place of one of the two that hold the middle."""
     await lab.revive()
-    found = Findings(calm=await lab.calm(lab.work()), runs=0, counted=0)
+    work = lab.work(tokens=2 * lab.settings.tokens)
+    found = Findings(calm=await lab.calm(work), runs=0, counted=0)
     replaced = next(n for n in lab.nodes.nodes if "3:6" in n.args)
     replaced.kill()
     await proxy.listen()
@@ -34,7 +35,7 @@ async def _through(lab: Lab, proxy: Proxy) -> Findings:
         await lab.settle()
         for _ in range(lab.settings.runs or ROUNDS):
             proxy.active = True
-            async with lab.load(lab.work(tokens=2 * lab.settings.tokens)) as load:
+            async with lab.load(work) as load:
                 await load.all_have(1)
                 load.mark_all()
             found.streams += load.streams

@@ -10,7 +10,6 @@ from bench.chaos.lab import Lab
 from bench.chaos.silence import BACK_S, back
 from bench.chaos.verdict import Bar, Findings, percentile
 
-CUT_S = 20.0
 WAYS = (
     "both ways",
     "it only hears",
@@ -37,9 +36,9 @@ async def partition(lab: Lab) -> Findings:
             following = load.generation(target).route[-1].pid
             hit = load.mark(victim)
             _cut(lab, victim, following, way)
-            await asyncio.sleep(CUT_S if lab.settings.full else CUT_S / 4)
+            await asyncio.sleep(lab.settings.silence_s)
             namespaces.heal()
-            backs[f"{turn}: {way}"] = await back(load, victim)
+            backs[f"{turn}: {way}"] = await back(load, victim, lab.settings.patience_s)
             load.stop()
         found.runs += 1
         found.counted += bool(hit)

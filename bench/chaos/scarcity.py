@@ -37,7 +37,7 @@ async def memory(lab: Lab) -> Findings:
     found.facts = {
         "alive": node.alive,
         "errors_under_the_limit": sum(bool(s.error) for s in load.streams),
-        "said": [line[:200] for n in limited for line in n.log().splitlines() if "alloc" in line][
+        "said": [line[:200] for line in node.log().splitlines() if "alloc" in line][
             :4
         ],
     }

@@ -15,7 +15,6 @@ from bench.chaos.load import Load
 from bench.chaos.verdict import Bar, Findings, percentile
 from swarmd.cli.local_swarm import LocalNode
 
-STOP_S = 20.0
 BACK_S = 10.0
 SLOW_S = 20.0
 SLICE_S = 0.2
@@ -36,9 +35,9 @@ async def stop(lab: Lab) -> Findings:
             victim = victim_of(load, target, PLACES[(turn + 1) % 3])
             hit, zombie = load.mark(victim), lab.node(victim)
             zombie.signal(signal.SIGSTOP)
-            await asyncio.sleep(STOP_S if lab.settings.full else STOP_S / 4)
+            await asyncio.sleep(lab.settings.silence_s)
             zombie.signal(signal.SIGCONT)
-            backs.append(await back(load, victim))
+            backs.append(await back(load, victim, lab.settings.patience_s))
             load.stop()
         found.runs += 1
         found.counted += bool(hit)
@@ -51,7 +50,7 @@ async def stop(lab: Lab) -> Findings:
     return found
 
 
-async def back(load: Load, pid: int, limit: float = 60.0) -> float:
+async def back(load: Load, pid: int, limit: float) -> float:
     """Seconds until a request that began from now on is computed by that process."""
     began = time.monotonic()
     while time.monotonic() - began < limit:

@@ -1,0 +1,47 @@
+"""A verdict is false as soon as one id, error, leak or bar is."""
+
+from __future__ import annotations
+
+from bench.chaos.verdict import Bar, Calm, Findings, Stream, judge
+
+REFERENCE = {("a", 3): [1, 2, 3]}
+
+
+def stream(*ids: int, done: bool = True, error: str = "") -> Stream:
+    return Stream(0, "a", 3, 0.0, list(ids), [1.0 + i for i in range(len(ids))], error, done)
+
+
+def verdict(*streams: Stream, leaked: int = 0, **more: object) -> dict[str, object]:
+    return judge(Findings(list(streams), **more), REFERENCE, leaked)  # type: ignore[arg-type]
+
+
+def test_all_ids_right_and_nothing_left_behind_passes() -> None:
+    assert verdict(stream(1, 2, 3))["pass"]
+
+
+def test_one_wrong_id_fails_it_even_in_a_stream_that_ended_in_an_error() -> None:
+    found = verdict(stream(1, 2, 3), stream(1, 9, done=False, error="lost"), may_fail=True)
+    assert (found["exact"], found["wrong"], found["pass"]) == (False, 1, False)
+
+
+def test_a_stream_that_ended_too_soon_is_wrong() -> None:
+    assert not verdict(stream(1, 2))["exact"]
+
+
+def test_an_error_a_leak_and_a_bar_that_is_missed_each_fail_it() -> None:
+    right = stream(1, 2, 3)
+    assert not verdict(right, stream(1, done=False, error="lost"))["pass"]
+    assert not verdict(right, leaked=1)["pass"]
+    assert not verdict(right, bars=[Bar("stall", 2.0, 1.0)])["pass"]
+    assert not verdict(right, bars=[Bar("stall", None, 1.0)])["pass"]
+    assert not verdict(right, counted=0)["pass"]
+    assert not verdict()["pass"]
+
+
+def test_a_stall_is_the_longest_wait_after_the_fault_less_the_usual_one() -> None:
+    calm = Calm(0.1, 0.2, {"a": 1.0})
+    one = Stream(0, "a", 3, 0.0, [1, 2, 3], [1.0, 3.0, 3.7], "", True)
+    one.hit_at = 3.1
+    assert round(calm.stall(one), 3) == 0.5
+    one.hit_at = 0.5
+    assert round(calm.stall(one), 3) == 1.8
