@@ -37,9 +37,7 @@ async def memory(lab: Lab) -> Findings:
     found.facts = {
         "alive": node.alive,
         "errors_under_the_limit": sum(bool(s.error) for s in load.streams),
-        "said": [line[:200] for line in node.log().splitlines() if "alloc" in line][
-            :4
-        ],
+        "said": [line[:200] for line in node.log().splitlines() if "alloc" in line][:4],
     }
     found.bars = [
         Bar("daemons_that_died", not node.alive, 0),

@@ -115,7 +115,7 @@ class Tally:
                 self.errors.add(stream.error[:300])
 
     def growth(self) -> dict[str, float]:
-        """MiB an hour of each node that stayed, by least squares, after the warm-up if it is past."""
+        """MiB an hour of each node that stayed, by least squares, without the warm-up."""
         found = {}
         for address, points in self._memory.items():
             late = [p for p in points if p[0] > WARM_UP_S] or points

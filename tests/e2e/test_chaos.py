@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from bench.chaos.lab import Lab, Settings
 from bench.chaos.scenarios import SCENARIOS
 from bench.chaos.verdict import judge
-
 from swarmd.cli.local_swarm import LocalSwarm
 
 SHORT = Settings(runs=1, clients=4, silence_s=2.0, patience_s=0.0)
