@@ -23,7 +23,6 @@ from swarmd.wire.pulse import Pulse
 from swarmd.wire.stream import FrameStream
 
 _MAX_COORDINATE = 8
-_MAX_RTT_US = 60_000_000
 _LEAST_SLEEP_S = 1e-3
 """uvloop counts whole milliseconds: with less the loop spins until it is time."""
 
@@ -210,10 +209,11 @@ class Link:
             raise ProtocolError(f"a coordinate is at most {_MAX_COORDINATE} finite numbers")
         if not beat.echo_us:
             return
-        rtt_us = time.monotonic_ns() // 1000 - beat.echo_us - beat.echo_age_us
-        if 0 <= rtt_us < _MAX_RTT_US:
-            sample = RttSample(rtt_us / 1e6, tuple(beat.coordinate))
-            self._events.on_rtt(self.peer_id, sample)
+        rtt = (time.monotonic_ns() // 1000 - beat.echo_us - beat.echo_age_us) / 1e6
+        # What took longer than any silence may last was no way to the peer and back: this process
+        # stood still while the echo lay unread, and would believe itself far from everybody.
+        if 0 <= rtt < self._settings.timeout:
+            self._events.on_rtt(self.peer_id, RttSample(rtt, tuple(beat.coordinate)))
 
 
 async def greet_as_dialler(

@@ -80,6 +80,21 @@ async def test_time_in_which_this_process_did_not_run_is_no_silence_of_the_peers
         assert not task.done()
 
 
+async def test_time_in_which_this_process_did_not_run_is_no_distance_to_the_peer() -> None:
+    stream, heard = MemoryStream(), Recorder()
+    link = Link(stream, B, LinkSettings(heartbeat=0.1, timeout=1.0), heard)
+    task = asyncio.get_running_loop().create_task(link.run())
+    now_us = time.monotonic_ns() // 1000
+    for ago_us in (20_000_000, 1_000):  # the first one lay unread while the process was stopped
+        beat = pb.Heartbeat(sent_us=1, echo_us=now_us - ago_us)
+        stream.incoming.put_nowait(pb.Frame(heartbeat=beat))
+    while not heard.rtts:
+        await asyncio.sleep(0)  # noqa: ASYNC110 - the link's reader goes on in between
+    task.cancel()
+    await asyncio.wait([task])
+    assert [round(sample.seconds) for _, sample in heard.rtts] == [0]
+
+
 async def test_silence_ends_a_link_and_closes_its_stream() -> None:
     stream = MemoryStream()
     async with running(stream, LinkSettings(heartbeat=0.05, timeout=0.2)) as (_, task):
