@@ -88,8 +88,8 @@ async def test_time_in_which_this_process_did_not_run_is_no_distance_to_the_peer
     for ago_us in (20_000_000, 1_000):  # the first one lay unread while the process was stopped
         beat = pb.Heartbeat(sent_us=1, echo_us=now_us - ago_us)
         stream.incoming.put_nowait(pb.Frame(heartbeat=beat))
-    while not heard.rtts:
-        await asyncio.sleep(0)  # noqa: ASYNC110 - the link's reader goes on in between
+    while not heard.rtts:  # noqa: ASYNC110 - the link reads on in between
+        await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
     assert [round(sample.seconds) for _, sample in heard.rtts] == [0]
