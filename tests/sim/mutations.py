@@ -30,6 +30,14 @@ from swarmd.toys import ToyAccount
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
 PLANTS: dict[str, Plant] = {}
+NOT_FOUND_YET = (
+    "no epoch check",
+    "no round check",
+    "stale answers to opens count",
+    "takeovers stay within reach of their predecessor",
+)
+"""Of these no few hundred seeds show anything: other checks stand behind them, or the nemesis does
+not reach them."""
 
 
 def plant(make: Plant) -> Plant:
@@ -158,10 +166,12 @@ def the_replay_log_is_not_cut_at_a_rewind(patch: Patch) -> None:
 
 @plant
 def the_secret_is_not_checked(patch: Patch) -> None:
-    def trusting(session: HopSession, sender: str, order: Any) -> None:
-        admission.check_claim(session, sender, replace(order, secret=session.secret))
+    original = admission.check_claim
 
-    patch.setattr(hop, "check_claim", trusting)
+    def trusting(session: HopSession, sender: str, order: Any) -> None:
+        original(session, sender, replace(order, secret=session.secret))
+
+    patch.setattr(admission, "check_claim", trusting)
 
 
 @plant
@@ -227,7 +237,7 @@ def takeovers_stay_within_reach_of_their_predecessor(patch: Patch) -> None:
 
 @plant
 def who_has_left_stands_in_line(patch: Patch) -> None:
-    patch.setattr(WaitingLine, "leave", lambda *args: None)
+    patch.setattr(WaitingLine, "leave", lambda *args, **rest: None)
 
 
 @plant
