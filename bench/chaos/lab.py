@@ -73,7 +73,7 @@ class Settings:
     """How often; None leaves it to the scenario."""
     silence_s: float = 20.0
     """How long a stopped or cut off node is silent."""
-    patience_s: float = 60.0
+    patience_s: float = 20.0
     """How long it is waited for afterwards."""
     flags: tuple[str, ...] = ()
     """More flags for the daemons."""

@@ -7,7 +7,7 @@ import asyncio
 from bench.chaos import namespaces
 from bench.chaos.deaths import KILL_AT, PLACES, victim_of
 from bench.chaos.lab import Lab
-from bench.chaos.silence import BACK_S, back
+from bench.chaos.silence import BACK_S, answers
 from bench.chaos.verdict import Bar, Findings, percentile
 
 WAYS = (
@@ -38,7 +38,7 @@ async def partition(lab: Lab) -> Findings:
             _cut(lab, victim, following, way)
             await asyncio.sleep(lab.settings.silence_s)
             namespaces.heal()
-            backs[f"{turn}: {way}"] = await back(load, victim, lab.settings.patience_s)
+            backs[f"{turn}: {way}"] = await answers(lab, victim)
             load.stop()
         found.runs += 1
         found.counted += bool(hit)

@@ -14,6 +14,8 @@ from bench.chaos.lab import Lab
 from bench.chaos.load import Load
 from bench.chaos.verdict import Bar, Findings, percentile
 from swarmd.cli.local_swarm import LocalNode
+from swarmd.client import AsyncClient
+from swarmd.core.errors import SwarmdError
 
 BACK_S = 10.0
 SLOW_S = 20.0
@@ -25,6 +27,7 @@ async def stop(lab: Lab) -> Findings:
     """SIGSTOP for 20 s, then SIGCONT: the zombie changes nothing and is back soon."""
     found = Findings(runs=0, counted=0)
     backs: list[float] = []
+    used: list[float] = []
     for turn in range(lab.settings.runs or 2):
         await lab.revive()
         found.calm = found.calm or await lab.calm(lab.work())
@@ -37,17 +40,35 @@ async def stop(lab: Lab) -> Findings:
             zombie.signal(signal.SIGSTOP)
             await asyncio.sleep(lab.settings.silence_s)
             zombie.signal(signal.SIGCONT)
-            backs.append(await back(load, victim, lab.settings.patience_s))
+            backs.append(await answers(lab, victim))
+            used.append(await back(load, victim, lab.settings.patience_s))
             load.stop()
         found.runs += 1
         found.counted += bool(hit)
         found.streams += load.streams
-    found.facts = {"back_s": [round(s, 1) for s in backs]}
+    found.facts = {
+        "back_s": [round(s, 1) for s in backs],
+        "used_again_s": [round(s, 1) for s in used],
+        "waited_for_that_s": lab.settings.patience_s,
+    }
     found.bars = [
         Bar("stall_p99_ms", percentile(found.stalls_ms(), 99), 2000),
         Bar("back_s", max(backs, default=None), BACK_S),
     ]
     return found
+
+
+async def answers(lab: Lab, pid: int, limit: float = 60.0) -> float:
+    """Seconds until that node drives a request to its end, for a client that knows no other."""
+    began, prompt = time.monotonic(), lab.prompts[0]
+    while time.monotonic() - began < limit:
+        async with AsyncClient(lab.node(pid).address, timeout=10.0) as client:
+            try:
+                await client.complete(prompt, max_tokens=8, ignore_eos=True, allow_redirect=False)
+                break
+            except SwarmdError:
+                await asyncio.sleep(0.1)
+    return time.monotonic() - began
 
 
 async def back(load: Load, pid: int, limit: float) -> float:
