@@ -28,7 +28,7 @@ from swarmd.core.errors import PeerUnreachable
 from swarmd.core.frames import DType, Payload, SessionFrame, Step
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.v1 import peer_pb2_grpc
-from swarmd.wire import frames
+from swarmd.wire import encoding, frames
 from swarmd.wire.channel import dial, new_server
 from swarmd.wire.links import Links, RttSample
 
@@ -56,9 +56,9 @@ def microseconds(work: Callable[[], object], times: int = 200, runs: int = 50) -
 
 def codec(nbytes: int) -> dict[str, float]:
     step = step_of(nbytes)
-    raw = frames.encode_steps([step]).SerializeToString()
+    raw = encoding.encode_steps([step]).SerializeToString()
     return {
-        "encode": microseconds(lambda: frames.encode_steps([step]).SerializeToString()),
+        "encode": microseconds(lambda: encoding.encode_steps([step]).SerializeToString()),
         "decode": microseconds(lambda: frames.decode(pb.Frame.FromString(raw))),
     }
 
@@ -125,7 +125,7 @@ async def timed(bounce: Callable[[], Awaitable[object]], times: int = 100) -> fl
 
 async def bare_stream(nbytes: int) -> float:
     server, address = await Server().start()
-    frame = frames.encode_steps([step_of(nbytes)])
+    frame = encoding.encode_steps([step_of(nbytes)])
     async with dial(address) as channel:
         call = peer_pb2_grpc.PeerStub(channel).Link()
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from swarmd.core.frames import Keep, SessionFrame
+from swarmd.core.frames import Copied, Failed, Gap, Keep, Leaving, Opened, SessionFrame, Token
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import prefix_keys
 from swarmd.core.route import EPOCHS_PER_ATTEMPT, Hop, Route
@@ -29,11 +29,14 @@ from swarmd.pipeline.events import (
     DriverEvent,
     Drop,
     Emit,
+    Export,
     Finished,
     Free,
     Freeze,
+    HandOver,
     HopAction,
     HopEvent,
+    Import,
     NeedRoute,
     PeerLost,
     Received,
@@ -84,9 +87,10 @@ class SimNode:
     def receive(self, src: str, frame: SessionFrame) -> None:
         """Hand a frame to the driver that awaits it, or to the hop table."""
         run = self.drivers.get(frame.session) if not isinstance(frame, Keep) else None
-        if run is not None and type(frame).__name__ in ("Opened", "Token", "Gap"):
-            run.handle(Received(src, frame))
-        elif run is not None and type(frame).__name__ == "Failed":
+        if isinstance(frame, Opened | Token | Gap | Leaving):
+            if run is not None:
+                run.handle(Received(src, frame))
+        elif run is not None and isinstance(frame, Failed | Copied):
             run.handle(Received(src, frame))
             self.handle(Received(src, frame))
         else:
@@ -139,6 +143,10 @@ class SimNode:
             self.stage.attach(action.session, action.units, action.length)
         elif isinstance(action, Freeze):
             self.stage.freeze(action.session, action.unit, action.start, action.end)
+        elif isinstance(action, Export):
+            self.handle(self.stage.export(action))
+        elif isinstance(action, Import):
+            self.handle(self.stage.take_in(action))
         elif isinstance(action, Drop):
             self.stage.drop(action.unit)
 
@@ -157,6 +165,7 @@ class Client:
     ids: list[int] = field(default_factory=list)
     epoch: int = 0
     route: Route = ()
+    standbys: Route = ()
     run: SimRun | None = None
     """Who works for it; one that it has turned away from may not know that yet."""
     finished: Finished | None = None
@@ -208,13 +217,23 @@ class SimRun:
 
     def _tell(self, action: DriverAction) -> None:
         if isinstance(action, Routed):
-            self.client.route = action.route
+            self.client.route, self.client.standbys = action.route, action.standbys
             self.client.epoch = max(self.client.epoch, action.epoch)
         elif isinstance(action, Emit):
             self._deliver(action)
+        elif isinstance(action, Finished) and action.reason == "moved":
+            self._resume_elsewhere()
         elif isinstance(action, Finished):
             self.client.finished = action
             self.client.finished_at = self.node.swarm.now
+
+    def _resume_elsewhere(self) -> None:
+        """Have the client go on at some other node, as its coordinator leaves."""
+        swarm = self.node.swarm
+        others = [n for n in swarm.nodes.values() if n.alive and not n.table.draining]
+        choice = swarm.random.choice([node.peer_id for node in others])
+        self.client.resumes += 1
+        swarm.at(swarm.now, functools.partial(swarm.begin, self.client, choice))
 
     def _deliver(self, action: Emit) -> None:
         client, now = self.client, self.node.swarm.now
@@ -317,6 +336,8 @@ class Swarm:
             known_ids=tuple(client.ids),
             epoch=client.epoch,
             route=client.route,
+            standbys=client.standbys,
+            standby=known.standby,
             prefix=known.prefix,
             prefix_unit=known.prefix_unit,
             past=known.past,
@@ -328,6 +349,10 @@ class Swarm:
         self.nodes[coordinator].when_awake(lambda: run.handle(Start()))
         return run
 
+    def begin(self, client: Client, coordinator: str) -> None:
+        """As `start`."""
+        self.start(client, coordinator)
+
     def client(
         self,
         number: int,
@@ -335,6 +360,7 @@ class Swarm:
         max_tokens: int,
         sampling: SamplingParams | None = None,
         chunk_size: int = 8,
+        standby: int = 0,
     ) -> Client:
         """Make a client with a request; `start` begins it."""
         session = number.to_bytes(16, "big")
@@ -352,6 +378,7 @@ class Swarm:
                 chunk_size=chunk_size,
                 prefix=keys,
                 prefix_unit=unit,
+                standby=standby,
             )
         )
 
@@ -364,8 +391,11 @@ class Swarm:
         return True
 
     def drain(self, peer_id: str) -> None:
-        """Let a node refuse new sessions."""
-        self.nodes[peer_id].handle(Drain())
+        """Let a node begin to leave: its sessions move to others."""
+        node = self.nodes[peer_id]
+        node.handle(Drain())
+        for run in list(node.drivers.values()):
+            run.handle(HandOver())
 
     def announce(self, peer_id: str) -> None:
         """Let everybody see a new node."""

@@ -12,7 +12,7 @@ from swarmd.core.frames import DType, Payload, Step
 from swarmd.core.peers import ModelInfo
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
-from swarmd.pipeline.events import Computed, Drawn, Submit
+from swarmd.pipeline.events import Computed, Drawn, Export, Exported, Import, Imported, Submit
 from swarmd.pipeline.steps import ChunkPlan
 
 TOY_HIDDEN = 4
@@ -79,6 +79,28 @@ class ToyStage:
     def drop(self, unit: bytes) -> None:
         """Forget a shared unit, which must be there."""
         del self._units[unit]
+
+    def export(self, op: Export) -> Exported:
+        """Take computed positions out of a session."""
+        kv = self._kv[op.session]
+        assert len(kv.states) >= op.end, "taken out before it was computed"
+        blocks = []
+        for block in range(op.blocks.start - kv.blocks.start, op.blocks.end - kv.blocks.start):
+            rows = [states[block] for states in kv.states[op.start : op.end]]
+            payload = Payload(DType.FLOAT32, (1, len(rows), TOY_HIDDEN), b"".join(rows))
+            blocks.append({"key": payload, "value": payload})
+        return Exported(op.session, op.ticket, op.start, tuple(blocks))
+
+    def take_in(self, op: Import) -> Imported:
+        """Put positions in that follow what is held. Raises AssertionError otherwise."""
+        kv = self._kv.setdefault(op.session, _ToyKV(op.blocks))
+        assert kv.blocks == op.blocks, "KV of other blocks"
+        assert len(kv.states) == op.position, f"{len(kv.states)} held, KV from {op.position}"
+        width = 4 * TOY_HIDDEN
+        for row in range(op.parts[0]["key"].shape[1]):
+            place = slice(row * width, (row + 1) * width)
+            kv.states.append([bytes(part["key"].data[place]) for part in op.parts])
+        return Imported(op.session, op.ticket)
 
     @property
     def units(self) -> int:

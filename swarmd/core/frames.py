@@ -123,6 +123,9 @@ class Open:
     """The session is to be kept after its end: the hop refuses now if it will not be able to."""
     tenant: bytes = b""
     """Whose session this is, as an opaque name: tenants take turns."""
+    donor: str = ""
+    """Peer id of the hop whose KV this one is to hold a copy of, without computing anything until
+    it is opened again without a donor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ class Opened:
     pid: int = 0
     chunk_exact: bool = False
     """The hop computes the same bits in whatever chunks."""
+    copies: bool = False
+    """The hop's KV can be copied to another peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,4 +253,78 @@ class Keep:
     sessions: tuple[bytes, ...]
 
 
-SessionFrame = Open | Opened | Resume | Step | Token | Gap | Failed | Close | Keep
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Coordinator to hop: let another peer have this session's KV, and all that is computed later.
+
+    Ends with the epoch. A later one for the same peer takes the place of the one before.
+    """
+
+    session: bytes
+    epoch: int
+    peer_id: str
+    blocks: Span
+    """Within those that the hop computes."""
+    position: int
+    """Where the other peer's KV ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class KV:
+    """Hop to the peer that holds a copy: keys and values of positions `[position, end)`.
+
+    At or below what is held there: what lies above `position` is replaced.
+    """
+
+    session: bytes
+    epoch: int
+    position: int
+    blocks: tuple[dict[str, Payload], ...]
+    """For each block its tensors by name, each `(heads, positions, width)`."""
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return next((t.shape[1] for tensors in self.blocks for t in tensors.values()), 0)
+
+    @property
+    def end(self) -> int:
+        return self.position + self.length
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for tensors in self.blocks for t in tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Peer that holds a copy, to the hop and the coordinator: it reaches to `kv_length` now."""
+
+    session: bytes
+    epoch: int
+    kv_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Hop to coordinator: this node is about to go; move the session's KV to another one."""
+
+    session: bytes
+    epoch: int
+
+
+SessionFrame = (
+    Open
+    | Opened
+    | Resume
+    | Step
+    | Token
+    | Gap
+    | Failed
+    | Close
+    | Keep
+    | Copy
+    | KV
+    | Copied
+    | Leaving
+)

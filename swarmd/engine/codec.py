@@ -20,7 +20,7 @@ _WIRE_DTYPES = {torch_dtype: dtype for dtype, torch_dtype in TORCH_DTYPES.items(
 
 
 def to_payload(hidden: torch.Tensor) -> Payload:
-    """Copy hidden states (n, hidden_size) into a payload of their own dtype."""
+    """Copy a tensor, such as hidden states (n, hidden_size), into a payload of its own dtype."""
     flat = hidden.detach().contiguous().cpu().view(torch.uint8)
     # Bytes of its own: a view would keep the whole microbatch alive in the replay log.
     return Payload(_WIRE_DTYPES[hidden.dtype], tuple(hidden.shape), flat.numpy().tobytes())
@@ -37,6 +37,13 @@ def gather(payloads: Sequence[Payload], dtype: torch.dtype) -> torch.Tensor:
         _fill(rows[start:end], payload)
         start = end
     return rows
+
+
+def to_tensor(payload: Payload, dtype: torch.dtype) -> torch.Tensor:
+    """Copy a payload into a tensor of its shape and of `dtype`."""
+    tensor = torch.empty(payload.shape, dtype=dtype)
+    _fill(tensor, payload)
+    return tensor
 
 
 def _fill(rows: torch.Tensor, payload: Payload) -> None:

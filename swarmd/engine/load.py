@@ -109,6 +109,7 @@ def examine(stage: Stage) -> None:
     stage.chunk_exact = probe.is_chunk_exact(stage)
     size = probe.measure_kv(stage)
     stage.kv_bytes_per_token, stage.kv_bytes_fixed = size.per_token, size.fixed
+    stage.kv_sizes = size.blocks
 
 
 def choose_device(device: str) -> torch.device:

@@ -294,6 +294,8 @@ class KVSize:
 
     per_token: int
     fixed: int
+    blocks: tuple[tuple[int, int, int] | None, ...] = ()
+    """As `Stage.kv_sizes`."""
 
 
 def measure_kv(stage: Stage) -> KVSize:
@@ -301,7 +303,8 @@ def measure_kv(stage: Stage) -> KVSize:
     cache = stage.new_cache()
     _advance(stage, cache, random_rows(stage, 4, seed=4), 0)
     if isinstance(cache, RaggedCache):
-        return KVSize(sum(block.nbytes // max(1, block.capacity) for block in cache.blocks), 0)
+        per_token = sum(block.nbytes // max(1, block.capacity) for block in cache.blocks)
+        return KVSize(per_token, 0, tuple(block.sizes for block in cache.blocks))
     first = int(cache.nbytes)
     _advance(stage, cache, random_rows(stage, 4, seed=4), 4)
     per_token = (int(cache.nbytes) - first) // 4

@@ -79,6 +79,9 @@ class Stage:
         """Over the whole span; a session that runs fewer blocks takes its share."""
         self.kv_bytes_fixed = 0
         """What a session takes however short it is: the state of recurrent blocks."""
+        self.kv_sizes: tuple[tuple[int, int, int] | None, ...] = ()
+        """For each block its KV heads, and the widths of a key and of a value; None for a block
+        without KV of its own. Where sessions share forwards; otherwise empty."""
         self.budget = KVBudget(0)
         self.ragged_reason = ""
         """Why sessions do not share forwards, or empty."""

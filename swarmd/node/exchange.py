@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swarmd.core.frames import Failed, Gap, Opened, SessionFrame, Step, Token
+from swarmd.core.frames import Copied, Failed, Gap, Leaving, Opened, SessionFrame, Step, Token
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
@@ -17,8 +17,8 @@ from swarmd.pipeline import events as ev
 from swarmd.wire.link import RttSample
 from swarmd.wire.links import Links
 
-_FOR_DRIVERS_ONLY = (Opened, Token, Gap)
-_FOR_DRIVERS = (*_FOR_DRIVERS_ONLY, Failed)
+_FOR_DRIVERS_ONLY = (Opened, Token, Gap, Leaving)
+_FOR_DRIVERS = (*_FOR_DRIVERS_ONLY, Failed, Copied)
 
 
 @dataclass(slots=True)
@@ -69,7 +69,8 @@ class Exchange:
         host, coordinator = self._host, self._coordinator
         if host is None or coordinator is None:
             return
-        # A hop's failure is for the coordinator; one from downstream also for the hop before.
+        # A hop's failure is for the coordinator; one from downstream also for the hop before. How
+        # far a copy reaches is for the coordinator and the hop that sends it.
         answers = [frame for frame in batch if isinstance(frame, _FOR_DRIVERS)]
         orders = [frame for frame in batch if not isinstance(frame, _FOR_DRIVERS_ONLY)]
         if answers:

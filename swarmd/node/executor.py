@@ -25,6 +25,7 @@ from swarmd.engine.exhaustion import is_exhaustion
 from swarmd.engine.kv_cache import SEGMENT, KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
+from swarmd.node import kv_copy
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.pace import ChunkBudget, Pace
 from swarmd.pipeline import events as ev
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 Op = ev.Operation
 IDLE_S = 1.0
 """How long the thread sleeps at most, so that the watchdog sees it live."""
-Result = ev.Computed | ev.ComputeFailed
+Result = ev.Computed | ev.ComputeFailed | ev.Exported | ev.Imported
+"""What the thread delivers."""
 
 
 class _Session:
@@ -45,7 +47,7 @@ class _Session:
 
     def __init__(self, cache: SequenceCache) -> None:
         self.cache = cache
-        self.ops: deque[ev.Submit | ev.Truncate] = deque()
+        self.ops: deque[ev.Submit | ev.Truncate | ev.Import] = deque()
         self.came: deque[float] = deque()
         """When each submit came that is in `ops`."""
         self.parts: list[ev.Computed] = []
@@ -185,6 +187,8 @@ class Executor:
             session = self._sessions[op.session] = _Session(self._stage.new_cache())
         if isinstance(op, ev.Attach):
             _ragged(session).attach([self._units[unit] for unit in op.units], op.length)
+        elif isinstance(op, ev.Export):
+            self._deliver([kv_copy.export(self._stage, _ragged(session), op)])
         elif isinstance(op, ev.Freeze):
             # What is queued does not touch these positions: they are computed and stay.
             self._units[op.unit] = _ragged(session).freeze(op.start, op.end)
@@ -195,15 +199,27 @@ class Executor:
                 session.came.append(now)
                 if op.step.length == 1:
                     self._pace.came(op.session, op.step.waited_us / 1e6, now)
-            self._truncate_if_next(session)
+            self._settle(session)
 
-    def _truncate_if_next(self, session: _Session) -> None:
-        while session.ops and isinstance(op := session.ops[0], ev.Truncate):
+    def _settle(self, session: _Session) -> None:
+        """Do what needs no computing, up to the next step."""
+        while session.ops and not isinstance(op := session.ops[0], ev.Submit):
             session.ops.popleft()
+            if isinstance(op, ev.Import):
+                self._deliver([self._import(session, op)])
+                continue
             try:
                 session.cache.truncate(op.length)  # copies a shared tile that is cut through
             except Exception as error:
                 session.broken = error
+
+    def _import(self, session: _Session, op: ev.Import) -> Result:
+        try:
+            kv_copy.take_in(self._stage, _ragged(session), op)
+        except Exception as error:  # one bad frame must not end the daemon
+            log.exception("KV could not be taken in session=%s", op.session.hex()[:8])
+            return ev.ComputeFailed(op.session, op.ticket, _reason(error))
+        return ev.Imported(op.session, op.ticket)
 
     def _ready(self) -> list[Work]:
         """The next step of every session, in the order in which they came."""
@@ -245,7 +261,7 @@ class Executor:
     def _whole(self, result: Result, waited: Mapping[bytes, float]) -> Result | None:
         """Return the result of a whole step; None while parts of it are to be computed yet."""
         session = self._sessions.get(result.session)
-        if isinstance(result, ev.ComputeFailed) or session is None:
+        if not isinstance(result, ev.Computed) or session is None:
             return result
         result = replace(result, waited_us=int(waited[result.session] * 1e6))
         ahead = session.ops[0] if session.ops else None
@@ -281,7 +297,7 @@ class Executor:
         for submit in submits:
             session = self._sessions.get(submit.session)
             if session is not None:
-                self._truncate_if_next(session)
+                self._settle(session)
         return results
 
     def _try(self, submits: Sequence[ev.Submit]) -> list[Result] | None:

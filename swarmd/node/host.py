@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from swarmd.core.frames import SessionFrame
-from swarmd.node.executor import Executor
+from swarmd.node.executor import Executor, Result
 from swarmd.node.timer import Deadline
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.hop import HopTable
@@ -34,7 +34,7 @@ class StageHost:
         """Take frames that are meant for a hop."""
         self.handle(*(ev.Received(peer_id, frame) for frame in frames))
 
-    def on_computed(self, results: Iterable[ev.Computed | ev.ComputeFailed]) -> None:
+    def on_computed(self, results: Iterable[Result]) -> None:
         """Take what a microbatch gave."""
         self.handle(*results)
 

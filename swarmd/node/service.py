@@ -21,7 +21,7 @@ from swarmd.engine.stage import Stage
 from swarmd.node.account import StageAccount
 from swarmd.node.background import in_background
 from swarmd.node.coordinator import Coordinator, CoordinatorLimits
-from swarmd.node.executor import Executor
+from swarmd.node.executor import Executor, Result
 from swarmd.node.host import StageHost
 from swarmd.node.inference import Parts
 from swarmd.node.membership import Membership
@@ -155,7 +155,7 @@ class Service:
         """`before` is what ran the stage that this one replaces."""
         loop, stage = asyncio.get_running_loop(), self.stage
 
-        def deliver(results: Sequence[ev.Computed | ev.ComputeFailed]) -> None:
+        def deliver(results: Sequence[Result]) -> None:
             # The loop may be gone by the time the last microbatch is done.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._host.on_computed, results)

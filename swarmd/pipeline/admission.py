@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 
-from swarmd.core.frames import Open, Refusal, Step
+from swarmd.core.frames import Open, Opened, Refusal, Step
 from swarmd.core.peers import ModelInfo
 from swarmd.pipeline.hop_session import HopSession
 from swarmd.pipeline.hop_values import HopPolicy, StageFacts
@@ -68,6 +68,20 @@ def check_newcomer(count: int, policy: HopPolicy, shortage: Shortage, draining: 
         raise Refused(Refusal.KV_EXHAUSTED, message)
     if count >= policy.max_sessions:
         raise Refused(Refusal.KV_EXHAUSTED, f"{count} sessions are open here")
+
+
+def opened(session: HopSession, facts: StageFacts, free_bytes: int) -> Opened:
+    """The answer to an open that is not refused."""
+    return Opened(
+        session.id,
+        session.epoch,
+        kv_length=session.length,
+        log_start=session.log.start,
+        kv_free_bytes=free_bytes,
+        pid=facts.pid,
+        chunk_exact=facts.chunk_exact,
+        copies=facts.rewinds,
+    )
 
 
 def misfit(session: HopSession, step: Step, model: ModelInfo) -> str:

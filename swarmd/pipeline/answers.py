@@ -45,6 +45,10 @@ class Answers:
         answers = (self._by_peer[hop.peer_id] for hop in route)
         return [Held(answer.kv_length, answer.log_start) for answer in answers]
 
+    def copies(self, peer_id: str) -> bool:
+        """Whether a hop's KV can be copied."""
+        return peer_id in self._by_peer and self._by_peer[peer_id].copies
+
     @property
     def chunk_exact(self) -> bool:
         """Whether all of them compute the same bits in whatever chunks."""

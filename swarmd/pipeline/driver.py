@@ -11,19 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 from swarmd.core import errors
-from swarmd.core.frames import Failed, Gap, Keep, Opened, Resume, Token
+from swarmd.core.frames import Copied, Failed, Gap, Keep, Leaving, Opened, Resume, Token
 from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
 from swarmd.pipeline import repair
 from swarmd.pipeline.driver_state import TAKEOVER, DriverState
-from swarmd.pipeline.opening import Opening
+from swarmd.pipeline.moving import Moving
 from swarmd.pipeline.request import Request
 from swarmd.pipeline.search import Reach
 
 __all__ = ["DRIVER_TABLE", "Driver", "DriverState", "Request"]
 
 
-class Driver(Opening):
+class Driver(Moving):
     """Drives one session. `handle` is the only way in.
 
     It raises SessionError for an event that its user may not send in this state; what peers send
@@ -47,7 +47,8 @@ class Driver(Opening):
         """When a `Tick` is due."""
         if self.state in (DriverState.NEW, DriverState.DONE):
             return None
-        due = [at for at in (self._due, self._keep_at) if at is not None]
+        look_at = self.standbys.due if self.state is DriverState.RUNNING else None
+        due = [at for at in (self._due, self._keep_at, look_at) if at is not None]
         return min(due, default=None)
 
     # Beginning and end.
@@ -64,6 +65,7 @@ class Driver(Opening):
             self.epoch += TAKEOVER - 1
         self._patience.search(now)
         self._search.take_over(self.request.route)
+        self.standbys.take_over(self.route, self.request.standbys)
         for hop in self.route:
             if hop.peer_id in event.suspected:
                 self._search.lose(hop.peer_id, now + self.policy.lost_for)
@@ -78,7 +80,9 @@ class Driver(Opening):
         self.state = DriverState.RUNNING
         self._agreed = self._has_run = True
         self._patience.found()
-        self._out.append(ev.Routed(self.route, self.epoch))
+        self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
+        if self._may_move:
+            return self._move()
         self.feed.begin(self.epoch)
         behind = self.feed.known
         if self._started:
@@ -86,8 +90,10 @@ class Driver(Opening):
         else:
             behind -= self._begin()
         self._started = True
+        self._begin_standbys(now)
         self._pump()
         self._due = now + self.policy.time_for(behind)
+        return None
 
     def _begin(self) -> int:
         """Start a session where all hops have what others computed; return that position.
@@ -132,10 +138,13 @@ class Driver(Opening):
             if reason:
                 self._finish(reason)
                 return
-        if news:
+        if self._may_move:
+            self._move()
+        elif news:
             self._patience.progress()
-            self._pump()
             self._due = now + self.policy.time_for(self.feed.outstanding)
+            self._settle(now)
+            self._pump()
 
     def _current(self, epoch: int, number: int) -> bool:
         return epoch == self.epoch and number == self.feed.round
@@ -158,13 +167,17 @@ class Driver(Opening):
     def _failed(self, event: ev.Received, now: float) -> None:
         failed = event.frame
         assert isinstance(failed, Failed)
-        if failed.epoch != self.epoch or self._search.hop(event.peer_id) is None:
+        if failed.epoch != self.epoch:
+            return
+        if self._search.hop(event.peer_id) is None:
+            self._standby_lost(event.peer_id, self.policy.avoid_for, now)
             return
         blamed = self._search.hop(failed.lost_peer or event.peer_id)
         if blamed is not None:
             self._refused(blamed, failed.refusal, failed.message, now)
 
     def _peer_lost(self, event: ev.PeerLost, now: float) -> None:
+        self._standby_lost(event.peer_id, self.policy.lost_for, now)
         hop = self._search.hop(event.peer_id)
         if hop is None or self._search.is_lost(event.peer_id):
             return
@@ -200,11 +213,15 @@ class Driver(Opening):
         if self._keep_at is not None and now >= self._keep_at:
             self._keep()
             self._keep_at = now + self.policy.keep_every
+            if self.state is DriverState.RUNNING:
+                self._out += self.standbys.renew(self.feed.known, self.epoch)
+        if self.state is DriverState.RUNNING:
+            self._look(now)
         if self._due is not None and now >= self._due:
             self._overdue(now - self._due, now)
 
     def _keep(self) -> None:
-        for hop in self._search.kept():
+        for hop in (*self._search.kept(), *self._spares()):
             self._send(hop, Keep((self.request.session,)))
 
     def _overdue(self, late: float, now: float) -> None:
@@ -226,6 +243,8 @@ class Driver(Opening):
 
     def _stalled(self, now: float) -> None:
         """Nothing came for long: open all hops again, and from the second time on replace one."""
+        if self.feed.paused and self.feed.is_quiet:
+            return self._unpause(now)
         error = errors.DeadlineExceeded(f"no token for position {self.feed.known} in time")
         self._patience.stalls += 1
         if self._patience.stalls < 2:
@@ -233,6 +252,14 @@ class Driver(Opening):
         lengths = self.held.lengths(self.route)
         suspect = self.route[repair.suspect(lengths)]
         return self._lose(suspect, self.policy.avoid_for, error, now)
+
+    def _unpause(self, now: float) -> None:
+        """Go on without a handoff: the copy that was nearly whole has not become so."""
+        for standby in self.standbys.successors(1):
+            self._close(standby.drop_peers(now + self.policy.standby_retry))
+        self.feed.paused = False
+        self._pump()
+        self._due = now + self.policy.time_for(self.feed.outstanding)
 
 
 Handler = Callable[[Driver, Any, float], None]
@@ -249,9 +276,14 @@ _ALWAYS: dict[type[Any], Handler] = {
     ev.RoutesChanged: _ignore,
     ev.RouteFound: _ignore,
     ev.RouteMissing: _ignore,
+    ev.HandOver: Driver._hand_over,
 }
 
-_AT_FIRST: dict[type[Any], Handler] = {ev.Start: Driver._start, ev.Stop: Driver._stop}
+_AT_FIRST: dict[type[Any], Handler] = {
+    ev.Start: Driver._start,
+    ev.Stop: Driver._stop,
+    ev.HandOver: Driver._hand_over,
+}
 DRIVER_TABLE: dict[DriverState, dict[type[Any], Handler]] = {
     DriverState.NEW: {**dict.fromkeys(_ALWAYS, _ignore), **_AT_FIRST},
     DriverState.ROUTING: {
@@ -260,12 +292,23 @@ DRIVER_TABLE: dict[DriverState, dict[type[Any], Handler]] = {
         ev.RouteMissing: Driver._route_missing,
     },
     DriverState.WAITING: {**_ALWAYS, ev.RoutesChanged: Driver._routes_changed},
-    DriverState.OPENING: {**_ALWAYS, Opened: Driver._opened, Failed: Driver._failed},
+    DriverState.OPENING: {
+        **_ALWAYS,
+        Opened: Driver._opened,
+        Failed: Driver._failed,
+        Leaving: Driver._leaving,
+    },
     DriverState.RUNNING: {
         **_ALWAYS,
         Token: Driver._token,
         Gap: Driver._gap,
         Failed: Driver._failed,
+        Leaving: Driver._leaving,
+        Copied: Driver._copied,
+        Opened: Driver._standby_opened,
+        ev.RouteFound: Driver._standby_found,
+        ev.RouteMissing: Driver._standby_missing,
+        ev.RoutesChanged: Driver._standby_again,
     },
     DriverState.DONE: dict.fromkeys([*_ALWAYS], _ignore),
 }

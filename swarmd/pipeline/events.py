@@ -78,8 +78,27 @@ class ComputeFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """KV of some positions, as `Export` asked for; None where it could not be had."""
+
+    session: bytes
+    ticket: int
+    position: int
+    blocks: tuple[dict[str, Payload], ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """KV that came from another hop is in the session's own now."""
+
+    session: bytes
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
-    """Take no new sessions from now on; those that run go on. Not `on`: take them again."""
+    """Take no new sessions from now on; those that run go on until they are moved. Not `on`: take
+    them again."""
 
     on: bool = True
 
@@ -116,6 +135,11 @@ class RouteMissing:
 @dataclass(frozen=True, slots=True)
 class RoutesChanged:
     """The view changed: a wait for peers may be over."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """This node is about to go: let another coordinator go on as soon as a token has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +230,34 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """Take positions `[start, end)` of some blocks, which are computed, out of a session's KV.
+
+    Answer with `Exported`. Nothing that is queued touches these positions.
+    """
+
+    session: bytes
+    ticket: int
+    blocks: Span
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Put KV that was computed elsewhere at `position`, where the session's ends by then.
+
+    Answer with `Imported`, or with `ComputeFailed`.
+    """
+
+    session: bytes
+    ticket: int
+    blocks: Span
+    position: int
+    parts: tuple[dict[str, Payload], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Forget a shared unit: no session uses it."""
 
@@ -230,10 +282,12 @@ class NeedRoute:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """All hops have agreed: what a client needs to resume elsewhere."""
+    """All hops have agreed, or peers hold copies: what a client needs to resume elsewhere."""
 
     route: Route
     epoch: int
+    standbys: Route = ()
+    """Peers that hold a second copy of some hop's KV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +308,11 @@ class Finished:
     error: SwarmdError | None = None
 
 
-HopEvent = Received | PeerLost | Tick | Computed | ComputeFailed | Drain
-Operation = Submit | Truncate | Free | Attach | Freeze | Drop
+HopEvent = Received | PeerLost | Tick | Computed | ComputeFailed | Exported | Imported | Drain
+Operation = Submit | Truncate | Free | Attach | Freeze | Export | Import | Drop
 """What the executor is told."""
 HopAction = Send | Operation
-DriverEvent = Received | PeerLost | Tick | Start | RouteFound | RouteMissing | RoutesChanged | Stop
+DriverEvent = (
+    Received | PeerLost | Tick | Start | RouteFound | RouteMissing | RoutesChanged | HandOver | Stop
+)
 DriverAction = Send | NeedRoute | Routed | Emit | Finished

@@ -36,6 +36,8 @@ class Feed:
         """How long the session has waited for stages so far, as its last token said."""
         self.resent = 0
         """Positions that were sent more than once."""
+        self.paused = False
+        """Whether no steps are to be sent now; ends with the epoch."""
         self._window = window
         self._replay_step = replay_step
         self._under_way: deque[int] = deque()
@@ -57,12 +59,17 @@ class Feed:
         return self.sent - self._answered
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether every step has been answered: all hops hold the same."""
+        return not self._under_way and self.sent == self.known - 1
+
+    @property
     def _answered(self) -> int:
         return self._done if self._under_way else self.sent
 
     def begin(self, epoch: int) -> None:
         """Enter a new epoch, at round 0 and position 0."""
-        self.epoch, self.round = epoch, 0
+        self.epoch, self.round, self.paused = epoch, 0, False
         self._restart(0)
 
     def rewind(self, position: int) -> None:
@@ -93,7 +100,7 @@ class Feed:
 
     def pump(self) -> Iterator[Step]:
         """As many steps as may be under way; the last known position asks for a token."""
-        while self.sent < self.known and len(self._under_way) < self._window:
+        while not self.paused and self.sent < self.known and len(self._under_way) < self._window:
             self._unmarked += 1
             mark = self._unmarked >= max(1, self._window // 2)
             step = self._take(self.known, mark)

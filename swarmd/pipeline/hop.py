@@ -12,12 +12,15 @@ from typing import Any
 
 from swarmd.core.errors import SessionError
 from swarmd.core.frames import (
+    KV,
     Close,
+    Copied,
+    Copy,
     Failed,
     Gap,
     Keep,
+    Leaving,
     Open,
-    Opened,
     Refusal,
     Resume,
     Step,
@@ -25,17 +28,19 @@ from swarmd.core.frames import (
 )
 from swarmd.pipeline import admission
 from swarmd.pipeline.admission import Refused
+from swarmd.pipeline.copies import Copies
 from swarmd.pipeline.events import (
     Computed,
     ComputeFailed,
     Drain,
+    Exported,
     Free,
     HopAction,
     HopEvent,
+    Imported,
     PeerLost,
     Received,
     Send,
-    Submit,
     Tick,
     Truncate,
 )
@@ -71,6 +76,7 @@ class HopTable:
             self.budget,
             chunk_exact=facts.chunk_exact,
         )
+        self.copies = Copies(self.sessions, account, self.counters, self.policy, self._next_ticket)
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None
@@ -79,6 +85,8 @@ class HopTable:
             Received: self._received,
             Computed: self._computed,
             ComputeFailed: self._compute_failed,
+            Exported: self.copies.exported,
+            Imported: self.copies.imported,
             PeerLost: self._peer_lost,
             Tick: self._tick,
             Drain: self._drain,
@@ -89,6 +97,9 @@ class HopTable:
             Step: self._step,
             Keep: self._keep,
             Close: self._close,
+            Copy: self._copy,
+            KV: self._kv,
+            Copied: self.copies.copied,
             Failed: self._failed_downstream,
         }
 
@@ -98,7 +109,13 @@ class HopTable:
 
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
-        return self._shortage.before(self._check_at if self.sessions or len(self.leases) else None)
+        times = [at for at in (self._check_at, self.copies.due) if at is not None]
+        due = min(times, default=None) if self.sessions or len(self.leases) else None
+        return self._shortage.before(due)
+
+    def _next_ticket(self) -> int:
+        self._ticket += 1
+        return self._ticket
 
     def _received(self, event: Received, now: float) -> list[HopAction]:
         handler = self._frames.get(type(event.frame))
@@ -124,12 +141,14 @@ class HopTable:
             self.counters.refused += 1
             answer = Opened(order.session, no.epoch or order.epoch, no.refusal, str(no))
             return [*actions, Send(sender, answer)]
+        self.counters.taken_over += bool(session.donor and not order.donor and session.length)
         session.point(sender, order)
         session.seen_at = now
         if new or not session.length:
             session.lapses_at = now + self.policy.reservation
         self._remind(session)
-        return [*actions, *made, self._opened(session)]
+        leaving = [self._leaving(session)] if self.draining else []
+        return [*actions, *made, self._opened(session), *leaving]
 
     def _admit(
         self, sender: str, order: Open, known: HopSession | None
@@ -176,16 +195,10 @@ class HopTable:
         return 0 if self._shortage else self._account.free_bytes() + self.prefixes.idle_bytes
 
     def _opened(self, session: HopSession) -> Send:
-        answer = Opened(
-            session.id,
-            session.epoch,
-            kv_length=session.length,
-            log_start=session.log.start,
-            kv_free_bytes=self.free_bytes(),
-            pid=self.facts.pid,
-            chunk_exact=self.facts.chunk_exact,
-        )
-        return Send(session.coordinator, answer)
+        return Send(session.coordinator, opened(session, self.facts, self.free_bytes()))
+
+    def _leaving(self, session: HopSession) -> Send:
+        return Send(session.coordinator, Leaving(session.id, session.epoch))
 
     # The coordinator's other frames.
 
@@ -240,6 +253,27 @@ class HopTable:
         session.lapses_at = None
         session.seen_at = now
 
+    # Copies.
+
+    def _copy(self, sender: str, order: Copy, now: float) -> list[HopAction]:
+        session = self._of_coordinator(sender, order.session)
+        if session is None or order.epoch != session.epoch or not self.facts.rewinds:
+            return []
+        self._used(session, now)
+        return self.copies.order(session, order, now)
+
+    def _kv(self, sender: str, kv: KV, now: float) -> list[HopAction]:
+        session = self.sessions.get(kv.session)
+        if session is None or sender != session.donor or kv.epoch != session.epoch:
+            self.counters.wrong_sender += 1
+            return []
+        problem = self.copies.misfit(session, kv)
+        if problem:
+            self.counters.bad_steps += 1
+            return [*self._free(session), self._fail(session, Refusal.BAD_STEP, problem)]
+        session.lapses_at = None
+        return self.copies.take(session, kv)
+
     # Steps.
 
     def _step(self, sender: str, step: Step, now: float) -> list[HopAction]:
@@ -248,7 +282,7 @@ class HopTable:
             self.counters.unknown_session += 1
             unknown = Failed(step.session, step.epoch, Refusal.UNKNOWN_SESSION, "not open here")
             return [Send(sender, unknown)]
-        if sender != session.prev_peer:
+        if sender != session.prev_peer or session.donor:
             self.counters.wrong_sender += 1
             return []
         if step.epoch != session.epoch:
@@ -281,6 +315,7 @@ class HopTable:
             return []
         self.counters.recomputed_positions += gone
         self.prefixes.rewind(session)
+        self.copies.rewind(session)
         fits, dropped = self.prefixes.reserve(session)
         return [*dropped, Truncate(session.id, keep)] if fits else None
 
@@ -293,10 +328,8 @@ class HopTable:
         if len(session.pending) >= self.policy.max_queued_steps:
             message = f"{len(session.pending)} steps of this session are waiting already"
             return [self._fail(session, Refusal.BAD_STEP, message)]
-        self._ticket += 1
         step = cut(step, session.length, step.end)
-        session.accept(self._ticket, step)
-        return [self._submit(session, step)]
+        return [session.accept(self._next_ticket(), step)]
 
     def _gap(self, session: HopSession) -> list[HopAction]:
         self.counters.gaps += 1
@@ -306,21 +339,6 @@ class HopTable:
         gap = Gap(session.id, session.epoch, session.round, session.length)
         return [Send(session.coordinator, gap)]
 
-    def _submit(self, session: HopSession, step: Step) -> Submit:
-        sampling = session.sampling if session.last else None
-        ids = tuple(session.ids[: step.end]) if sampling and sampling.needs_ids else ()
-        return Submit(
-            session.id,
-            self._ticket,
-            session.blocks,
-            step,
-            session.max_positions,
-            sampling,
-            ids,
-            session.prompt_tokens,
-            session.tenant,
-        )
-
     # Results.
 
     def _computed(self, event: Computed, now: float) -> list[HopAction]:
@@ -328,7 +346,7 @@ class HopTable:
         if session is None or event.ticket not in session.pending:
             return []  # cut off by a rewind, or of a session of the same id that is gone
         if session.last:
-            return self._tokens(session, event)
+            return [*self._tokens(session, event), *self.copies.advance(session, now)]
         if event.payload is None:
             return self._broken(session, "no hidden states came out of a step")
         try:
@@ -337,10 +355,11 @@ class HopTable:
             return self._broken(session, str(error))
         if done is None:
             return []
+        copied = self.copies.advance(session, now)
         logs = (other.log for other in self.sessions.values())
         self.counters.evicted_positions += self.budget.enforce(chain(logs, self.leases.logs))
         onward = session.onward(done)
-        shared = self.prefixes.share(session, session.computed)
+        shared = [*copied, *self.prefixes.share(session, session.computed)]
         return shared if onward is None else [Send(session.next_peer, onward), *shared]
 
     def _tokens(self, session: HopSession, event: Computed) -> list[HopAction]:
@@ -379,7 +398,8 @@ class HopTable:
         refusal = Refusal.NEXT_UNREACHABLE if event.known else Refusal.UNKNOWN_PEER
         actions: list[HopAction] = []
         for session in self.sessions.values():
-            if session.next_peer == event.peer_id:
+            self.copies.lost(session, event.peer_id)
+            if session.next_peer == event.peer_id and not session.donor:
                 session.move(HopInput.NEXT_LOST)
                 if session.coordinator == event.peer_id:
                     continue  # it cannot be told either, and to try would lose it again
@@ -408,11 +428,12 @@ class HopTable:
                 actions += self._free(session)
             else:
                 self._remind(session)
+                actions += self.copies.advance(session, now)
         return actions
 
     def _drain(self, event: Drain, now: float) -> list[HopAction]:
         self.draining = event.on
-        return []
+        return [self._leaving(s) for s in self.sessions.values()] if event.on else []
 
     def _remind(self, session: HopSession) -> None:
         due = session.seen_at + self.policy.orphan_grace

@@ -13,7 +13,7 @@ from swarmd.core.errors import SessionError
 from swarmd.core.frames import Open, Payload, Step
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
-from swarmd.pipeline.events import Drawn
+from swarmd.pipeline.events import Drawn, Submit
 from swarmd.pipeline.replay_log import ReplayLog
 from swarmd.pipeline.steps import cut, join, rows
 
@@ -48,6 +48,19 @@ HOP_TRANSITIONS: dict[tuple[HopState, HopInput], HopState] = {
 
 
 @dataclass(slots=True)
+class CopyTo:
+    """How far a copy on another peer is."""
+
+    blocks: Span
+    sent: int
+    """Positions below it are there, under way, or being taken out of the KV."""
+    held: int
+    """Positions below it are there."""
+    ticket: int | None = None
+    """Of what is being taken out."""
+
+
+@dataclass(slots=True)
 class HopSession:
     """A session's state on one hop. Positions `[0, length)` are accepted, in order."""
 
@@ -60,6 +73,8 @@ class HopSession:
     coordinator: str = ""
     prev_peer: str = ""
     next_peer: str = ""
+    donor: str = ""
+    """The hop whose KV is copied here; nothing is computed while there is one."""
     epoch: int = 0
     round: int = 0
     max_positions: int = 0
@@ -88,6 +103,10 @@ class HopSession:
     """The round of this epoch in which the coordinator was told of a gap."""
     pending: dict[int, Step] = field(default_factory=dict)
     """Ticket -> step that is being computed, without what rewinds have cut off."""
+    copies: dict[str, CopyTo] = field(default_factory=dict)
+    """By the peers that hold them."""
+    imports: dict[int, int] = field(default_factory=dict)
+    """Ticket -> where the KV ends that is being put in."""
     seen_at: float = 0.0
     """When the coordinator was last heard of."""
     lapses_at: float | None = None
@@ -114,15 +133,30 @@ class HopSession:
         """Take the place in the route that a new epoch gives."""
         self.coordinator, self.epoch, self.round = sender, order.epoch, 0
         self.prev_peer, self.next_peer = order.prev_peer, order.next_peer
+        self.donor = order.donor
+        self.copies.clear()
         self.max_positions, self.sampling = order.max_positions, order.sampling
         self.ids, self.prompt_tokens = list(order.token_ids), order.prompt_tokens
         self.send_from, self.rewound_to, self.gap_told = 0, None, -1
         self.move(HopInput.OPEN_FRESH if order.fresh else HopInput.OPEN_AGAIN)
 
-    def accept(self, ticket: int, step: Step) -> None:
-        """Take the step that follows what is held."""
+    def accept(self, ticket: int, step: Step) -> Submit:
+        """Take the step that follows what is held; return what is to be computed."""
         self.pending[ticket] = step
         self.length = step.end
+        sampling = self.sampling if self.last else None
+        ids = tuple(self.ids[: step.end]) if sampling and sampling.needs_ids else ()
+        return Submit(
+            self.id,
+            ticket,
+            self.blocks,
+            step,
+            self.max_positions,
+            sampling,
+            ids,
+            self.prompt_tokens,
+            self.tenant,
+        )
 
     def rewind(self, position: int, keep: int) -> int:
         """Begin a new round at `position`, of which `keep` positions stay; return how many go.
@@ -141,6 +175,11 @@ class HopSession:
             if step.position < keep
         }
         return gone
+
+    def hold(self, length: int) -> None:
+        """Hold positions `[0, length)`, of which another hop has sent the last; log no outputs."""
+        self.length = length
+        self.log.skip(length)
 
     def resume(self, send_from: int) -> None:
         """Let outputs at and above `send_from` go on, and those that a rewind has called for."""

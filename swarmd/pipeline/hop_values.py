@@ -59,6 +59,12 @@ class HopPolicy:
     a replay of everything cannot overrun it."""
     replay_step: int = 256
     """Positions in one step out of a replay log."""
+    copy_frame_bytes: int = 2 << 20
+    """KV in one frame of a copy."""
+    copy_window_bytes: int = 16 << 20
+    """KV of one copy that may be under way at once."""
+    copy_rate: float = float(256 << 20)
+    """Bytes of KV a second that all copies of this node may send."""
     prefix_unit: int = PREFIX_UNIT
     """Positions of prompts that sessions share together; 0 shares nothing. The outputs that are
     kept with them take as much memory as all replay logs may."""
@@ -79,7 +85,7 @@ class StageFacts:
     """Whether it computes the same bits in whatever chunks."""
     rewinds: bool = True
     """Whether KV can be cut to any length; otherwise (recurrent state) only to 0, and sessions
-    cannot share prefixes."""
+    cannot share prefixes, nor have copies."""
 
 
 @dataclass(slots=True)
@@ -118,3 +124,8 @@ class HopCounters:
     """Kept sessions whose time was over."""
     prefix_evicted_positions: int = 0
     """Shared positions dropped for want of room."""
+    copied_positions: int = 0
+    """Sent to peers that hold copies."""
+    copied_bytes: int = 0
+    taken_over: int = 0
+    """Sessions that went on here with KV that another hop had sent."""

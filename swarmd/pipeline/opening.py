@@ -19,6 +19,7 @@ from swarmd.pipeline.policy import DriverPolicy, Patience
 from swarmd.pipeline.refusals import FINAL, LASTING, refusal_error, uncovered
 from swarmd.pipeline.request import Request, open_frames
 from swarmd.pipeline.search import Reach, RouteSearch
+from swarmd.pipeline.standbys import Standbys
 from swarmd.pipeline.steps import ChunkPlan
 
 
@@ -33,6 +34,8 @@ class Opening(ABC):
         self.state = DriverState.NEW
         self.epoch = request.epoch
         self.repairs = 0
+        self.handoffs = 0
+        """Hops that have left, and whose KV their successors had by then."""
         self.error: errors.SwarmdError | None = None
         """Why the last repair began."""
         self.cached = 0
@@ -50,6 +53,7 @@ class Opening(ABC):
             self.policy.window,
             self.policy.replay_step,
         )
+        self.standbys = Standbys(request, self.policy.standby_retry)
         self._patience = Patience(self.policy, jitter)
         self._out: list[ev.DriverAction] = []
         self._search = RouteSearch(request.model.num_blocks)
@@ -58,6 +62,8 @@ class Opening(ABC):
         self._agreed = False
         """Whether all hops of some route have agreed to this driver."""
         self._has_run = request.resumed
+        self._must_move = False
+        """Whether this node is about to go."""
         self._due: float | None = None
         self._keep_at: float | None = None
 
@@ -78,8 +84,17 @@ class Opening(ABC):
         whole = self.state is DriverState.RUNNING and reason in ("stop", "length")
         self.is_kept = whole and self.request.keep_s > 0
         self._close(self.route, self.keys, self.request.keep_s if self.is_kept else 0.0)
+        self._close(self._spares())
+        self._end(reason, error)
+
+    def _end(self, reason: str, error: errors.SwarmdError | None) -> None:
         self.state = DriverState.DONE
         self._out.append(ev.Finished(reason, error))
+
+    def _spares(self) -> Route:
+        """Peers that hold copies and have no part in the route."""
+        hops = {hop.peer_id for hop in self.route}
+        return tuple(peer for peer in self.standbys.peers if peer.peer_id not in hops)
 
     def _close(
         self, hops: Iterable[Hop], keys: tuple[bytes, ...] = (), keep_s: float = 0.0
@@ -96,10 +111,22 @@ class Opening(ABC):
     def _seek(self, now: float) -> None:
         """Find hops for what is lost; others than those that are avoided come first."""
         self._search.reach = Reach.OTHERS
+        self._put_in_standbys(now)
         if self._search.lost():
             self._need_route(now)
         else:
             self._open(now)
+
+    def _put_in_standbys(self, now: float) -> None:
+        """Have copies take the places of hops that are lost: they hold what those held."""
+        avoided = self._search.avoided(now)
+        for hop in self.route:
+            if not self._search.is_lost(hop.peer_id):
+                continue
+            successors = self.standbys.instead_of(hop.peer_id)
+            taken = avoided | {other.peer_id for other in self.route}
+            if successors and not any(peer.peer_id in taken for peer in successors):
+                self._search.substitute(hop.peer_id, successors)
 
     def _need_route(self, now: float) -> None:
         self.state, self._due = DriverState.ROUTING, None

@@ -38,6 +38,12 @@ class DriverPolicy:
     """How long a peer whose link broke is avoided."""
     avoid_for: float = 3.0
     """How long a peer that refused, or that others cannot reach, is avoided."""
+    standby_retry: float = 0.25
+    """Before peers are looked for again that could hold a copy of a hop's KV."""
+    handoff_lag: int = 16
+    """A session pauses for its handoff when no copy lacks more positions than that."""
+    handoff_pause: float = 1.0
+    """How long it pauses at most; then it goes on, and the copy is made anew."""
     keep_every: float = 2.5
     """Between signs of life to the hops: a quarter of their grace."""
     window: int = 64

@@ -102,6 +102,11 @@ class ReplayLog:
         self.end = min(self.end, length)
         self.start = min(self.start, self.end)
 
+    def skip(self, position: int) -> None:
+        """Forget everything, and begin at `position`: what lies below was computed elsewhere."""
+        self.truncate(0)
+        self.start = self.end = position
+
     def since(self, position: int) -> Iterator[Step]:
         """The outputs at and above `position`, as far as they are still here."""
         for step in self._steps:

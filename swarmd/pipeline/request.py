@@ -40,6 +40,10 @@ class Request:
     """The last epoch that is known of; 0 for a new session."""
     route: Route = ()
     """The route of that epoch, as far as it is known."""
+    standbys: Route = ()
+    """Peers that held copies of that route's KV, as far as they are known."""
+    standby: int = 0
+    """How many copies of each hop's KV are wanted: 0 or 1."""
     prefix: tuple[bytes, ...] = ()
     """Keys of the prompt's units, for hops to share; see `core.prefix`."""
     prefix_unit: int = PREFIX_UNIT

@@ -60,6 +60,10 @@ class RouteSearch:
     def lose(self, peer_id: str, until: float) -> None:
         """Take a hop out, and do not look for it until some time."""
         self._gone.add(peer_id)
+        self.avoid(peer_id, until)
+
+    def avoid(self, peer_id: str, until: float) -> None:
+        """Do not look for a peer until some time."""
         self._avoid_until[peer_id] = max(until, self._avoid_until.get(peer_id, until))
 
     def is_lost(self, peer_id: str) -> bool:
@@ -81,8 +85,19 @@ class RouteSearch:
             exclude |= self.avoided(now)
         if self.reach < Reach.HOPS:
             exclude |= {hop.peer_id for hop in kept}
+        return NeedRoute(self.next_ask(), self.lost(), exclude, kept)
+
+    def next_ask(self) -> int:
+        """Return a number for a question; earlier ones about the route are void."""
         self._ask += 1
-        return NeedRoute(self._ask, self.lost(), exclude, kept)
+        return self._ask
+
+    def substitute(self, peer_id: str, successors: Route) -> None:
+        """Put peers in the place of a hop, whose blocks they hold."""
+        at = next(i for i, hop in enumerate(self.route) if hop.peer_id == peer_id)
+        self.route = (*self.route[:at], *successors, *self.route[at + 1 :])
+        self._gone.discard(peer_id)
+        self._gone -= {hop.peer_id for hop in successors}
 
     def answers(self, ask: int) -> bool:
         """Whether that was the last question."""

@@ -38,7 +38,7 @@ class Chat(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "max_tokens", "stop", "stop_token_ids", "include_stop", "ignore_eos", "allow_redirect", "ids_only", "resume", "cache_salt", "priority", "keep_alive_s", "continue_from", "client")
+    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "max_tokens", "stop", "stop_token_ids", "include_stop", "ignore_eos", "allow_redirect", "ids_only", "resume", "cache_salt", "priority", "keep_alive_s", "continue_from", "client", "standby")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class GenerateRequest(_message.Message):
     KEEP_ALIVE_S_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FROM_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -75,7 +76,8 @@ class GenerateRequest(_message.Message):
     keep_alive_s: float
     continue_from: ContinueFrom
     client: str
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., allow_redirect: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., resume: _Optional[_Union[ResumeFrom, _Mapping]] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., keep_alive_s: _Optional[float] = ..., continue_from: _Optional[_Union[ContinueFrom, _Mapping]] = ..., client: _Optional[str] = ...) -> None: ...
+    standby: int
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., allow_redirect: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., resume: _Optional[_Union[ResumeFrom, _Mapping]] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., keep_alive_s: _Optional[float] = ..., continue_from: _Optional[_Union[ContinueFrom, _Mapping]] = ..., client: _Optional[str] = ..., standby: _Optional[int] = ...) -> None: ...
 
 class ContinueFrom(_message.Message):
     __slots__ = ("session", "secret", "tokens", "past_ids")
@@ -104,7 +106,7 @@ class Kept(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders")
+    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders", "standbys")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +116,7 @@ class ResumeFrom(_message.Message):
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     BORDERS_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -123,7 +126,8 @@ class ResumeFrom(_message.Message):
     chunk_size: int
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     borders: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ...) -> None: ...
+    standbys: _containers.RepeatedCompositeFieldContainer[Hop]
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("peer_id", "address", "start", "end", "pid")
@@ -154,7 +158,7 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Generated, _Mapping]] = ..., route_changed: _Optional[_Union[RouteChanged, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest", "borders")
+    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest", "borders", "standbys")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +173,7 @@ class Started(_message.Message):
     COORDINATOR_PID_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BORDERS_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -183,7 +188,8 @@ class Started(_message.Message):
     coordinator_pid: int
     model_digest: str
     borders: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ..., borders: _Optional[_Iterable[int]] = ...) -> None: ...
+    standbys: _containers.RepeatedCompositeFieldContainer[Hop]
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
 
 class Generated(_message.Message):
     __slots__ = ("index", "id", "text", "logprob", "top")
@@ -210,14 +216,16 @@ class TopLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class RouteChanged(_message.Message):
-    __slots__ = ("epoch", "route", "repairs")
+    __slots__ = ("epoch", "route", "repairs", "standbys")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REPAIRS_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     repairs: int
-    def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ...) -> None: ...
+    standbys: _containers.RepeatedCompositeFieldContainer[Hop]
+    def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
 
 class Redirect(_message.Message):
     __slots__ = ("address", "peer_id", "model_digest")

@@ -72,7 +72,7 @@ class IntroduceReply(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "goodbye")
+    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -85,7 +85,11 @@ class Frame(_message.Message):
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     open: Open
@@ -98,8 +102,12 @@ class Frame(_message.Message):
     close: Close
     keep: Keep
     fragment: Fragment
+    kv: KV
+    copied: Copied
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    copy: Copy
+    leaving: Leaving
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "peer_id", "address")
@@ -196,7 +204,7 @@ class Past(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., floor: _Optional[int] = ..., run: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids", "prefix", "prefix_unit", "prefix_grain", "past", "keeps", "tenant")
+    __slots__ = ("session", "secret", "epoch", "fresh", "model_digest", "start", "end", "next_peer", "prev_peer", "max_positions", "prompt_tokens", "sampling", "token_ids", "prefix", "prefix_unit", "prefix_grain", "past", "keeps", "tenant", "donor")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +224,7 @@ class Open(_message.Message):
     PAST_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -235,10 +244,11 @@ class Open(_message.Message):
     past: Past
     keeps: bool
     tenant: bytes
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., prefix_grain: _Optional[int] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., keeps: _Optional[bool] = ..., tenant: _Optional[bytes] = ...) -> None: ...
+    donor: str
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., fresh: _Optional[bool] = ..., model_digest: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., next_peer: _Optional[str] = ..., prev_peer: _Optional[str] = ..., max_positions: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., prefix_grain: _Optional[int] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., keeps: _Optional[bool] = ..., tenant: _Optional[bytes] = ..., donor: _Optional[str] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "epoch", "refusal", "message", "kv_length", "log_start", "kv_free_bytes", "pid", "chunk_exact")
+    __slots__ = ("session", "epoch", "refusal", "message", "kv_length", "log_start", "kv_free_bytes", "pid", "chunk_exact", "copies")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +258,7 @@ class Opened(_message.Message):
     KV_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     CHUNK_EXACT_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     refusal: Refusal
@@ -257,7 +268,8 @@ class Opened(_message.Message):
     kv_free_bytes: int
     pid: int
     chunk_exact: bool
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, str]] = ..., message: _Optional[str] = ..., kv_length: _Optional[int] = ..., log_start: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., chunk_exact: _Optional[bool] = ...) -> None: ...
+    copies: bool
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, str]] = ..., message: _Optional[str] = ..., kv_length: _Optional[int] = ..., log_start: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., chunk_exact: _Optional[bool] = ..., copies: _Optional[bool] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("session", "epoch", "send_from")
@@ -376,3 +388,59 @@ class Keep(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, sessions: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Copy(_message.Message):
+    __slots__ = ("session", "epoch", "peer_id", "start", "end", "position")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    peer_id: str
+    start: int
+    end: int
+    position: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class KV(_message.Message):
+    __slots__ = ("session", "epoch", "position", "positions", "blocks")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    position: int
+    positions: int
+    blocks: _containers.RepeatedCompositeFieldContainer[BlockTensors]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., positions: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockTensors, _Mapping]]] = ...) -> None: ...
+
+class BlockTensors(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: Tensor
+    value: Tensor
+    def __init__(self, key: _Optional[_Union[Tensor, _Mapping]] = ..., value: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Copied(_message.Message):
+    __slots__ = ("session", "epoch", "kv_length")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KV_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    kv_length: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kv_length: _Optional[int] = ...) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ("session", "epoch")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...

@@ -1,7 +1,8 @@
-"""Session frames to protobuf and back: the border at which a peer's bytes become values.
+"""Session frames from protobuf: the border at which a peer's bytes become values.
 
 `decode` checks structure (sizes, closed enums, shapes against bytes) and raises ProtocolError; what
-a frame means, and whether it fits its session, is `swarmd.pipeline`'s business.
+a frame means, and whether it fits its session, is `swarmd.pipeline`'s business. What is sent is
+made by `swarmd.wire.encoding`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swarmd.core.errors import ConfigError, ProtocolError, RequestError
 from swarmd.core.frames import (
+    KV,
     SECRET_BYTES,
     SESSION_ID_BYTES,
     Close,
+    Copied,
+    Copy,
     DType,
     Failed,
     Gap,
     Keep,
+    Leaving,
     Open,
     Opened,
     Payload,
@@ -35,34 +40,14 @@ from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import limits
-from swarmd.wire.past import past_from_pb, past_to_pb, tenant_from_pb
-from swarmd.wire.sampling import sampling_from_pb, sampling_to_pb
+from swarmd.wire.past import past_from_pb, tenant_from_pb
+from swarmd.wire.sampling import sampling_from_pb
+
+KV_TENSORS = ("key", "value")
+"""What each block's KV consists of."""
 
 _PEER_ID = re.compile(f"[0-9a-f]{{{PEER_ID_HEX}}}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def encode(frame: SessionFrame) -> pb.Frame:
-    """Return the message that carries one frame."""
-    return _ENCODERS[type(frame)](frame)
-
-
-def encode_steps(steps: Iterable[Step]) -> pb.Frame:
-    """Return one message that carries what a microbatch has for one neighbour."""
-    message = pb.Frame()
-    message.steps.SetInParent()
-    for step in steps:
-        _add_step(message.steps.steps, step)
-    return message
-
-
-def encode_tokens(tokens: Iterable[Token]) -> pb.Frame:
-    """Return one message that carries the tokens of a microbatch for one coordinator."""
-    message = pb.Frame()
-    message.tokens.SetInParent()
-    for token in tokens:
-        _add_token(message.tokens.tokens, token)
-    return message
 
 
 def decode(message: pb.Frame) -> Sequence[SessionFrame]:
@@ -77,143 +62,8 @@ def decode(message: pb.Frame) -> Sequence[SessionFrame]:
         raise ProtocolError(f"{kind}: {error}") from error
 
 
-# -- encoding ---------------------------------------------------------------------------------
-
-
-def _open_to_pb(frame: Open) -> pb.Frame:
-    sampling = sampling_to_pb(frame.sampling) if frame.sampling is not None else None
-    return pb.Frame(
-        open=pb.Open(
-            session=frame.session,
-            secret=frame.secret,
-            epoch=frame.epoch,
-            fresh=frame.fresh,
-            model_digest=frame.model_digest,
-            start=frame.blocks.start,
-            end=frame.blocks.end,
-            next_peer=frame.next_peer,
-            prev_peer=frame.prev_peer,
-            max_positions=frame.max_positions,
-            prompt_tokens=frame.prompt_tokens,
-            sampling=sampling,
-            token_ids=frame.token_ids,
-            prefix=frame.prefix,
-            prefix_unit=frame.prefix_unit,
-            prefix_grain=frame.prefix_grain,
-            past=past_to_pb(frame.past) if frame.past else None,
-            keeps=frame.keeps,
-            tenant=frame.tenant,
-        )
-    )
-
-
-def _close_to_pb(frame: Close) -> pb.Frame:
-    return pb.Frame(
-        close=pb.Close(
-            session=frame.session,
-            epoch=frame.epoch,
-            prefix=frame.prefix,
-            prefix_unit=frame.prefix_unit,
-            keep_ms=round(frame.keep_s * 1000),
-        )
-    )
-
-
-def _opened_to_pb(frame: Opened) -> pb.Frame:
-    return pb.Frame(
-        opened=pb.Opened(
-            session=frame.session,
-            epoch=frame.epoch,
-            refusal=_refusal_to_pb(frame.refusal),
-            message=_text(frame.message),
-            kv_length=frame.kv_length,
-            log_start=frame.log_start,
-            kv_free_bytes=frame.kv_free_bytes,
-            pid=frame.pid,
-            chunk_exact=frame.chunk_exact,
-        )
-    )
-
-
-def _failed_to_pb(frame: Failed) -> pb.Frame:
-    return pb.Frame(
-        failed=pb.Failed(
-            session=frame.session,
-            epoch=frame.epoch,
-            refusal=_refusal_to_pb(frame.refusal),
-            message=_text(frame.message),
-            lost_peer=frame.lost_peer,
-        )
-    )
-
-
-def _text(message: str) -> str:
-    """Cut a message to length; half a character, as file names may have, must not stop it."""
-    return message[: limits.MAX_TEXT].encode("utf-8", "replace").decode()
-
-
-def _refusal_to_pb(refusal: Refusal | None) -> Any:
-    return 0 if refusal is None else int(refusal)
-
-
-# Filled in place: a message that is handed to another's constructor is copied through its bytes,
-# once per level.
-
-
-def _add_step(to: Any, step: Step) -> None:
-    message = to.add(
-        session=step.session,
-        epoch=step.epoch,
-        round=step.round,
-        position=step.position,
-        chunks=step.chunks,
-        token_ids=step.token_ids,
-        wants=step.wants,
-        waited_us=step.waited_us,
-    )
-    if step.hidden is not None:
-        hidden = message.hidden
-        hidden.dtype = int(step.hidden.dtype)
-        hidden.shape.extend(step.hidden.shape)
-        hidden.data = bytes(step.hidden.data)  # no copy if it is bytes already
-
-
-def _add_token(to: Any, token: Token) -> None:
-    message = to.add(
-        session=token.session,
-        epoch=token.epoch,
-        round=token.round,
-        position=token.position,
-        id=token.id,
-        logprob=token.logprob,
-        waited_us=token.waited_us,
-    )
-    for likely, logprob in token.top:
-        message.top.add(id=likely, logprob=logprob)
-
-
-_ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
-    Open: _open_to_pb,
-    Opened: _opened_to_pb,
-    Resume: lambda f: pb.Frame(
-        resume=pb.Resume(session=f.session, epoch=f.epoch, send_from=f.send_from)
-    ),
-    Step: lambda f: encode_steps((f,)),
-    Token: lambda f: encode_tokens((f,)),
-    Gap: lambda f: pb.Frame(
-        gap=pb.Gap(session=f.session, epoch=f.epoch, round=f.round, kv_length=f.kv_length)
-    ),
-    Failed: _failed_to_pb,
-    Close: _close_to_pb,
-    Keep: lambda f: pb.Frame(keep=pb.Keep(sessions=f.sessions)),
-}
-
-
 _MAX_WAITED_US = 1 << 53
 """Sums of it stay far below what a field holds."""
-
-
-# -- decoding ---------------------------------------------------------------------------------
 
 
 def _session(value: bytes) -> bytes:
@@ -255,8 +105,6 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
         raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(m.secret)}")
     if not _DIGEST.fullmatch(m.model_digest):
         raise ProtocolError("a model digest is 64 hex digits")
-    if m.end > limits.MAX_BLOCKS:
-        raise ProtocolError(f"block {m.end} exceeds {limits.MAX_BLOCKS}")
     if len(m.token_ids) > limits.MAX_POSITIONS or len(m.token_ids) > m.max_positions:
         raise ProtocolError(f"{len(m.token_ids)} ids for {m.max_positions} positions")
     return (
@@ -266,7 +114,7 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             epoch=_epoch(m.epoch),
             fresh=m.fresh,
             model_digest=m.model_digest,
-            blocks=Span(m.start, m.end),
+            blocks=_blocks(m.start, m.end),
             next_peer=peer_id(m.next_peer, optional=True),
             prev_peer=peer_id(m.prev_peer),
             max_positions=_position(m.max_positions, "max_positions"),
@@ -279,8 +127,15 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             past=past_from_pb(m.past, m.prompt_tokens) if m.HasField("past") else None,
             keeps=m.keeps,
             tenant=tenant_from_pb(m.tenant),
+            donor=peer_id(m.donor, optional=True),
         ),
     )
+
+
+def _blocks(start: int, end: int) -> Span:
+    if end > limits.MAX_BLOCKS:
+        raise ProtocolError(f"block {end} exceeds {limits.MAX_BLOCKS}")
+    return Span(start, end)
 
 
 def _prefix(m: pb.Open | pb.Close, positions: int) -> tuple[bytes, ...]:
@@ -305,6 +160,7 @@ def _opened_from_pb(m: pb.Opened) -> tuple[Opened]:
             kv_free_bytes=m.kv_free_bytes,
             pid=m.pid,
             chunk_exact=m.chunk_exact,
+            copies=m.copies,
         ),
     )
 
@@ -332,8 +188,11 @@ def _chunks(values: Sequence[int]) -> tuple[int, ...]:
     return tuple(values)
 
 
-def tensor_from_pb(m: pb.Tensor, rows: int) -> Payload:
-    """Return the payload of `rows` positions. Raises ProtocolError unless shape and bytes agree."""
+def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
+    """Return a payload that holds `rows` positions along an axis.
+
+    Raises ProtocolError unless shape and bytes agree.
+    """
     try:
         dtype = DType(m.dtype)
     except ValueError:
@@ -344,8 +203,9 @@ def tensor_from_pb(m: pb.Tensor, rows: int) -> Payload:
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(m.data):
         raise ProtocolError(f"shape {shape} of {dtype.name} is {expected} bytes, not {len(m.data)}")
-    if shape[0] != rows:
-        raise ProtocolError(f"a tensor of {shape[0]} rows for {rows} positions")
+    if len(shape) <= axis or shape[axis] != rows:
+        count = shape[axis] if len(shape) > axis else 0
+        raise ProtocolError(f"a tensor of {count} rows for {rows} positions")
     return Payload(dtype, shape, m.data)
 
 
@@ -390,6 +250,26 @@ def _token_from_pb(m: pb.Token) -> Token:
     )
 
 
+def _kv_from_pb(m: pb.KV) -> tuple[KV]:
+    end = _position(m.position + m.positions)
+    if end == m.position or not 1 <= len(m.blocks) <= limits.MAX_BLOCKS:
+        raise ProtocolError(f"KV of {m.positions} positions and {len(m.blocks)} blocks")
+    blocks = tuple(_tensors_from_pb(block, m.positions) for block in m.blocks)
+    return (KV(_session(m.session), _epoch(m.epoch), m.position, blocks),)
+
+
+def _tensors_from_pb(m: pb.BlockTensors, positions: int) -> dict[str, Payload]:
+    found: dict[str, Payload] = {}
+    if not m.HasField("key") and not m.HasField("value"):
+        return found  # some blocks use another one's KV
+    for name in KV_TENSORS:
+        payload = tensor_from_pb(getattr(m, name), positions, axis=1)
+        if len(payload.shape) != 3:
+            raise ProtocolError(f"a {name} has 3 dimensions, not shape {payload.shape}")
+        found[name] = payload
+    return found
+
+
 def _many(values: Any) -> Any:
     if len(values) > limits.MAX_STEPS:
         raise ProtocolError(f"{len(values)} entries in one message; at most {limits.MAX_STEPS}")
@@ -423,4 +303,16 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
         ),
     ),
     "keep": lambda m: (Keep(tuple(_session(s) for s in _many(m.sessions))),),
+    "copy": lambda m: (
+        Copy(
+            _session(m.session),
+            _epoch(m.epoch),
+            peer_id(m.peer_id),
+            _blocks(m.start, m.end),
+            _position(m.position),
+        ),
+    ),
+    "kv": _kv_from_pb,
+    "copied": lambda m: (Copied(_session(m.session), _epoch(m.epoch), _position(m.kv_length)),),
+    "leaving": lambda m: (Leaving(_session(m.session), _epoch(m.epoch)),),
 }

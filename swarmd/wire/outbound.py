@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from swarmd.core.errors import ProtocolError, QueueFull
-from swarmd.core.frames import Close, Keep, Open, SessionFrame, Step, Token
+from swarmd.core.frames import KV, Close, Keep, Open, SessionFrame, Step, Token
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import frames, limits
+from swarmd.wire import encoding, limits
 
 _BATCH_BYTES = 512 << 10
 # What a frame costs in memory beside its payload; on the wire it is less.
 _FRAME_OVERHEAD = 256
+_BLOCK_OVERHEAD = 128
 
 
 _Kind = TypeVar("_Kind", Step, Token)
@@ -99,10 +100,10 @@ class Outbound:
         key = next(iter(self._whole))
         kind = type(self._lanes[key][0][1])
         if kind is Step:
-            return frames.encode_steps(self._batch(Step))
+            return encoding.encode_steps(self._batch(Step))
         if kind is Token:
-            return frames.encode_tokens(self._batch(Token))
-        return frames.encode(self._pop(key))
+            return encoding.encode_tokens(self._batch(Token))
+        return encoding.encode(self._pop(key))
 
     def _batch(self, kind: type[_Kind]) -> list[_Kind]:
         """Take the first frame of every session that has one of this kind in line."""
@@ -129,7 +130,7 @@ class Outbound:
     def _begin_cut(self, key: bytes) -> _Cut:
         size, frame = self._lanes[key].popleft()
         self._cut_count += 1
-        return _Cut(key, size, self._cut_count, frames.encode(frame).SerializeToString())
+        return _Cut(key, size, self._cut_count, encoding.encode(frame).SerializeToString())
 
     def _next_fragment(self, cut: _Cut) -> pb.Frame:
         # One frame at a time is cut up: the receiver's bound on unfinished frames is never met.
@@ -191,4 +192,6 @@ def _size(frame: SessionFrame) -> int:
         return 18 * len(frame.prefix) + _FRAME_OVERHEAD
     if isinstance(frame, Keep):
         return 18 * len(frame.sessions) + _FRAME_OVERHEAD
+    if isinstance(frame, KV):
+        return frame.nbytes + _BLOCK_OVERHEAD * len(frame.blocks) + _FRAME_OVERHEAD
     return 6 * limits.MAX_TEXT if hasattr(frame, "message") else _FRAME_OVERHEAD

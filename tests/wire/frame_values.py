@@ -8,13 +8,17 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 
 from swarmd.core.frames import (
+    KV,
     SECRET_BYTES,
     SESSION_ID_BYTES,
     Close,
+    Copied,
+    Copy,
     DType,
     Failed,
     Gap,
     Keep,
+    Leaving,
     Open,
     Opened,
     Past,
@@ -113,6 +117,7 @@ def opens(draw: st.DrawFn) -> Open:
         past=draw(st.none() | pasts(prompt)),
         keeps=draw(st.booleans()),
         tenant=draw(st.binary(max_size=16)),
+        donor=draw(peer_ids | st.just("")),
     )
 
 
@@ -144,6 +149,32 @@ def steps(draw: st.DrawFn) -> Step:
     )
 
 
+@st.composite
+def kvs(draw: st.DrawFn) -> KV:
+    count = draw(st.integers(1, 4))
+
+    def tensor() -> Payload:
+        dtype = draw(st.sampled_from(DType))
+        shape = (draw(st.integers(1, 3)), count, draw(st.integers(1, 4)))
+        size = math.prod(shape) * dtype.itemsize
+        return Payload(dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+
+    blocks = draw(st.integers(1, 3))
+    return KV(
+        session=draw(sessions),
+        epoch=draw(epochs),
+        position=draw(st.integers(0, limits.MAX_POSITIONS - count)),
+        blocks=tuple({"key": tensor(), "value": tensor()} for _ in range(blocks)),
+    )
+
+
+@st.composite
+def copies(draw: st.DrawFn) -> Copy:
+    start = draw(st.integers(0, limits.MAX_BLOCKS - 1))
+    blocks = Span(start, draw(st.integers(start + 1, limits.MAX_BLOCKS)))
+    return Copy(draw(sessions), draw(epochs), draw(peer_ids), blocks, draw(positions))
+
+
 tokens = st.builds(
     Token,
     session=sessions,
@@ -167,6 +198,7 @@ frames: st.SearchStrategy[SessionFrame] = st.one_of(
         log_start=positions,
         kv_free_bytes=uint64,
         pid=uint32,
+        copies=st.booleans(),
     ),
     st.builds(Resume, sessions, epochs, positions),
     steps(),
@@ -182,4 +214,8 @@ frames: st.SearchStrategy[SessionFrame] = st.one_of(
     ),
     st.builds(Close, sessions, epochs, keep_s=st.integers(0, 1 << 31).map(lambda ms: ms / 1000)),
     st.builds(Keep, st.lists(sessions, max_size=5).map(tuple)),
+    copies(),
+    kvs(),
+    st.builds(Copied, sessions, epochs, positions),
+    st.builds(Leaving, sessions, epochs),
 )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from swarmd.core.errors import ProtocolError
 from swarmd.core.frames import SessionFrame
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import frames, limits, unfold
+from swarmd.wire import encoding, limits, unfold
 from swarmd.wire.assembler import Assembler
 
 MIB = 1 << 20
@@ -39,7 +39,7 @@ def first_piece(number: int, size: int) -> pb.Fragment:
 
 
 def serialised(n: int, nbytes: int = 1000) -> bytes:
-    return frames.encode(values.hidden_step(n, nbytes)).SerializeToString()
+    return encoding.encode(values.hidden_step(n, nbytes)).SerializeToString()
 
 
 def test_pieces_become_the_frame_that_they_were() -> None:
@@ -141,7 +141,7 @@ def test_a_frame_that_would_unfold_into_gigabytes_is_refused_unparsed(bomb: byte
 
 @given(values.frames)
 def test_honest_frames_unfold(frame: SessionFrame) -> None:
-    unfold.check(frames.encode(frame).SerializeToString())
+    unfold.check(encoding.encode(frame).SerializeToString())
 
 
 @pytest.mark.parametrize("data", [b"\x0a", b"\x0a\x05x", b"\xff" * 11, b"\x0b", b"\x08", b"\x07"])

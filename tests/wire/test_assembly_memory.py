@@ -9,7 +9,7 @@ from wire_nodes import A, B, C, D, Node, close_frame, hello, stranger
 
 from swarmd.core.errors import ProtocolError, QueueFull
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import frames
+from swarmd.wire import encoding
 from swarmd.wire.assembler import Assembler
 from swarmd.wire.assembly_memory import AssemblyMemory
 
@@ -61,7 +61,7 @@ def test_what_holds_most_makes_room_for_the_others() -> None:
 def test_frames_that_are_whole_take_nothing() -> None:
     memory = AssemblyMemory(10 * KIB)
     assembler = Assembler(memory=memory)
-    data = frames.encode(values.hidden_step(1, 4000)).SerializeToString()
+    data = encoding.encode(values.hidden_step(1, 4000)).SerializeToString()
     for number in range(20):
         for at in range(0, len(data), 1000):
             part = data[at : at + 1000]

@@ -18,7 +18,7 @@ from swarmd.core.frames import DType, Failed, Open, Payload, Refusal, SessionFra
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import frames, limits, sampling
+from swarmd.wire import encoding, frames, limits, sampling
 
 
 def over_the_wire(message: pb.Frame) -> pb.Frame:
@@ -27,16 +27,16 @@ def over_the_wire(message: pb.Frame) -> pb.Frame:
 
 @given(values.frames)
 def test_every_frame_comes_back_as_it_was(frame: SessionFrame) -> None:
-    assert tuple(frames.decode(over_the_wire(frames.encode(frame)))) == (frame,)
+    assert tuple(frames.decode(over_the_wire(encoding.encode(frame)))) == (frame,)
 
 
 def test_every_kind_of_frame_has_an_encoder() -> None:
-    assert set(frames._ENCODERS) == set(get_args(SessionFrame))
+    assert set(encoding._ENCODERS) == set(get_args(SessionFrame))
 
 
 @given(st.lists(values.steps(), max_size=5))
 def test_steps_share_a_message(steps: list[Step]) -> None:
-    assert list(frames.decode(over_the_wire(frames.encode_steps(steps)))) == steps
+    assert list(frames.decode(over_the_wire(encoding.encode_steps(steps)))) == steps
 
 
 def test_a_memoryview_of_any_format_travels_as_its_bytes() -> None:
@@ -44,7 +44,7 @@ def test_a_memoryview_of_any_format_travels_as_its_bytes() -> None:
     payload = Payload(DType.FLOAT32, (1, 4), view)
     assert payload.nbytes == 16
     step = Step(values.session(1), 1, 0, 0, (1,), hidden=payload)
-    (back,) = frames.decode(over_the_wire(frames.encode(step)))
+    (back,) = frames.decode(over_the_wire(encoding.encode(step)))
     assert isinstance(back, Step)
     assert back.hidden == Payload(DType.FLOAT32, (1, 4), bytes(range(16)))
 
@@ -86,7 +86,7 @@ def test_bytes_from_a_stranger_are_a_frame_or_a_protocol_error(data: bytes) -> N
 def test_a_damaged_frame_is_another_frame_or_a_protocol_error(
     frame: SessionFrame, data: st.DataObject
 ) -> None:
-    raw = bytearray(frames.encode(frame).SerializeToString())
+    raw = bytearray(encoding.encode(frame).SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw)))
         raw[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
@@ -112,7 +112,7 @@ def tensor(shape: list[int], size: int, dtype: int = 1) -> pb.Frame:
 
 
 def open_frame(change: Callable[[pb.Open], object]) -> pb.Frame:
-    message = frames.encode(
+    message = encoding.encode(
         Open(
             session=values.session(1),
             secret=bytes(16),
@@ -229,6 +229,6 @@ def test_sampling_of_a_request_is_the_callers_fault_not_the_peers() -> None:
 
 def test_an_explanation_is_cut_and_never_stops_a_frame() -> None:
     failed = Failed(values.session(1), 1, Refusal.BAD_STEP, "\udcff" + "x" * 5000)
-    (back,) = frames.decode(over_the_wire(frames.encode(failed)))
+    (back,) = frames.decode(over_the_wire(encoding.encode(failed)))
     assert isinstance(back, Failed)
     assert back.message == "?" + "x" * (limits.MAX_TEXT - 1)

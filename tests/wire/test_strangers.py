@@ -21,11 +21,11 @@ from wire_nodes import (
 )
 
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import frames, limits
+from swarmd.wire import encoding, limits
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-CLOSE = frames.encode(values.close(1))
+CLOSE = encoding.encode(values.close(1))
 
 
 def heartbeat(coordinate: list[float]) -> pb.Frame:
@@ -123,7 +123,7 @@ async def test_who_breaks_a_rule_loses_its_link_and_no_other(
 async def test_a_message_over_grpcs_limit_ends_the_link() -> None:
     async with Node(A, {}) as a, stranger(a, hello(B), CLOSE) as somebody:
         await a.handler.frames_from(B, 1)
-        big = frames.encode(values.hidden_step(1, limits.RECEIVE_MESSAGE_BYTES))
+        big = encoding.encode(values.hidden_step(1, limits.RECEIVE_MESSAGE_BYTES))
         with pytest.raises(grpc.RpcError):
             await somebody.say(big)
         await a.handler.loss_of(B)

@@ -16,7 +16,7 @@ import grpc
 from swarmd.core.frames import Close, SessionFrame
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.v1 import peer_pb2_grpc
-from swarmd.wire import frames, limits
+from swarmd.wire import encoding, frames, limits
 from swarmd.wire.channel import dial, new_server
 from swarmd.wire.link import LinkSettings, RttSample
 from swarmd.wire.links import Links
@@ -171,7 +171,7 @@ async def stranger(node: Node, *first: pb.Frame | bytes) -> AsyncIterator[Strang
 
 
 def close_frame(n: int) -> pb.Frame:
-    return frames.encode(Close(n.to_bytes(16, "big"), 1))
+    return encoding.encode(Close(n.to_bytes(16, "big"), 1))
 
 
 def hello(peer_id: str, protocol: int = limits.PROTOCOL) -> pb.Frame:

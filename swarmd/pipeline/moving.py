@@ -1,0 +1,123 @@
+"""A session that runs moves: hops hand off to their standbys, and the coordinator to another one.
+
+Whose KV is copied where is kept by `standbys.Standbys`; a session pauses here for its handoff at a
+moment when every step is answered, so that all hops hold the same and nothing is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from swarmd.core import errors
+from swarmd.core.frames import Copied, Leaving, Opened
+from swarmd.pipeline import events as ev
+from swarmd.pipeline.driver_state import DriverState
+from swarmd.pipeline.opening import Opening
+from swarmd.pipeline.standbys import Standby
+
+
+class Moving(Opening):
+    """What a driver does so that nodes can leave, and about copies that stand by."""
+
+    def _begin_standbys(self, now: float) -> None:
+        """Have copies made in a new epoch, of the KV of hops that need one."""
+        for hop in self.route if self.request.standby else ():
+            if self.held.copies(hop.peer_id):
+                self.standbys.want(hop, now, leaving=False)
+        self._out += self.standbys.begin(self.route, self.epoch, tuple(self.feed.ids))
+        self._look(now)
+
+    def _look(self, now: float) -> None:
+        """Look for peers where a standby has none."""
+        avoided = self._search.avoided(now)
+        while need := self.standbys.look(self._search.next_ask(), self.route, avoided, now):
+            self._out.append(need)
+
+    def _standby_found(self, event: ev.RouteFound, now: float) -> None:
+        ids = tuple(self.feed.ids)
+        self._out += self.standbys.found(event.ask, event.hops, self.route, self.epoch, ids, now)
+
+    def _standby_missing(self, event: ev.RouteMissing, now: float) -> None:
+        self.standbys.missing(event.ask, now)
+
+    def _standby_again(self, event: ev.RoutesChanged, now: float) -> None:
+        self.standbys.look_again(now)
+        self._look(now)
+
+    def _standby_opened(self, event: ev.Received, now: float) -> None:
+        answer = event.frame
+        assert isinstance(answer, Opened)
+        if answer.epoch != self.epoch:
+            return
+        if answer.refusal is not None:
+            self._standby_lost(event.peer_id, self.policy.avoid_for, now)
+            return
+        actions = self.standbys.opened(event.peer_id, answer)
+        if actions is not None:
+            self._out += actions
+            self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
+
+    def _standby_lost(self, peer_id: str, seconds: float, now: float) -> None:
+        """Do without a peer that held a copy."""
+        peers = self.standbys.lose(peer_id, now)
+        if peers:
+            self._search.avoid(peer_id, now + seconds)
+            self._close(peer for peer in peers if peer.peer_id != peer_id)
+
+    def _copied(self, event: ev.Received, now: float) -> None:
+        news = event.frame
+        assert isinstance(news, Copied)
+        if news.epoch == self.epoch:
+            self.standbys.copied(event.peer_id, news)
+            self._settle(now)
+
+    # A node that leaves.
+
+    def _leaving(self, event: ev.Received, now: float) -> None:
+        """A hop, or a peer with a copy, is about to go."""
+        assert isinstance(event.frame, Leaving)
+        hop = self._search.hop(event.peer_id)
+        if hop is None:
+            self._standby_lost(event.peer_id, self.policy.gap_wait, now)
+        elif self.held.copies(event.peer_id):
+            self.standbys.want(hop, now, leaving=True)
+        if self.state is DriverState.RUNNING:
+            self._look(now)
+            self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Hand off what can be: pause when copies are nearly whole, go on when they are."""
+        last = self.feed.known - 1
+        if not self.standbys.successors(max(1, last - self.policy.handoff_lag)):
+            return
+        self.feed.paused = True
+        if not self.feed.is_quiet:
+            return
+        self._due = now + self.policy.handoff_pause
+        if whole := self.standbys.successors(last):
+            self._hand_off(whole, now)
+
+    def _hand_off(self, whole: Sequence[Standby], now: float) -> None:
+        for standby in whole:
+            self._search.substitute(standby.hop.peer_id, standby.peers)
+        self._close([standby.hop for standby in whole])
+        self.handoffs += len(whole)
+        self._open(now)
+
+    def _hand_over(self, event: ev.HandOver, now: float) -> None:
+        """This node is about to go."""
+        self._must_move = True
+        if not self._has_run:
+            self._fail(errors.PeerUnreachable("this node is leaving: ask another one"))
+        elif self.state is not DriverState.RUNNING:
+            self._move()
+
+    @property
+    def _may_move(self) -> bool:
+        """Whether another coordinator is to go on, as this node has no other part in it."""
+        return self._must_move and all(hop.peer_id != self.request.me for hop in self.route)
+
+    def _move(self) -> None:
+        """End here and keep what the hops hold: the client goes on at another node."""
+        error = errors.PeerUnreachable("this node is leaving: go on at another one")
+        self._end("moved", error)

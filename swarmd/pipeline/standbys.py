@@ -1,0 +1,231 @@
+"""Peers that hold a second copy of some hop's KV: found, opened, watched, and put in its place.
+
+A hop gets one because it is about to leave (its session is then handed off to the copy), or because
+the request asks for standbys. Hops send the KV (`copies.Copies`); when a session pauses, and goes
+on over another route, is `moving.Moving`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from swarmd.core.frames import Copied, Copy, Opened
+from swarmd.core.route import Hop, Route
+from swarmd.pipeline import repair
+from swarmd.pipeline.events import DriverAction, NeedRoute, Send
+from swarmd.pipeline.request import Request, open_frames
+
+
+@dataclass(slots=True)
+class Standby:
+    """What is to take a hop's place: one peer, or several that share its blocks."""
+
+    hop: Hop
+    leaving: bool = False
+    """The hop is about to go: the session is handed off as soon as the copy is whole."""
+    ask: int | None = None
+    """Of the question for peers that is open."""
+    look_at: float | None = 0.0
+    """When to look for peers, if there are none."""
+    peers: Route = ()
+    held: dict[str, int] = field(default_factory=dict)
+    """By peer, how many positions it holds; no entry until it has answered to its open."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """The same as of the last look, to tell copies that stand still."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all peers have agreed."""
+        return bool(self.peers) and len(self.held) == len(self.peers)
+
+    @property
+    def reaches(self) -> int:
+        """Positions `[0, reaches)` are held by all peers."""
+        return min(self.held.values()) if self.is_open else 0
+
+    def drop_peers(self, look_at: float) -> Route:
+        """Do without these peers; return them."""
+        gone, self.peers, self.ask, self.look_at = self.peers, (), None, look_at
+        self.held.clear()
+        self.seen.clear()
+        return gone
+
+
+class Standbys:
+    """The standbys of one session's hops."""
+
+    def __init__(self, request: Request, retry: float) -> None:
+        """`retry` is how many seconds to wait before peers are looked for again."""
+        self._request = request
+        self._retry = retry
+        self._of: dict[str, Standby] = {}
+
+    def __iter__(self) -> Iterator[Standby]:
+        return iter(self._of.values())
+
+    @property
+    def peers(self) -> Route:
+        """All peers that hold copies, or are asked to."""
+        return tuple(hop for standby in self for hop in standby.peers)
+
+    @property
+    def open_peers(self) -> Route:
+        """Those that have agreed to hold a copy."""
+        return tuple(hop for standby in self if standby.is_open for hop in standby.peers)
+
+    @property
+    def due(self) -> float | None:
+        """When to look for peers again."""
+        times = [s.look_at for s in self if s.look_at is not None and not s.peers and s.ask is None]
+        return min(times, default=None)
+
+    def take_over(self, route: Route, peers: Route) -> None:
+        """Begin with those that another coordinator had, which may be put in place at once."""
+        for hop in route:
+            found = sorted(
+                (p for p in peers if hop.blocks.covers(p.blocks) and p.peer_id != hop.peer_id),
+                key=lambda peer: peer.blocks,
+            )
+            if _covers(hop, found):
+                standby = self._of[hop.peer_id] = Standby(hop, peers=tuple(found))
+                standby.held = dict.fromkeys((peer.peer_id for peer in found), 0)
+
+    def want(self, hop: Hop, now: float, *, leaving: bool) -> None:
+        """Find a standby for a hop, if there is none, or make it its successor."""
+        standby = self._of.setdefault(hop.peer_id, Standby(hop, look_at=now))
+        standby.leaving |= leaving
+
+    def leaves(self, peer_id: str) -> bool:
+        """Whether that hop is about to go."""
+        return peer_id in self._of and self._of[peer_id].leaving
+
+    # A new epoch, and the end.
+
+    def begin(self, route: Route, epoch: int, ids: tuple[int, ...]) -> list[DriverAction]:
+        """Open all copies again in a new epoch, and forget those of hops that have gone."""
+        hops = {hop.peer_id: hop for hop in route}
+        for peer_id, standby in list(self._of.items()):
+            hop = hops.get(peer_id)
+            if hop is None or hop.blocks != standby.hop.blocks:
+                del self._of[peer_id]
+            elif any(peer.peer_id in hops for peer in standby.peers):
+                standby.drop_peers(look_at=0.0)
+            else:
+                standby.ask, standby.hop = None, hop
+                standby.held.clear()
+        actions: list[DriverAction] = []
+        for standby in self:
+            actions += self._open(standby, route, epoch, ids)
+        return actions
+
+    def _open(
+        self, standby: Standby, route: Route, epoch: int, ids: tuple[int, ...]
+    ) -> Iterator[DriverAction]:
+        kept = [hop for hop in route if hop.peer_id != standby.hop.peer_id]
+        planned = repair.splice(kept, standby.peers) if standby.peers else ()
+        names = {peer.peer_id for peer in standby.peers}
+        for hop, order in open_frames(self._request, planned, epoch, False, ids):
+            if hop.peer_id in names:
+                yield Send(hop.peer_id, replace(order, donor=standby.hop.peer_id))
+
+    # Finding peers.
+
+    def look(self, ask: int, route: Route, exclude: frozenset[str], now: float) -> NeedRoute | None:
+        """Ask for peers for one hop that has none, if it is time to; None if there is none."""
+        for standby in self:
+            due = standby.look_at is not None and standby.look_at <= now
+            if due and not standby.peers and standby.ask is None:
+                standby.ask, standby.look_at = ask, None
+                used = {hop.peer_id for hop in (*route, *self.peers)}
+                kept = tuple(hop for hop in route if hop.peer_id != standby.hop.peer_id)
+                return NeedRoute(ask, (standby.hop.blocks,), exclude | used, kept)
+        return None
+
+    def found(
+        self, ask: int, hops: Route, route: Route, epoch: int, ids: tuple[int, ...], now: float
+    ) -> list[DriverAction]:
+        """Open a copy on the peers that a question has brought, if it is still open."""
+        standby = next((s for s in self if s.ask == ask), None)
+        if standby is None:
+            return []
+        standby.ask = None
+        taken = {hop.peer_id for hop in (*route, *self.peers)}
+        if not _covers(standby.hop, hops) or any(hop.peer_id in taken for hop in hops):
+            standby.look_at = now + self._retry
+            return []
+        standby.peers = hops
+        return list(self._open(standby, route, epoch, ids))
+
+    def missing(self, ask: int, now: float) -> None:
+        """There are no such peers now."""
+        for standby in self:
+            if standby.ask == ask:
+                standby.ask, standby.look_at = None, now + self._retry
+
+    def look_again(self, now: float) -> None:
+        """There may be new peers."""
+        for standby in self:
+            if standby.look_at is not None:
+                standby.look_at = now
+
+    # What peers say.
+
+    def opened(self, peer_id: str, answer: Opened) -> list[DriverAction] | None:
+        """Have the hop send what the peer lacks. None when that peer is no standby."""
+        standby = self._with(peer_id)
+        if standby is None:
+            return None
+        standby.held[peer_id] = answer.kv_length
+        return [self._copy(standby, peer_id, answer.epoch)]
+
+    def _copy(self, standby: Standby, peer_id: str, epoch: int) -> Send:
+        peer = next(peer for peer in standby.peers if peer.peer_id == peer_id)
+        held = standby.held[peer_id]
+        copy = Copy(self._request.session, epoch, peer_id, peer.blocks, held)
+        return Send(standby.hop.peer_id, copy)
+
+    def copied(self, peer_id: str, news: Copied) -> None:
+        """Note how far a copy reaches."""
+        standby = self._with(peer_id)
+        if standby is not None and peer_id in standby.held:
+            standby.held[peer_id] = news.kv_length
+
+    def lose(self, peer_id: str, now: float) -> Route:
+        """A peer with a copy is gone, or will not hold it; return those that need no more."""
+        standby = self._with(peer_id)
+        return standby.drop_peers(now + self._retry) if standby is not None else ()
+
+    def renew(self, known: int, epoch: int) -> list[DriverAction]:
+        """Begin those copies anew that have stood still, as frames may be lost with a link."""
+        actions: list[DriverAction] = []
+        for standby in self:
+            for peer_id, held in standby.held.items():
+                if held < known - 1 and standby.seen.get(peer_id) == held:
+                    actions.append(self._copy(standby, peer_id, epoch))
+            standby.seen = dict(standby.held)
+        return actions
+
+    def _with(self, peer_id: str) -> Standby | None:
+        return next((s for s in self if any(p.peer_id == peer_id for p in s.peers)), None)
+
+    # Taking a hop's place.
+
+    def successors(self, reach: int) -> list[Standby]:
+        """Those of leaving hops whose copies reach that far."""
+        return [s for s in self if s.leaving and s.is_open and s.reaches >= reach]
+
+    def instead_of(self, peer_id: str) -> Route:
+        """Who can take the place of a hop that is lost; nobody if its copy has not begun."""
+        standby = self._of.get(peer_id)
+        return standby.peers if standby is not None and standby.is_open else ()
+
+
+def _covers(hop: Hop, peers: Iterable[Hop]) -> bool:
+    """Whether peers, in order, hold exactly the blocks of a hop."""
+    reached = hop.blocks.start
+    for peer in peers:
+        if peer.blocks.start != reached:
+            return False
+        reached = peer.blocks.end
+    return reached == hop.blocks.end

@@ -1,0 +1,205 @@
+"""Nodes that leave hand their sessions off, and copies stand by for those that die."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from swarmd.core.sampling import SamplingParams
+from swarmd.lossy_links import Weather
+from swarmd.pipeline.hop import HopPolicy
+from swarmd.simulation import Client, SimNode, Swarm
+from swarmd.toys import toy_model, toy_oracle
+
+MODEL = toy_model(6, max_len=600)
+SAMPLING = SamplingParams(repetition_penalty=1.5)
+"""Needs the ids so far, which have to move, too."""
+PROMPT = tuple(range(40))
+
+
+def swarm(seed: int = 1, policy: HopPolicy | None = None) -> Swarm:
+    """Three spans, two holders each."""
+    made = Swarm(MODEL, seed, Weather(), policy or HopPolicy(prefix_unit=0))
+    for number, blocks in enumerate(("0:2", "2:4", "4:6")):
+        for replica in "ab":
+            made.add(f"{replica}{number}", blocks)
+    made.add("boss")
+    return made
+
+
+def client(made: Swarm, number: int = 1, max_tokens: int = 60, standby: int = 0) -> Client:
+    return made.client(number, PROMPT, max_tokens, SAMPLING, standby=standby)
+
+
+def run_until(made: Swarm, someone: Client, tokens: int) -> None:
+    made.run(made.now + 60, while_true=lambda: len(someone.ids) < tokens)
+    assert len(someone.ids) >= tokens
+
+
+def finish(made: Swarm, *clients: Client) -> None:
+    made.run(made.now + 120, while_true=lambda: any(c.finished is None for c in clients))
+    made.run(made.now + 60)
+    for someone in clients:
+        assert someone.finished is not None
+        assert someone.finished.error is None
+        request = someone.request
+        args = (request.prompt_ids, request.sampling, request.max_tokens, request.chunk_size)
+        assert someone.ids == toy_oracle(MODEL, *args)
+
+
+def total(made: Swarm, name: str) -> int:
+    return sum(getattr(node.table.counters, name) for node in made.nodes.values())
+
+
+def hop_of(made: Swarm, someone: Client, index: int) -> SimNode:
+    return made.nodes[someone.route[index].peer_id]
+
+
+def applied(made: Swarm) -> Iterator[int]:
+    return (len(node.stage.applied) for node in made.nodes.values())
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_node_that_leaves_hands_its_sessions_off_and_nothing_is_computed_again(
+    index: int,
+) -> None:
+    made = swarm()
+    clients = [client(made, number) for number in (1, 2, 3)]
+    for someone in clients:
+        made.start(someone, "boss")
+    run_until(made, clients[0], 5)
+    leaving = hop_of(made, clients[0], index)
+    made.drain(leaving.peer_id)
+    made.run(made.now + 30, while_true=lambda: bool(leaving.table.sessions))
+    assert not leaving.table.sessions
+    assert any(someone.finished is None for someone in clients)
+    finish(made, *clients)
+    assert total(made, "recomputed_positions") == total(made, "replayed_positions") == 0
+    assert total(made, "taken_over") >= 1
+    assert sum(someone.repairs for someone in clients) == 0
+    assert all(leaving.peer_id not in {h.peer_id for h in c.route} for c in clients)
+
+
+def test_a_coordinator_that_leaves_lets_another_one_go_on_and_nothing_is_computed_again() -> None:
+    made = swarm()
+    someone = client(made)
+    first = "a0"
+    made.start(someone, first)
+    run_until(made, someone, 5)
+    made.drain(first)
+    made.run(made.now + 30, while_true=lambda: someone.resumes == 0)
+    node = made.nodes[first]
+    assert not node.drivers
+    made.run(made.now + 5, while_true=lambda: bool(node.table.sessions))
+    assert not node.table.sessions
+    finish(made, someone)
+    assert total(made, "recomputed_positions") == total(made, "replayed_positions") == 0
+
+
+def test_two_nodes_that_leave_one_after_the_other_hand_off_twice() -> None:
+    made = swarm()
+    made.add("c1", "2:4")
+    someone = client(made, max_tokens=200)
+    made.start(someone, "boss")
+    run_until(made, someone, 5)
+    first = hop_of(made, someone, 1).peer_id
+    made.drain(first)
+    made.run(made.now + 0.1)
+    second = someone.route[1].peer_id
+    others = {"a1", "b1", "c1"} - {first}
+    made.drain(second if second != first else sorted(others)[0])
+    finish(made, someone)
+    assert total(made, "recomputed_positions") == 0
+
+
+def test_a_node_without_a_successor_keeps_its_sessions_until_one_comes() -> None:
+    made = swarm()
+    made.kill("b1")
+    someone = client(made, max_tokens=300)
+    made.run(2.0)
+    made.start(someone, "boss")
+    run_until(made, someone, 5)
+    made.drain("a1")
+    run_until(made, someone, 50)
+    assert someone.route[1].peer_id == "a1"
+    made.add("c1", "2:4")
+    made.announce("c1")
+    run_until(made, someone, 200)
+    assert someone.route[1].peer_id == "c1"
+    finish(made, someone)
+    assert total(made, "recomputed_positions") == 0
+
+
+def test_a_successor_that_dies_while_it_is_fed_changes_nothing() -> None:
+    made = swarm()
+    made.add("c1", "2:4")
+    someone = client(made, max_tokens=200)
+    made.start(someone, "boss")
+    run_until(made, someone, 5)
+    leaving = someone.route[1].peer_id
+    made.drain(leaving)
+    run = someone.run
+    assert run is not None
+    made.run(made.now + 5, while_true=lambda: not run.driver.standbys.peers)
+    made.kill(run.driver.standbys.peers[0].peer_id)
+    finish(made, someone)
+    assert someone.route[1].peer_id != leaving
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_standby_goes_on_where_a_hop_died_and_no_prompt_is_replayed(index: int) -> None:
+    made = swarm()
+    someone = client(made, standby=1)
+    made.start(someone, "boss")
+    run_until(made, someone, 20)
+    assert len(someone.standbys) == 3
+    copied = total(made, "copied_positions")
+    assert copied >= 3 * 55
+    dead = someone.route[index].peer_id
+    (heir,) = [p.peer_id for p in someone.standbys if p.blocks == someone.route[index].blocks]
+    made.kill(dead)
+    made.run(made.now + 30, while_true=lambda: someone.repairs == 0 or len(someone.ids) < 25)
+    assert someone.route[index].peer_id == heir
+    assert total(made, "replayed_positions") <= 8
+    assert total(made, "recomputed_positions") <= 8
+    finish(made, someone)
+    assert made.nodes[heir].table.counters.taken_over == 1
+
+
+def test_standbys_are_known_to_the_client_and_serve_the_next_coordinator() -> None:
+    made = swarm()
+    someone = client(made, standby=1)
+    made.start(someone, "a0")
+    run_until(made, someone, 20)
+    heirs = {peer.peer_id for peer in someone.standbys}
+    made.kill("a0")
+    dead = someone.route[0].peer_id
+    if dead != "a0":
+        made.kill(dead)
+    made.start(someone, "boss")
+    finish(made, someone)
+    assert total(made, "replayed_positions") <= 8
+    assert someone.route[0].peer_id in heirs
+
+
+def test_copies_end_with_their_session() -> None:
+    made = swarm()
+    someone = client(made, standby=1)
+    made.start(someone, "boss")
+    finish(made, someone)
+    for node in made.nodes.values():
+        assert not node.table.sessions
+        assert not node.account.reserved
+
+
+def test_a_copy_is_sent_no_faster_than_the_rate_allows() -> None:
+    made = swarm(policy=HopPolicy(prefix_unit=0, copy_rate=40.0, copy_frame_bytes=8))
+    someone = client(made, standby=1, max_tokens=100)
+    made.start(someone, "boss")
+    began = made.now
+    run_until(made, someone, 90)
+    seconds = made.now - began
+    for node in made.nodes.values():
+        assert node.table.counters.copied_positions * 2 <= 40 * seconds + 16
+    finish(made, someone)
