@@ -232,7 +232,7 @@ class SimRun:
         swarm = self.node.swarm
         others = [n for n in swarm.nodes.values() if n.alive and not n.table.draining]
         choice = swarm.random.choice([node.peer_id for node in others])
-        self.client.resumes += 1
+        self.client.resumes += bool(self.client.epoch)
         swarm.at(swarm.now, functools.partial(swarm.begin, self.client, choice))
 
     def _deliver(self, action: Emit) -> None:

@@ -140,7 +140,7 @@ class Copies:
     def take(self, session: HopSession, kv: KV) -> list[HopAction]:
         """Put in KV that follows what is held, or takes its place from some position on."""
         if kv.position > session.length:
-            self._counters.gaps += 1
+            self._counters.copy_gaps += 1
             return []
         actions: list[HopAction] = []
         if kv.position < session.length:

@@ -127,5 +127,7 @@ class HopCounters:
     copied_positions: int = 0
     """Sent to peers that hold copies."""
     copied_bytes: int = 0
+    copy_gaps: int = 0
+    """KV that came for a copy and did not follow what it held: what came before was lost."""
     taken_over: int = 0
     """Sessions that went on here with KV that another hop had sent."""

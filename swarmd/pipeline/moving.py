@@ -108,7 +108,8 @@ class Moving(Opening):
         """This node is about to go."""
         self._must_move = True
         if not self._has_run:
-            self._fail(errors.PeerUnreachable("this node is leaving: ask another one"))
+            error = errors.PeerUnreachable("this node is leaving: ask another one")
+            self._finish("moved", error)
         elif self.state is not DriverState.RUNNING:
             self._move()
 
