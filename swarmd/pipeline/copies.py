@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from swarmd.core.frames import KV, Copied, Copy
+from swarmd.core.frames import KV, Copied, Copy, Refusal
 from swarmd.pipeline.events import Export, Exported, HopAction, Import, Imported, Send, Truncate
 from swarmd.pipeline.hop_session import CopyTo, HopSession
 from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount
@@ -28,12 +28,15 @@ class Copies:
         counters: HopCounters,
         policy: HopPolicy,
         next_ticket: Callable[[], int],
+        give_up: Callable[[HopSession, Refusal, str], list[HopAction]],
     ) -> None:
+        """`give_up` frees a session and tells its coordinator why."""
         self._sessions = sessions
         self._account = account
         self._counters = counters
         self._policy = policy
         self._next_ticket = next_ticket
+        self._give_up = give_up
         self._copying: dict[bytes, None] = {}
         """Sessions that may have copies."""
         self._free_at = 0.0
@@ -129,15 +132,24 @@ class Copies:
 
     # The side that holds the copy.
 
-    def misfit(self, session: HopSession, kv: KV) -> str:
-        """Why the KV that came cannot be part of a session, or nothing."""
+    def kv(self, sender: str, kv: KV, now: float) -> list[HopAction]:
+        """Take KV from the hop that a session is copied from."""
+        session = self._sessions.get(kv.session)
+        if session is None or sender != session.donor or kv.epoch != session.epoch:
+            self._counters.wrong_sender += 1
+            return []
+        problem = ""
         if len(kv.blocks) != len(session.blocks):
-            return f"KV of {len(kv.blocks)} blocks came, {len(session.blocks)} are held here"
-        if kv.end > session.max_positions:
-            return f"position {kv.end} is beyond the {session.max_positions} reserved"
-        return ""
+            problem = f"KV of {len(kv.blocks)} blocks came, {len(session.blocks)} are held here"
+        elif kv.end > session.max_positions:
+            problem = f"position {kv.end} is beyond the {session.max_positions} reserved"
+        if problem:
+            self._counters.bad_steps += 1
+            return self._give_up(session, Refusal.BAD_STEP, problem)
+        session.lapses_at = None
+        return self._take(session, kv)
 
-    def take(self, session: HopSession, kv: KV) -> list[HopAction]:
+    def _take(self, session: HopSession, kv: KV) -> list[HopAction]:
         """Put in KV that follows what is held, or takes its place from some position on."""
         if kv.position > session.length:
             self._counters.copy_gaps += 1

@@ -19,8 +19,8 @@ from swarmd.core.frames import (
     Failed,
     Gap,
     Keep,
-    Leaving,
     Open,
+    Opened,
     Refusal,
     Resume,
     Step,
@@ -76,7 +76,9 @@ class HopTable:
             self.budget,
             chunk_exact=facts.chunk_exact,
         )
-        self.copies = Copies(self.sessions, account, self.counters, self.policy, self._next_ticket)
+        self.copies = Copies(
+            self.sessions, account, self.counters, self.policy, self._next_ticket, self._give_up
+        )
         self._account = account
         self._ticket = 0
         self._check_at: float | None = None
@@ -98,7 +100,7 @@ class HopTable:
             Keep: self._keep,
             Close: self._close,
             Copy: self._copy,
-            KV: self._kv,
+            KV: self.copies.kv,
             Copied: self.copies.copied,
             Failed: self._failed_downstream,
         }
@@ -147,7 +149,7 @@ class HopTable:
         if new or not session.length:
             session.lapses_at = now + self.policy.reservation
         self._remind(session)
-        leaving = [self._leaving(session)] if self.draining else []
+        leaving = [Send(session.coordinator, session.leaving)] if self.draining else []
         return [*actions, *made, self._opened(session), *leaving]
 
     def _admit(
@@ -195,10 +197,7 @@ class HopTable:
         return 0 if self._shortage else self._account.free_bytes() + self.prefixes.idle_bytes
 
     def _opened(self, session: HopSession) -> Send:
-        return Send(session.coordinator, opened(session, self.facts, self.free_bytes()))
-
-    def _leaving(self, session: HopSession) -> Send:
-        return Send(session.coordinator, Leaving(session.id, session.epoch))
+        return Send(session.coordinator, admission.opened(session, self.facts, self.free_bytes()))
 
     # The coordinator's other frames.
 
@@ -262,18 +261,6 @@ class HopTable:
         self._used(session, now)
         return self.copies.order(session, order, now)
 
-    def _kv(self, sender: str, kv: KV, now: float) -> list[HopAction]:
-        session = self.sessions.get(kv.session)
-        if session is None or sender != session.donor or kv.epoch != session.epoch:
-            self.counters.wrong_sender += 1
-            return []
-        problem = self.copies.misfit(session, kv)
-        if problem:
-            self.counters.bad_steps += 1
-            return [*self._free(session), self._fail(session, Refusal.BAD_STEP, problem)]
-        session.lapses_at = None
-        return self.copies.take(session, kv)
-
     # Steps.
 
     def _step(self, sender: str, step: Step, now: float) -> list[HopAction]:
@@ -301,7 +288,7 @@ class HopTable:
         rewound = self._new_round(session, step)
         if rewound is None:
             message = f"KV of its own for {session.max_positions} positions does not fit now"
-            return [*self._free(session), self._fail(session, Refusal.KV_EXHAUSTED, message)]
+            return self._give_up(session, Refusal.KV_EXHAUSTED, message)
         return [*rewound, *self._take(session, step)]
 
     def _new_round(self, session: HopSession, step: Step) -> list[HopAction] | None:
@@ -433,7 +420,8 @@ class HopTable:
 
     def _drain(self, event: Drain, now: float) -> list[HopAction]:
         self.draining = event.on
-        return [self._leaving(s) for s in self.sessions.values()] if event.on else []
+        told = self.sessions.values() if event.on else ()
+        return [Send(session.coordinator, session.leaving) for session in told]
 
     def _remind(self, session: HopSession) -> None:
         due = session.seen_at + self.policy.orphan_grace
@@ -446,6 +434,9 @@ class HopTable:
     ) -> Send:
         failed = Failed(session.id, session.epoch, refusal, message, lost_peer)
         return Send(session.coordinator, failed)
+
+    def _give_up(self, session: HopSession, refusal: Refusal, message: str) -> list[HopAction]:
+        return [*self._free(session), self._fail(session, refusal, message)]
 
     def _free(self, session: HopSession) -> list[HopAction]:
         del self.sessions[session.id]

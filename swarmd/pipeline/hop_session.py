@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from swarmd.core.errors import SessionError
-from swarmd.core.frames import Open, Payload, Step
+from swarmd.core.frames import Leaving, Open, Payload, Step
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Drawn, Submit
@@ -121,6 +121,11 @@ class HopSession:
     def last(self) -> bool:
         """Whether this is the last hop, which samples."""
         return not self.next_peer
+
+    @property
+    def leaving(self) -> Leaving:
+        """What a node that is about to go tells the coordinator."""
+        return Leaving(self.id, self.epoch)
 
     def move(self, what: HopInput) -> None:
         """Change the state as HOP_TRANSITIONS says. Raises SessionError for any other pair."""

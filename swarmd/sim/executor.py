@@ -15,7 +15,7 @@ from swarmd.pipeline import events as ev
 from swarmd.sim.timeline import ProcessLoop
 from swarmd.toys import ToyStage
 
-Result = ev.Computed | ev.ComputeFailed
+Result = ev.Computed | ev.ComputeFailed | ev.Exported | ev.Imported
 
 
 class SimExecutor:
@@ -39,7 +39,7 @@ class SimExecutor:
         self._failures = failures
         self._deliver = deliver
         self._inbox: deque[ev.Operation] = deque()
-        self._lanes: OrderedDict[bytes, deque[ev.Submit | ev.Truncate]] = OrderedDict()
+        self._lanes: OrderedDict[bytes, deque[ev.Submit | ev.Truncate | ev.Import]] = OrderedDict()
         self._broken: set[bytes] = set()
         """Sessions with a step that failed: nothing is computed for them until they are freed."""
         self._busy = False
@@ -75,15 +75,20 @@ class SimExecutor:
             self._stage.attach(op.session, op.units, op.length)
         elif isinstance(op, ev.Freeze):
             self._stage.freeze(op.session, op.unit, op.start, op.end)
+        elif isinstance(op, ev.Export):
+            self._loop.call_soon(self._deliver, [self._stage.export(op)])
         else:
             self._lanes.setdefault(op.session, deque()).append(op)
-            self._truncate_if_next(op.session)
+            self._settle(op.session)
 
-    def _truncate_if_next(self, session: bytes) -> None:
+    def _settle(self, session: bytes) -> None:
         lane = self._lanes[session]
-        while lane and isinstance(op := lane[0], ev.Truncate):
-            self._stage.truncate(session, op.length)
+        while lane and not isinstance(op := lane[0], ev.Submit):
             lane.popleft()
+            if isinstance(op, ev.Truncate):
+                self._stage.truncate(session, op.length)
+            else:
+                self._loop.call_soon(self._deliver, [self._stage.take_in(op)])
         if not lane:
             del self._lanes[session]
 
@@ -101,7 +106,7 @@ class SimExecutor:
         results = [self._one(submit) for submit in submits if submit.session not in self._broken]
         for submit in submits:
             if submit.session in self._lanes:
-                self._truncate_if_next(submit.session)
+                self._settle(submit.session)
         self._loop.call_soon(self._deliver, results)
         self._loop.call_soon(self._work)
 
