@@ -47,7 +47,7 @@ def test_every_key_can_come_from_each_source(tmp_path: Path) -> None:
         "dtype": "bfloat16", "threads": 3, "kv_memory": "4GiB", "replay_memory": "1MiB",
         "link_memory": "65MiB", "max_model_len": 77, "max_sessions": 5,
         "served_model_name": "n", "chunk_size": 9,
-        "no_prefix_cache": True, "keep_alive_limit": 0.5, "keep_memory": "2GiB",
+        "no_prefix_cache": True, "standby": 1, "keep_alive_limit": 0.5, "keep_memory": "2GiB",
         "gap_wait": 1.5, "orphan_grace": 2.5, "link_timeout": 3.5, "drain_timeout": 4.5,
         "lease": 5.5, "state_dir": "/s", "insecure": True, "metrics": "127.0.0.1:9",
         "log_level": "debug",

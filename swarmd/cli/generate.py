@@ -72,6 +72,14 @@ def generate(
         int,
         typer.Option("--priority", help="Lower numbers go first where sessions wait for room."),
     ] = 0,
+    standby: Annotated[
+        bool | None,
+        typer.Option(
+            "--standby/--no-standby",
+            help="Whether other nodes hold copies of the KV meanwhile; as the node is configured.",
+            show_default=False,
+        ),
+    ] = None,
     keep_alive: KeepAlive = 0.0,
     continue_from: Annotated[
         str | None,
@@ -97,7 +105,7 @@ def generate(
     from swarmd.client import Client
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    asked: Prompt = _parse_ids(text) if ids else text
+    asked: Prompt = _parse_ids(text, may_be_empty=continue_from is not None) if ids else text
     arguments: GenerateArguments = {
         "model": model,
         "max_tokens": max_tokens,
@@ -113,6 +121,7 @@ def generate(
         "ignore_eos": ignore_eos or ids,
         "ids_only": ids,
         "priority": priority,
+        "standby": None if standby is None else int(standby),
         "keep_alive": keep_alive,
         "continue_from": continue_from,
         "timeout": timeout,
@@ -139,9 +148,11 @@ def _print_stream(stream: SyncGeneration, *, ids: bool, quiet: bool) -> Completi
     return stream.result
 
 
-def _parse_ids(text: str) -> list[int]:
+def _parse_ids(text: str, *, may_be_empty: bool) -> list[int]:
+    if may_be_empty and not text.strip():
+        return []
     try:
-        return [int(word) for word in text.split(",")] if text.strip() else []
+        return [int(word) for word in text.split(",")]
     except ValueError:
         raise RequestError(f"--ids takes token ids such as 1,2,3, not {text[:80]!r}") from None
 

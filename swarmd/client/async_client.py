@@ -86,9 +86,9 @@ class AsyncClient:
         `prompt` is text, token ids, or chat messages (`{"role": ..., "content": ...}`). Arguments:
         model, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, logit_bias, seed, stop, stop_token_ids, include_stop, ignore_eos,
-        top_logprobs, ids_only, cache_salt, priority, keep_alive, continue_from, recompute, client
-        (see `GenerateOptions`), timeout, allow_redirect. Raises RequestError at once for values
-        that no node would accept; all else while iterating.
+        top_logprobs, ids_only, cache_salt, priority, keep_alive, continue_from, recompute, standby,
+        client (see `GenerateOptions`), timeout, allow_redirect. Raises RequestError at once for
+        values that no node would accept; all else while iterating.
         """
         rest: dict[str, Any] = dict(arguments)
         limit = _first(rest.pop("timeout", None), self._timeout, GENERATE_TIMEOUT_S)

@@ -72,7 +72,7 @@ class Progress:
         started.coordinator = message.coordinator
         started.coordinator_address = message.coordinator_address
         started.coordinator_pid = message.coordinator_pid
-        self._set_route(started, message.route)
+        self._set_route(started, message.route, message.standbys)
 
     def accept(self, event: pb.GenerateEvent) -> TokenOutput | None:
         """Take an event after `begin`; return what the caller is to see of it, if anything.
@@ -121,14 +121,16 @@ class Progress:
 
     def _route_changed(self, started: pb.Started, message: pb.RouteChanged) -> None:
         self.route = values.route(message.route)
-        self._set_route(started, message.route)
+        self._set_route(started, message.route, message.standbys)
         started.epoch = max(started.epoch, message.epoch)
         self._repairs = message.repairs
 
     @staticmethod
-    def _set_route(started: pb.Started, hops: Iterable[pb.Hop]) -> None:
+    def _set_route(started: pb.Started, hops: Iterable[pb.Hop], standbys: Iterable[pb.Hop]) -> None:
         del started.route[:]
         started.route.extend(hops)
+        del started.standbys[:]
+        started.standbys.extend(standbys)
 
     def _finish(self, message: pb.Finished) -> TokenOutput | None:
         values.finish_reason(message)

@@ -64,6 +64,9 @@ class GenerateOptions:
     recompute: bool = False
     """If what is to be gone on from is lost, compute it again; otherwise that is LeaseEnded, except
     with messages, which are whole."""
+    standby: int | None = None
+    """Copies of each hop's KV that other nodes hold meanwhile, 0 or 1, so that nothing is replayed
+    when one dies; None: as the node that coordinates is configured."""
     client: str = ""
     """Whose generation it is: clients take turns. Empty: the swarm goes by the address."""
 
@@ -93,6 +96,7 @@ class GenerateArguments(TypedDict, total=False):
     keep_alive: float
     continue_from: KeptSession | str | None
     recompute: bool
+    standby: int | None
     client: str
     timeout: float | None
     """Seconds for the whole generation, resuming included."""
@@ -117,6 +121,8 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         client=_text(options.client, "client"),
     )
     past = options.continue_from
+    if options.standby is not None:
+        request.standby = _standby(options.standby)
     if past is not None:
         request.continue_from.CopyFrom(_continue(past, options.recompute))
     elif options.recompute:
@@ -129,6 +135,12 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         request.token_ids.SetInParent()
     _check_size(request)
     return request
+
+
+def _standby(count: int) -> int:
+    if count not in (0, 1):
+        raise RequestError(f"standby is 0 or 1 copies of each hop's KV, not {count!r}")
+    return count
 
 
 def kept_session(value: KeptSession | str) -> KeptSession:
@@ -199,6 +211,7 @@ def resume_request(
             text_chars=chars,
             chunk_size=started.chunk_size,
             route=started.route,
+            standbys=started.standbys,
             borders=started.borders,
         )
     )

@@ -179,6 +179,12 @@ class NodeConfig:
         "Compute every prompt anew, also where it begins as others did.",
         options.flag,
     )
+    standby: int = _key(
+        0,
+        "Copies of each hop's KV that other nodes hold, for sessions coordinated here: 0 or 1.",
+        options.whole(0, 1),
+        "0|1",
+    )
     keep_alive_limit: float = _key(
         600.0,
         "How long sessions are kept between turns at most, when clients ask for it; 0: not at all.",

@@ -25,18 +25,18 @@ from swarmd.core.errors import (
 )
 from swarmd.core.frames import SessionFrame
 from swarmd.core.peers import ModelInfo
-from swarmd.core.prefix import PREFIX_UNIT, prefix_keys
+from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.core.route import Route
 from swarmd.core.span import Span
 from swarmd.node.gate import Gate
 from swarmd.node.kept import Kept, KeptBook
 from swarmd.node.prompt_book import PromptBook
-from swarmd.node.requests import Generation
+from swarmd.node.requests import Generation, session_request
 from swarmd.node.routes import Asked
 from swarmd.node.timer import Deadline
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
-from swarmd.pipeline.driver import Driver, DriverState, Request
+from swarmd.pipeline.driver import Driver, DriverState
 from swarmd.pipeline.policy import DriverPolicy
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,10 @@ class CoordinatorStats:
     sessions_failed: int = 0
     tokens_emitted: int = 0
     repairs: int = 0
+    handoffs: int = 0
+    """Hops that have left, with their KV at their successors."""
+    moved: int = 0
+    """Sessions that were left to other coordinators, as this node leaves."""
     resumed: int = 0
 
 
@@ -228,6 +232,10 @@ class Coordinator:
         if isinstance(output, ev.Finished) and output.error is None:
             self._book.learn(driver.keys, [hop.peer_id for hop in driver.route])
 
+    def hand_over(self) -> None:
+        """Let others go on with the sessions coordinated here."""
+        self._tell_all(ev.HandOver())
+
     def stop(self, run: Run, reason: str, tokens: int | None = None) -> None:
         """End a session before its driver would, after so many tokens of output."""
         self._handle(run, ev.Stop(reason))
@@ -268,7 +276,7 @@ class Coordinator:
         resume = generation.resume
         chunk_size = resume.chunk_size if resume else self._limits.chunk_size
         prefix_unit = self._limits.prefix_unit
-        request = _request(generation, self._model, self._own_id, chunk_size, prefix_unit)
+        request = session_request(generation, self._model, self._own_id, chunk_size, prefix_unit)
         driver = Driver(request, self._policy, jitter=random.random())
         positions = len(generation.prompt_ids) + generation.max_tokens
         run = Run(generation.session, driver, positions, chunk_size)
@@ -311,7 +319,9 @@ class Coordinator:
                 if run.driver.is_kept:
                     self._keep(run)
                 self.stats.sessions_finished += action.error is None
-                self.stats.sessions_failed += action.error is not None
+                moved = action.reason == "moved"
+                self.stats.moved += moved
+                self.stats.sessions_failed += action.error is not None and not moved
                 self._forget(run)
             elif run.outputs.qsize() == MAX_UNREAD:
                 asyncio.get_running_loop().call_soon(self._unread, run)
@@ -399,6 +409,7 @@ class Coordinator:
             del self._runs[run.session]
             self._prompt_done(run)
             self.stats.repairs += run.driver.repairs
+            self.stats.handoffs += run.driver.handoffs
             if run.admitted:
                 positions = 0 if run.driver.is_kept else run.positions
                 self._routes.ended(run.driver.route, positions)
@@ -411,33 +422,3 @@ def _too_long_kept(asked: float, limit: float) -> str:
     if not limit:
         return "this node keeps no sessions: ask without keep_alive"
     return f"keep_alive of {asked:g} s: this node keeps sessions for {limit:g} s at most"
-
-
-def _request(
-    generation: Generation, model: ModelInfo, own_id: str, chunk_size: int, prefix_unit: int
-) -> Request:
-    resume, salt = generation.resume, generation.cache_salt.encode()
-    ids = generation.prompt_ids
-    keys = prefix_keys(ids, model.digest, chunk_size, salt, prefix_unit) if prefix_unit else ()
-    return Request(
-        session=generation.session,
-        secret=generation.secret,
-        model=model,
-        me=own_id,
-        prompt_ids=ids,
-        sampling=generation.sampling,
-        max_tokens=generation.max_tokens,
-        chunk_size=chunk_size,
-        prefix=keys,
-        prefix_unit=prefix_unit,
-        cache_salt=salt,
-        stop_ids=generation.stop_token_ids,
-        ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
-        past=generation.past.past if generation.past else None,
-        borders=generation.borders,
-        keep_s=generation.keep_s,
-        tenant=generation.tenant,
-        known_ids=resume.output_ids if resume else (),
-        epoch=resume.epoch if resume else 0,
-        route=resume.route if resume else (),
-    )

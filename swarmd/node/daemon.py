@@ -183,7 +183,11 @@ class Node:
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._state_changed.wait()
         await self._server.serving(False)
+        if alone := held_by_nobody_else(presence.view, membership.own_id):
+            blocks = ", ".join(f"{start}:{end}" for start, end in alone)
+            log.warning("waits for another holder blocks=%s seconds=%g", blocks, self._drain_s)
         service.drain()
+        service.hand_over()
         presence.changed()
         await self._until_idle(service)
         self._lifecycle.handle(Event.DRAINED)

@@ -67,6 +67,8 @@ class Parts:
     """Whether new generations may begin; False while draining."""
     serves: Callable[[], bool]
     """Whether its own blocks take new sessions; False also while it moves to others."""
+    standby: int = 0
+    """Copies of each hop's KV for requests that do not say."""
     shares: bool = False
     """Whether prompts that begin alike are computed once, if they meet."""
 
@@ -103,7 +105,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 with parts.coordinator.place():  # before any work is done for the prompt
                     prompt_ids = await parts.prompts.ids_of(request)
             model, tenant = parts.announcement().model, tenant_of(request.client, context.peer())
-            generation = requests.parse(request, model, prompt_ids, past, tenant)
+            generation = requests.parse(request, model, prompt_ids, past, tenant, parts.standby)
             async with aclosing(_Stream(parts, generation).events()) as events:
                 async for event in events:
                     yield event
@@ -241,8 +243,12 @@ class _Stream:
         )
 
     def _routed(self, run: Run, output: ev.Routed) -> pb.GenerateEvent:
-        route = _hops(output.route)
-        changed = pb.RouteChanged(epoch=output.epoch, route=route, repairs=run.repairs)
+        changed = pb.RouteChanged(
+            epoch=output.epoch,
+            route=_hops(output.route),
+            repairs=run.repairs,
+            standbys=_hops(output.standbys),
+        )
         return pb.GenerateEvent(route_changed=changed)
 
     def _started(self, run: Run, output: ev.Routed) -> pb.GenerateEvent:
@@ -259,6 +265,7 @@ class _Stream:
                 max_tokens=generation.max_tokens,
                 chunk_size=run.chunk_size,
                 route=_hops(output.route),
+                standbys=_hops(output.standbys),
                 coordinator=own.peer_id,
                 coordinator_address=own.address,
                 coordinator_pid=own.pid,

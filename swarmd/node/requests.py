@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from swarmd.core.errors import PromptTooLong, RequestError
 from swarmd.core.frames import SECRET_BYTES, SESSION_ID_BYTES
 from swarmd.core.peers import ModelInfo
+from swarmd.core.prefix import prefix_keys
 from swarmd.core.route import Hop
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.node.kept import Kept
+from swarmd.pipeline.request import Request
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.wire import frames, sampling
 
@@ -23,6 +25,7 @@ DEFAULT_MAX_TOKENS = 1024
 MAX_STOP_IDS = 256
 MAX_SALT = 256
 MAX_PRIORITY = 1000
+MAX_STANDBY = 1
 MAX_BORDERS = 4096
 
 
@@ -37,6 +40,7 @@ class Resumption:
     text_chars: int
     chunk_size: int
     route: tuple[Hop, ...]
+    standbys: tuple[Hop, ...] = ()
     borders: tuple[int, ...] = ()
 
 
@@ -54,6 +58,8 @@ class Generation:
     include_stop: bool
     ids_only: bool
     resume: Resumption | None = None
+    standby: int = 0
+    """How many copies of each hop's KV other peers hold meanwhile."""
     cache_salt: str = ""
     """Prefixes are shared with generations of the same salt only."""
     priority: int = 0
@@ -79,11 +85,12 @@ def parse(
     prompt_ids: Sequence[int],
     past: Kept | None = None,
     tenant: bytes = b"",
+    standby: int = 0,
 ) -> Generation:
     """Return the checked generation. `prompt_ids` count for nothing on a resumption.
 
-    They are what follows the `past`, or with a chat all. Raises RequestError, or PromptTooLong with
-    the numbers.
+    They are what follows the `past`, or with a chat all; `standby` is for requests that do not say.
+    Raises RequestError, or PromptTooLong with the numbers.
     """
     resume = _resumption(request.resume) if request.HasField("resume") else None
     ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids)
@@ -111,7 +118,14 @@ def parse(
         tenant=tenant,
         past=past,
         keep_s=_keep(request.keep_alive_s),
+        standby=_standby(request.standby if request.HasField("standby") else standby),
     )
+
+
+def _standby(count: int) -> int:
+    if count > MAX_STANDBY:
+        raise RequestError(f"{count} standbys of each hop were asked for; at most {MAX_STANDBY}")
+    return count
 
 
 def _common(past: Kept, ids: Sequence[int]) -> Kept | None:
@@ -191,11 +205,16 @@ def _resumption(message: pb.ResumeFrom) -> Resumption:
         output_ids=tuple(message.output_ids),
         text_chars=message.text_chars,
         chunk_size=message.chunk_size,
-        route=tuple(
-            Hop(frames.peer_id(hop.peer_id), Span(hop.start, hop.end), hop.address, hop.pid)
-            for hop in message.route[:256]
-        ),
+        route=_hops(message.route),
+        standbys=_hops(message.standbys),
         borders=_borders(message),
+    )
+
+
+def _hops(hops: Sequence[pb.Hop]) -> tuple[Hop, ...]:
+    return tuple(
+        Hop(frames.peer_id(hop.peer_id), Span(hop.start, hop.end), hop.address, hop.pid)
+        for hop in hops[:256]
     )
 
 
@@ -206,3 +225,36 @@ def _borders(message: pb.ResumeFrom) -> tuple[int, ...]:
     if borders and borders[-1] > len(message.prompt_ids):
         raise RequestError("a resumption's borders lie within its prompt")
     return borders
+
+
+def session_request(
+    generation: Generation, model: ModelInfo, own_id: str, chunk_size: int, prefix_unit: int
+) -> Request:
+    """Return what a driver is given of a generation."""
+    resume, salt = generation.resume, generation.cache_salt.encode()
+    ids = generation.prompt_ids
+    keys = prefix_keys(ids, model.digest, chunk_size, salt, prefix_unit) if prefix_unit else ()
+    return Request(
+        session=generation.session,
+        secret=generation.secret,
+        model=model,
+        me=own_id,
+        prompt_ids=ids,
+        sampling=generation.sampling,
+        max_tokens=generation.max_tokens,
+        chunk_size=chunk_size,
+        prefix=keys,
+        prefix_unit=prefix_unit,
+        cache_salt=salt,
+        stop_ids=generation.stop_token_ids,
+        ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
+        past=generation.past.past if generation.past else None,
+        borders=generation.borders,
+        keep_s=generation.keep_s,
+        tenant=generation.tenant,
+        known_ids=resume.output_ids if resume else (),
+        epoch=resume.epoch if resume else 0,
+        route=resume.route if resume else (),
+        standbys=resume.standbys if resume else (),
+        standby=generation.standby,
+    )

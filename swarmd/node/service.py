@@ -97,6 +97,7 @@ class Service:
             self.report,
             accepts,
             serves,
+            self._config.standby,
             shares=self._prefix_unit() > 0,
         )
 
@@ -119,8 +120,12 @@ class Service:
         return not self._host.table.sessions
 
     def drain(self) -> None:
-        """Take no new sessions."""
+        """Take no new sessions, and have those that run through this node move to others."""
         self._host.handle(ev.Drain())
+
+    def hand_over(self) -> None:
+        """Let other nodes go on with the sessions that this one coordinates."""
+        self._coordinator.hand_over()
 
     def stay(self) -> None:
         """Take new sessions again."""

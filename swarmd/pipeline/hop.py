@@ -111,9 +111,8 @@ class HopTable:
 
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
-        times = [at for at in (self._check_at, self.copies.due) if at is not None]
-        due = min(times, default=None) if self.sessions or len(self.leases) else None
-        return self._shortage.before(due)
+        due = _earliest(self._check_at, self.copies.due)
+        return self._shortage.before(due if self.sessions or len(self.leases) else None)
 
     def _next_ticket(self) -> int:
         self._ticket += 1

@@ -68,7 +68,7 @@ FLAGS: dict[str, str] = {
     "revision": "r", "blocks": "2:5", "listen": "127.0.0.1:1", "announce": "a:2",
     "peers": "b:3,c:4", "dht_listen": "127.0.0.1:0", "device": "cuda:1", "dtype": "bfloat16",
     "threads": "3", "kv_memory": "4GiB", "replay_memory": "1MiB", "link_memory": "65MiB",
-    "max_model_len": "77",
+    "max_model_len": "77", "standby": "1",
     "max_sessions": "5", "served_model_name": "n", "chunk_size": "9", "gap_wait": "1.5",
     "orphan_grace": "2.5", "link_timeout": "3.5", "drain_timeout": "4.5", "lease": "5.5",
     "state_dir": "/s", "log_level": "debug", "metrics": "127.0.0.1:9",
