@@ -1,0 +1,91 @@
+"""Nodes leave in mid-stream, or die with a copy standing by: the text stays the same."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+
+import pytest
+
+from swarmd.cli.local_swarm import LocalSwarm
+from swarmd.client import Client, SyncGeneration
+from swarmd.core.errors import RequestError
+
+PROMPT = "def fibonacci(n):"
+TOKENS = 160
+LEAVE_AT = 30
+
+
+def counters(nodes: LocalSwarm) -> dict[int, Mapping[str, float]]:
+    """What each node has counted, by process id."""
+    counted = {}
+    for node in nodes.nodes:
+        if node.alive:
+            with Client(node.address, timeout=30.0) as one:
+                counted[node.pid] = one.status().counters
+    return counted
+
+
+def growth(
+    name: str, before: dict[int, Mapping[str, float]], after: dict[int, Mapping[str, float]]
+) -> float:
+    """By how much a counter has grown, over the nodes that are still there."""
+    return sum(after[pid][name] - before[pid][name] for pid in after)
+
+
+def stream(client: Client, **options: int) -> SyncGeneration:
+    return client.generate(PROMPT, max_tokens=TOKENS, ignore_eos=True, **options)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, "coordinator"])
+def test_a_node_that_leaves_hands_its_stream_off_and_nothing_is_computed_again(
+    client: Client, whole_swarm: LocalSwarm, place: int | str
+) -> None:
+    undisturbed = client.complete(PROMPT, max_tokens=TOKENS, ignore_eos=True)
+    before = counters(whole_swarm)
+    tokens = stream(client)
+    leaving, hops, coordinator = None, 0, False
+    for count, _ in enumerate(tokens, start=1):
+        if count == LEAVE_AT:
+            route, driver = [hop.pid for hop in tokens.route], tokens.coordinator.pid
+            pid = driver if isinstance(place, str) else route[place]
+            hops, coordinator = route.count(pid), pid == driver
+            leaving = whole_swarm.node_of(pid)
+            leaving.signal(signal.SIGTERM)
+    done = tokens.result
+    assert leaving is not None
+    assert leaving.process.wait(30.0) == 0
+    after = counters(whole_swarm)
+    assert done.token_ids == undisturbed.token_ids
+    assert done.text == undisturbed.text
+    assert done.repairs == 0
+    assert done.resumes == int(coordinator)
+    assert leaving.pid not in {hop.pid for hop in done.route}
+    for name in ("hop_recomputed_positions", "hop_replayed_positions"):
+        assert growth(name, before, after) == 0, name
+    assert growth("hop_taken_over", before, after) == hops
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_standby_takes_the_place_of_a_killed_hop_and_no_prompt_is_replayed(
+    client: Client, whole_swarm: LocalSwarm, place: int
+) -> None:
+    prompt = "\n\n".join(f"def f_{i}(x):\n    return x + {i}" for i in range(40))
+    undisturbed = client.complete(prompt, max_tokens=TOKENS, ignore_eos=True)
+    before = counters(whole_swarm)
+    tokens = client.generate(prompt, max_tokens=TOKENS, ignore_eos=True, standby=1)
+    for count, _ in enumerate(tokens, start=1):
+        if count == LEAVE_AT:
+            victim = whole_swarm.node_of(tokens.route[place].pid)
+            victim.kill()
+    done, after = tokens.result, counters(whole_swarm)
+    assert done.token_ids == undisturbed.token_ids
+    assert done.repairs + done.resumes >= 1
+    for name in ("hop_recomputed_positions", "hop_replayed_positions"):
+        assert growth(name, before, after) < 24, name  # of hundreds
+    assert growth("hop_taken_over", before, after) == 1
+
+
+def test_only_so_many_standbys_may_be_asked_for(client: Client) -> None:
+    with pytest.raises(RequestError, match="standby is 0 or 1"):
+        client.complete(PROMPT, max_tokens=1, standby=2)
