@@ -10,12 +10,21 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from swarmd.core.frames import Copied, Failed, Gap, Keep, Leaving, Opened, SessionFrame, Token
+from swarmd.core.frames import (
+    Copied,
+    Failed,
+    Gap,
+    Keep,
+    Leaving,
+    Opened,
+    Polled,
+    SessionFrame,
+    Token,
+)
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import prefix_keys
-from swarmd.core.route import EPOCHS_PER_ATTEMPT, Hop, Route
+from swarmd.core.route import EPOCHS_PER_ATTEMPT, Hop
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span, missing_blocks
 from swarmd.lossy_links import LossyLinks, Weather
@@ -53,6 +62,7 @@ from swarmd.pipeline.events import (
 )
 from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
 from swarmd.pipeline.policy import DriverPolicy
+from swarmd.sim_client import Client as Client
 from swarmd.toys import ToyAccount, ToyStage
 
 
@@ -72,8 +82,13 @@ class SimNode:
         exact = swarm.chunk_exact
         facts = StageFacts(swarm.model, span or Span(0, 1), chunk_exact=exact, rewinds=rewinds)
         self.table = HopTable(facts, self.account, swarm.hop_policy)
+        self.table.polls.stage = self
         self.drivers: dict[bytes, SimRun] = {}
         self._queue: deque[HopAction] = deque()
+        self.slowed = 1.0
+        """How many times as long as usual it takes for everything that it computes."""
+        self._began: deque[float] = deque()
+        """When each of the queued actions is begun."""
         self._broken: set[bytes] = set()
         """Sessions with a step that failed: nothing is computed for them until they are freed."""
 
@@ -87,7 +102,7 @@ class SimNode:
     def receive(self, src: str, frame: SessionFrame) -> None:
         """Hand a frame to the driver that awaits it, or to the hop table."""
         run = self.drivers.get(frame.session) if not isinstance(frame, Keep) else None
-        if isinstance(frame, Opened | Token | Gap | Leaving):
+        if isinstance(frame, Opened | Token | Gap | Leaving | Polled):
             if run is not None:
                 run.handle(Received(src, frame))
         elif run is not None and isinstance(frame, Failed | Copied):
@@ -123,14 +138,23 @@ class SimNode:
         if due is not None and due <= self.swarm.now:
             self.handle(Tick())
 
+    def computing(self) -> tuple[float, frozenset[bytes]] | None:
+        """Return since when it computes what, as hop tables ask a stage."""
+        if not self._queue or self._began[0] > self.swarm.now:
+            return None
+        return self._began[0], frozenset({getattr(self._queue[0], "session", b"")})
+
     def _work(self) -> None:
         """Take a time for the action that was queued; carry it out at the end of that time."""
         swarm = self.swarm
-        self.busy_until = max(swarm.now, self.busy_until) + swarm.draw(swarm.weather.compute)
+        self._began.append(max(swarm.now, self.busy_until))
+        took = self.slowed * swarm.draw(swarm.weather.compute)
+        self.busy_until = self._began[-1] + took
         swarm.at(self.busy_until, lambda: self.when_awake(self._act))
 
     def _act(self) -> None:
         action = self._queue.popleft()
+        self._began.popleft()
         if isinstance(action, Submit):
             if action.session not in self._broken:
                 self.handle(self._compute(action))
@@ -155,26 +179,6 @@ class SimNode:
             self._broken.add(submit.session)
             return ComputeFailed(submit.session, submit.ticket, "bad luck")
         return self.stage.compute(submit)
-
-
-@dataclass(slots=True)
-class Client:
-    """Who wants the tokens: it survives its coordinators."""
-
-    request: Request
-    ids: list[int] = field(default_factory=list)
-    epoch: int = 0
-    route: Route = ()
-    standbys: Route = ()
-    run: SimRun | None = None
-    """Who works for it; one that it has turned away from may not know that yet."""
-    finished: Finished | None = None
-    finished_at: float = 0.0
-    repairs: int = 0
-    resumes: int = 0
-    stall: float = 0.0
-    """The longest time without a token, after the first one."""
-    last_at: float | None = None
 
 
 class SimRun:

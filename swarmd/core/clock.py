@@ -29,3 +29,8 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
+
+
+def earliest(*times: float | None) -> float | None:
+    """Return the first of these times; None where there is none."""
+    return min((at for at in times if at is not None), default=None)

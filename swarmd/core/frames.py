@@ -313,6 +313,30 @@ class Leaving:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Coordinator to hop: how far is this session? Answered by `Polled`; changes nothing."""
+
+    session: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """Hop to coordinator: the answer to `Poll`."""
+
+    session: bytes
+    epoch: int
+    accepted: int
+    """Positions that have come: `[0, accepted)`."""
+    computed: int
+    """Positions that are computed: `[0, computed)`."""
+    waits: bool = False
+    """Its next step waits for its turn; otherwise it is being computed, if there is one."""
+    busy_us: int = 0
+    """Microseconds for which the microbatch that runs now has been running; 0 without one."""
+
+
 SessionFrame = (
     Open
     | Opened
@@ -327,4 +351,6 @@ SessionFrame = (
     | KV
     | Copied
     | Leaving
+    | Poll
+    | Polled
 )

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Any, Protocol
+from typing import Any
 
 from swarmd.core.errors import (
     CoverageError,
@@ -26,13 +26,13 @@ from swarmd.core.errors import (
 from swarmd.core.frames import SessionFrame
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT
-from swarmd.core.route import Route
-from swarmd.core.span import Span
+from swarmd.node.coordinator_stats import CoordinatorStats
 from swarmd.node.gate import Gate
+from swarmd.node.histogram import Histogram
 from swarmd.node.kept import Kept, KeptBook
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation, session_request
-from swarmd.node.routes import Asked
+from swarmd.node.routes import Asked, RouteFinder
 from swarmd.node.timer import Deadline
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
@@ -41,6 +41,7 @@ from swarmd.pipeline.policy import DriverPolicy
 
 log = logging.getLogger(__name__)
 
+GAPS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 MAX_TURN_S = 10.0
 """How long a session waits for another one's prompt, should that one be held up."""
 
@@ -49,32 +50,6 @@ MAX_UNREAD = 4096
 is told to come again, and holds no KV meanwhile."""
 
 Output = ev.Routed | ev.Emit | ev.Finished
-
-
-class RouteFinder(Protocol):
-    """Where routes come from."""
-
-    def find(
-        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
-    ) -> Route:
-        """Return hops that cover exactly the spans.
-
-        Raises CoverageError for blocks that nobody holds, another SwarmdError where the peers are
-        there and something else is lacking, such as room for the KV.
-        """
-        ...
-
-    def ended(self, route: Route, positions: int) -> None:
-        """Take note that a session has left these hops."""
-        ...
-
-    def suspected(self) -> frozenset[str]:
-        """Return the peers that have fallen silent lately."""
-        ...
-
-    async def refresh(self) -> None:
-        """Look at the swarm again."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +62,6 @@ class CoordinatorLimits:
     """Positions of prompts that sessions share together; 0 shares nothing."""
     keep_limit: float = 0.0
     """Seconds that sessions are kept after their end at most; 0: not at all."""
-
-
-@dataclass(slots=True)
-class CoordinatorStats:
-    """What this node has coordinated since it started."""
-
-    sessions_started: int = 0
-    sessions_finished: int = 0
-    sessions_failed: int = 0
-    tokens_emitted: int = 0
-    repairs: int = 0
-    handoffs: int = 0
-    """Hops that have left, with their KV at their successors."""
-    moved: int = 0
-    """Sessions that were left to other coordinators, as this node leaves."""
-    resumed: int = 0
 
 
 class Run:
@@ -120,6 +79,8 @@ class Run:
         self.past: Kept | None = None
         self.admitted = driver.request.resumed
         """Whether hops hold KV for it, or did."""
+        self.emitted_at: float | None = None
+        """When its last token came."""
         self.has_begun = False
         """Whether its prompt is computed: a token came, or it ended without one."""
 
@@ -159,6 +120,8 @@ class Coordinator:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.stats = CoordinatorStats()
+        self.gaps = Histogram(GAPS_S)
+        """Seconds between the tokens of a session: stalls are at its end."""
         self._own_id = own_id
         self._model = model
         self._send = send
@@ -311,10 +274,15 @@ class Coordinator:
         elif isinstance(action, ev.NeedRoute):
             # Later, not now: the driver's other actions come first.
             asyncio.get_running_loop().call_soon(self._find_route, run, action)
+        elif isinstance(action, ev.Lagging):
+            log.warning("a hop is slow peer=%s", action.peer_id[:8])
+            self._routes.lagging(action.peer_id)
         else:
             self._learn(run, action)
             run.outputs.put_nowait(action)
-            self.stats.tokens_emitted += isinstance(action, ev.Emit)
+            if isinstance(action, ev.Emit):
+                self.stats.tokens_emitted += 1
+                self._time_token(run)
             if isinstance(action, ev.Finished):
                 if run.driver.is_kept:
                     self._keep(run)
@@ -343,6 +311,12 @@ class Coordinator:
             request.keep_s,
         )
         self.kept.add(kept, asyncio.get_running_loop().time())
+
+    def _time_token(self, run: Run) -> None:
+        now = asyncio.get_running_loop().time()
+        if run.emitted_at is not None:
+            self.gaps.observe(now - run.emitted_at)
+        run.emitted_at = now
 
     def _lives(self, run: Run) -> bool:
         return self._runs.get(run.session) is run
@@ -408,8 +382,7 @@ class Coordinator:
             self._line.leave(run.session)
             del self._runs[run.session]
             self._prompt_done(run)
-            self.stats.repairs += run.driver.repairs
-            self.stats.handoffs += run.driver.handoffs
+            self.stats.note(run.driver)
             if run.admitted:
                 positions = 0 if run.driver.is_kept else run.positions
                 self._routes.ended(run.driver.route, positions)

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swarmd.core.frames import Copied, Failed, Gap, Leaving, Opened, SessionFrame, Step, Token
+from swarmd.core.frames import (
+    Copied,
+    Failed,
+    Gap,
+    Leaving,
+    Opened,
+    Polled,
+    SessionFrame,
+    Step,
+    Token,
+)
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
@@ -17,7 +27,7 @@ from swarmd.pipeline import events as ev
 from swarmd.wire.link import RttSample
 from swarmd.wire.links import Links
 
-_FOR_DRIVERS_ONLY = (Opened, Token, Gap, Leaving)
+_FOR_DRIVERS_ONLY = (Opened, Token, Gap, Leaving, Polled)
 _FOR_DRIVERS = (*_FOR_DRIVERS_ONLY, Failed, Copied)
 
 

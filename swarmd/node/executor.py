@@ -23,13 +23,14 @@ from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
 from swarmd.engine.exhaustion import is_exhaustion
 from swarmd.engine.kv_cache import SEGMENT, KVSegment, RaggedCache, SequenceCache
-from swarmd.engine.sampler import Draw, Sampled, Sampler, sample_rows
+from swarmd.engine.sampler import Draw, Sampler, sample_rows
 from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.node import kv_copy
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.pace import ChunkBudget, Pace
+from swarmd.node.step_results import as_drawn, joined
 from swarmd.pipeline import events as ev
-from swarmd.pipeline.steps import cut, stack
+from swarmd.pipeline.steps import cut
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Executor:
         self._free_since = time.monotonic()
         self._inbox: queue.SimpleQueue[Sequence[Op] | None] = queue.SimpleQueue()
         self._queued = 0
+        self._running: tuple[float, frozenset[bytes]] | None = None
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
         self._units: dict[bytes, KVSegment] = {}
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -94,6 +96,10 @@ class Executor:
     def queue_depth(self) -> int:
         """Sessions with a step that waits, roughly: read from another thread."""
         return self._inbox.qsize() + self._queued
+
+    def computing(self) -> tuple[float, frozenset[bytes]] | None:
+        """Since when, by the monotonic clock, which sessions are computed; None while none is."""
+        return self._running
 
     def put(self, *ops: Op) -> None:
         """Queue operations; those of one session are done in order.
@@ -248,7 +254,9 @@ class Executor:
         taken = [self._next_submit(work) for work in works]
         began, wall = time.monotonic(), time.time()
         waited = {submit.session: began - came for submit, came in taken}
+        self._running = began, frozenset(waited)
         results = self._compute([submit for submit, _ in taken])
+        self._running = None
         ended = self._free_since = time.monotonic()
         decodes = [submit for submit, _ in taken if submit.step.length == 1]
         positions = sum(submit.step.length for submit, _ in taken)
@@ -269,7 +277,7 @@ class Executor:
             session.parts.append(result)
             return None
         parts, session.parts = [*session.parts, result], []
-        return result if len(parts) == 1 else _joined(parts)
+        return result if len(parts) == 1 else joined(parts)
 
     def _note(
         self,
@@ -385,7 +393,7 @@ class Executor:
             ev.Computed(
                 submit.session,
                 submit.ticket,
-                tokens=tuple(_token(*pair) for pair in islice(drawn, len(submit.step.wants))),
+                tokens=tuple(as_drawn(*pair) for pair in islice(drawn, len(submit.step.wants))),
             )
             for submit in submits
         ]
@@ -414,13 +422,6 @@ def _ragged(session: _Session) -> RaggedCache:
     return session.cache
 
 
-def _joined(parts: Sequence[ev.Computed]) -> ev.Computed:
-    """Make one result of those of a step that was computed in parts."""
-    payloads = [part.payload for part in parts if part.payload is not None]
-    tokens = tuple(token for part in parts for token in part.tokens)
-    return replace(parts[-1], payload=stack(payloads) if payloads else None, tokens=tokens)
-
-
 def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
     """The next step of a session, or as much of one prompt's chunk as there are `rows` for."""
     step = submit.step
@@ -435,10 +436,6 @@ def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
         exit=submit.blocks.end,
         tenant=submit.tenant,
     )
-
-
-def _token(draw: Draw, sampled: Sampled) -> ev.Drawn:
-    return ev.Drawn(draw.position, sampled.id, sampled.logprob, sampled.top)
 
 
 def _token_ids(submits: Sequence[ev.Submit]) -> torch.Tensor:

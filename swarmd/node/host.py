@@ -18,6 +18,9 @@ from swarmd.pipeline.hop import HopTable
 
 log = logging.getLogger(__name__)
 
+OVERSLEPT_S = 0.5
+"""A check of sessions that is so late says that this node stood still."""
+
 Send = Callable[[str, Sequence[SessionFrame]], None]
 
 
@@ -28,6 +31,7 @@ class StageHost:
         self.table = table
         self._executor = executor
         self._send = send
+        self._due: float | None = None
         self._deadline = Deadline(lambda: self.handle(ev.Tick()))
 
     def on_frames(self, peer_id: str, frames: Iterable[SessionFrame]) -> None:
@@ -44,6 +48,9 @@ class StageHost:
         What they have for the executor, or for one peer, goes there together.
         """
         now = asyncio.get_running_loop().time()
+        if self._due is not None and now > self._due + OVERSLEPT_S:
+            # What came while this node stood still says nothing about who is there now.
+            events = (ev.Tick(), *events)
         operations: list[ev.Operation] = []
         frames: dict[str, list[SessionFrame]] = {}
         for event in events:
@@ -56,7 +63,8 @@ class StageHost:
             self._send(peer_id, batch)
         if operations:
             self._executor.put(*operations)
-        self._deadline.set(self.table.next_deadline())
+        self._due = self.table.next_deadline()
+        self._deadline.set(self._due)
 
     def close(self) -> None:
         """Wake up no more."""

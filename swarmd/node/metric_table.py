@@ -116,6 +116,22 @@ ROWS = tuple(
             "hop_prefix_evicted_positions_total",
             "Shared positions dropped for want of room.",
         ),
+        (
+            "hop_copied_positions",
+            "hop_copied_positions_total",
+            "Positions whose KV was sent to peers that hold copies.",
+        ),
+        ("hop_copied_bytes", "hop_copied_bytes_total", "KV sent to peers that hold copies."),
+        (
+            "hop_copy_gaps",
+            "hop_copy_gaps_total",
+            "KV for copies that did not follow what was held.",
+        ),
+        (
+            "hop_taken_over",
+            "hop_sessions_taken_over_total",
+            "Sessions that went on here with KV that another hop had sent.",
+        ),
         # -- memory
         ("hop_kv_total_bytes", "kv_capacity_bytes", "Memory for KV."),
         ("hop_kv_reserved_bytes", "kv_reserved_bytes", "KV memory reserved by sessions."),
@@ -158,6 +174,56 @@ ROWS = tuple(
             "coordinator_repairs",
             "coordinator_repairs_total",
             "Routes mended, counted when the generation ends.",
+        ),
+        (
+            "coordinator_repairs_lost",
+            "coordinator_repairs_lost_total",
+            "Routes mended as a hop was lost or silent; this and the next ones by cause.",
+        ),
+        (
+            "coordinator_repairs_slow",
+            "coordinator_repairs_slow_total",
+            "Routes mended as a hop was slow and another one could take its place.",
+        ),
+        (
+            "coordinator_repairs_stalled",
+            "coordinator_repairs_stalled_total",
+            "Routes mended as no token came, and no hop was to blame.",
+        ),
+        (
+            "coordinator_repairs_capacity",
+            "coordinator_repairs_capacity_total",
+            "Routes mended as a hop had no room for the session any more.",
+        ),
+        (
+            "coordinator_repairs_failed",
+            "coordinator_repairs_failed_total",
+            "Routes mended as a hop could not go on with the session.",
+        ),
+        (
+            "coordinator_handoffs",
+            "coordinator_handoffs_total",
+            "Hops whose KV was handed off to another one, counted when the generation ends.",
+        ),
+        (
+            "coordinator_moved",
+            "coordinator_generations_moved_total",
+            "Generations left to another coordinator, as this node leaves.",
+        ),
+        (
+            "coordinator_attempts",
+            "coordinator_open_attempts_total",
+            "Times that sessions were opened on hops, counted when the generation ends.",
+        ),
+        (
+            "coordinator_suspected_peers",
+            "suspected_peers",
+            "Peers whose link broke lately and that have not been heard of since.",
+        ),
+        (
+            "coordinator_demoted_peers",
+            "demoted_peers",
+            "Peers that failed or were slow, so that others go before them for a while.",
         ),
         # -- the compute thread
         (

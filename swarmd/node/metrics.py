@@ -53,6 +53,7 @@ def show_metrics(
             lambda: directory.restarts,
             own,
             LoopLag().seconds,
+            report.gaps,
         )
     )
 
@@ -61,7 +62,8 @@ class NodeMetrics(Collector):
     """Collects on the event loop; nothing that it reads there is computed anew but by the view.
 
     `counters` are those of the node's report, `view` is what it knows of the swarm, `restarts`
-    counts those of the directory process, `own` is the node's announcement, `lag` the loop's.
+    counts those of the directory process, `own` is the node's announcement, `lag` the loop's,
+    `gaps` are those between the tokens of its sessions.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class NodeMetrics(Collector):
         restarts: Callable[[], int],
         own: Announcement,
         lag: Histogram,
+        gaps: Histogram,
     ) -> None:
         self._counters = counters
         self._microbatches = microbatches
@@ -79,6 +82,7 @@ class NodeMetrics(Collector):
         self._restarts = restarts
         self._own = own
         self._lag = lag
+        self._gaps = gaps
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of the node."""
@@ -97,6 +101,9 @@ class NodeMetrics(Collector):
         steps, seconds = self._microbatches.sizes, self._microbatches.seconds
         yield _histogram("compute_microbatch_steps", "Session steps in a microbatch.", steps)
         yield _histogram("compute_microbatch_seconds", "Time that a microbatch took.", seconds)
+        yield _histogram(
+            "coordinator_token_gap_seconds", "Time between a session's tokens.", self._gaps
+        )
         yield _histogram(
             "event_loop_lag_seconds", "How late a timer of the event loop came.", self._lag
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, ModelInfo
@@ -32,6 +33,36 @@ class Asked:
     prompt_tokens: int = 0
     cached: Mapping[str, int] = field(default_factory=dict)
     """By peer id, how many of the prompt's first positions it should have computed already."""
+
+
+class RouteFinder(Protocol):
+    """Where routes come from."""
+
+    def find(
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
+    ) -> Route:
+        """Return hops that cover exactly the spans.
+
+        Raises CoverageError for blocks that nobody holds, another SwarmdError where the peers are
+        there and something else is lacking, such as room for the KV.
+        """
+        ...
+
+    def ended(self, route: Route, positions: int) -> None:
+        """Take note that a session has left these hops."""
+        ...
+
+    def suspected(self) -> frozenset[str]:
+        """Return the peers that have fallen silent lately."""
+        ...
+
+    def lagging(self, peer_id: str) -> None:
+        """Take note that a peer has held up a session."""
+        ...
+
+    async def refresh(self) -> None:
+        """Look at the swarm again."""
+        ...
 
 
 class Routes:
@@ -122,6 +153,14 @@ class Routes:
     def heard(self, peer_id: str) -> None:
         """Note that a peer answers."""
         self._silent_since.pop(peer_id, None)
+
+    def lagging(self, peer_id: str) -> None:
+        """Note that a peer has held up a session: prefer others for a while."""
+        self.health.report(peer_id, Fault.LAGGED, self._clock.wall())
+
+    def demoted(self) -> int:
+        """Return how many peers are trusted so little that others go before them."""
+        return self.health.distrusted(self._clock.wall())
 
     def suspected(self) -> frozenset[str]:
         """Return the peers whose link broke lately and that have not been heard of since."""

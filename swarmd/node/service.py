@@ -80,6 +80,7 @@ class Service:
             self.executor,
             membership.exchange,
             stage.budget,
+            self._routes,
             start_drain,
         )
 
@@ -173,6 +174,7 @@ class Service:
         executor = self.executor if before else None
         self.executor = Executor(stage, threads, deliver, died, executor)
         table = HopTable(self._facts(), StageAccount(stage), self._hop_policy())
+        table.polls.stage = self.executor
         if before is not None:
             for name, count in asdict(before.table.counters).items():
                 setattr(table.counters, name, count)  # they go on

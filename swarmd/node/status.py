@@ -12,8 +12,10 @@ from swarmd.engine.kv_cache import KVBudget
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.exchange import Exchange
 from swarmd.node.executor import Executor
+from swarmd.node.histogram import Histogram
 from swarmd.node.host import StageHost
 from swarmd.node.presence import Presence
+from swarmd.node.routes import Routes
 from swarmd.swarm.view import View
 from swarmd.v1 import inference_pb2 as pb
 
@@ -40,11 +42,13 @@ class StatusReport:
         executor: Executor,
         exchange: Exchange,
         budget: KVBudget,
+        routes: Routes,
         start_drain: Callable[[], None],
     ) -> None:
         self._presence = presence
         self._coordinator = coordinator
         self._exchange = exchange
+        self._routes = routes
         self._start_drain = start_drain
         self.node = NodeStats()
         self.serve_from(host, executor, budget)
@@ -85,8 +89,15 @@ class StatusReport:
         values["hop_kept_sessions"] = float(len(self._host.table.leases))
         values["hop_sessions"] = float(len(self._host.table.sessions))
         values["coordinator_sessions"] = float(len(self._coordinator))
+        values["coordinator_suspected_peers"] = float(len(self._routes.suspected()))
+        values["coordinator_demoted_peers"] = float(self._routes.demoted())
         values["compute_queue_depth"] = float(self._executor.queue_depth)
         return values
+
+    @property
+    def gaps(self) -> Histogram:
+        """Seconds between the tokens of sessions that are coordinated here."""
+        return self._coordinator.gaps
 
     def drain(self, *, force: bool) -> int:
         """Begin to drain; return the sessions that run. Refused for the last holder of blocks."""

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from typing import Any
 
 from swarmd.core import errors
-from swarmd.core.frames import Copied, Failed, Gap, Keep, Leaving, Opened, Resume, Token
+from swarmd.core.clock import earliest
+from swarmd.core.frames import Copied, Failed, Gap, Keep, Leaving, Opened, Polled, Resume, Token
 from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
 from swarmd.pipeline import repair
+from swarmd.pipeline.causes import cause_of
 from swarmd.pipeline.driver_state import TAKEOVER, DriverState
-from swarmd.pipeline.moving import Moving
+from swarmd.pipeline.pacing import Pacing
 from swarmd.pipeline.request import Request
 from swarmd.pipeline.search import Reach
 
 __all__ = ["DRIVER_TABLE", "Driver", "DriverState", "Request"]
 
 
-class Driver(Moving):
+class Driver(Pacing):
     """Drives one session. `handle` is the only way in.
 
     It raises SessionError for an event that its user may not send in this state; what peers send
@@ -47,9 +49,8 @@ class Driver(Moving):
         """When a `Tick` is due."""
         if self.state in (DriverState.NEW, DriverState.DONE):
             return None
-        look_at = self.standbys.due if self.state is DriverState.RUNNING else None
-        due = [at for at in (self._due, self._keep_at, look_at) if at is not None]
-        return min(due, default=None)
+        looks = (self.standbys.due, self._watch.due) if self.state is DriverState.RUNNING else ()
+        return earliest(self._due, self._keep_at, *looks)
 
     # Beginning and end.
 
@@ -90,8 +91,10 @@ class Driver(Moving):
         else:
             behind -= self._begin()
         self._started = True
+        self._slow = None
         self._begin_standbys(now)
         self._pump()
+        self._watch.rest()  # the first token comes after all that is behind
         self._due = now + self.policy.time_for(behind)
         return None
 
@@ -129,6 +132,7 @@ class Driver(Moving):
         if not self._current(token.epoch, token.round) or event.peer_id != self.route[-1].peer_id:
             return
         self.feed.waited_us = token.waited_us
+        self._watch.token(token.waited_us, now)
         news = self.feed.answered(token.position)
         if token.position == self.feed.known and 0 <= token.id < self.request.model.vocab_size:
             news = True
@@ -145,6 +149,8 @@ class Driver(Moving):
             self._due = now + self.policy.time_for(self.feed.outstanding)
             self._settle(now)
             self._pump()
+            if self.feed.outstanding == 1:
+                self._watch.begin(self.feed.known, self.feed.waited_us, now)
 
     def _current(self, epoch: int, number: int) -> bool:
         return epoch == self.epoch and number == self.feed.round
@@ -193,7 +199,9 @@ class Driver(Moving):
 
     def _repair(self, error: errors.SwarmdError, now: float) -> None:
         """Find a way on after a fault: at once the first time, then after growing pauses."""
-        self.repairs += self.state is DriverState.RUNNING
+        if self.state is DriverState.RUNNING:
+            self.repairs += 1
+            self.causes[cause_of(error)] += 1
         self.error = error
         pause = self._patience.fault(now)
         if self._patience.is_spent and not isinstance(error, errors.CapacityError):
@@ -216,6 +224,7 @@ class Driver(Moving):
             if self.state is DriverState.RUNNING:
                 self._out += self.standbys.renew(self.feed.known, self.epoch)
         if self.state is DriverState.RUNNING:
+            self._time_tokens(now)
             self._look(now)
         if self._due is not None and now >= self._due:
             self._overdue(now - self._due, now)
@@ -305,8 +314,9 @@ DRIVER_TABLE: dict[DriverState, dict[type[Any], Handler]] = {
         Failed: Driver._failed,
         Leaving: Driver._leaving,
         Copied: Driver._copied,
+        Polled: Driver._polled,
         Opened: Driver._standby_opened,
-        ev.RouteFound: Driver._standby_found,
+        ev.RouteFound: Driver._peers_found,
         ev.RouteMissing: Driver._standby_missing,
         ev.RoutesChanged: Driver._standby_again,
     },

@@ -301,6 +301,13 @@ class Emit:
 
 
 @dataclass(frozen=True, slots=True)
+class Lagging:
+    """A hop has held a token up for too long: others should rather not be sent there."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end. `reason` is `stop`, `length`, that of `Stop`, or `error` with `error` set."""
 
@@ -315,4 +322,4 @@ HopAction = Send | Operation
 DriverEvent = (
     Received | PeerLost | Tick | Start | RouteFound | RouteMissing | RoutesChanged | HandOver | Stop
 )
-DriverAction = Send | NeedRoute | Routed | Emit | Finished
+DriverAction = Send | NeedRoute | Routed | Emit | Lagging | Finished

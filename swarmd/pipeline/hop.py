@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
+from swarmd.core.clock import earliest
 from swarmd.core.errors import SessionError
 from swarmd.core.frames import (
     KV,
@@ -21,6 +22,7 @@ from swarmd.core.frames import (
     Keep,
     Open,
     Opened,
+    Poll,
     Refusal,
     Resume,
     Step,
@@ -47,6 +49,7 @@ from swarmd.pipeline.events import (
 from swarmd.pipeline.hop_session import HopInput, HopSession, HopState
 from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageFacts
 from swarmd.pipeline.leases import Leases
+from swarmd.pipeline.polls import Polls
 from swarmd.pipeline.prefix_index import PrefixIndex
 from swarmd.pipeline.replay_log import ReplayBudget, ReplayLog
 from swarmd.pipeline.shortage import Shortage
@@ -80,6 +83,7 @@ class HopTable:
             self.sessions, account, self.counters, self.policy, self._next_ticket, self._give_up
         )
         self._account = account
+        self.polls = Polls(self._of_coordinator)
         self._ticket = 0
         self._check_at: float | None = None
         self._shortage = Shortage(self.policy.exhausted_for)
@@ -103,6 +107,7 @@ class HopTable:
             KV: self.copies.kv,
             Copied: self.copies.copied,
             Failed: self._failed_downstream,
+            Poll: self.polls.answer,
         }
 
     def handle(self, event: HopEvent, now: float) -> list[HopAction]:
@@ -111,7 +116,7 @@ class HopTable:
 
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
-        due = _earliest(self._check_at, self.copies.due)
+        due = earliest(self._check_at, self.copies.due)
         return self._shortage.before(due if self.sessions or len(self.leases) else None)
 
     def _next_ticket(self) -> int:
@@ -244,7 +249,7 @@ class HopTable:
         actions = self.prefixes.share(session, session.computed)
         if order.keep_s > 0:
             actions += self.leases.keep(session, order.keep_s, now)
-            self._check_at = _earliest(self._check_at, self.leases.next_end)
+            self._check_at = earliest(self._check_at, self.leases.next_end)
         return [*actions, *self._free(session)]
 
     def _used(self, session: HopSession, now: float) -> None:
@@ -426,12 +431,10 @@ class HopTable:
         due = session.seen_at + self.policy.orphan_grace
         if session.lapses_at is not None:
             due = min(due, session.lapses_at)
-        self._check_at = _earliest(self._check_at, due)
+        self._check_at = earliest(self._check_at, due)
 
-    def _fail(
-        self, session: HopSession, refusal: Refusal, message: str, lost_peer: str = ""
-    ) -> Send:
-        failed = Failed(session.id, session.epoch, refusal, message, lost_peer)
+    def _fail(self, session: HopSession, why: Refusal, message: str, lost: str = "") -> Send:
+        failed = Failed(session.id, session.epoch, why, message, lost)
         return Send(session.coordinator, failed)
 
     def _give_up(self, session: HopSession, refusal: Refusal, message: str) -> list[HopAction]:
@@ -444,7 +447,3 @@ class HopTable:
         self._account.release(session.id)
         self.counters.freed += 1
         return [Free(session.id)]
-
-
-def _earliest(one: float | None, other: float | None) -> float | None:
-    return min((at for at in (one, other) if at is not None), default=None)

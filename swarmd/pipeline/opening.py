@@ -54,6 +54,8 @@ class Opening(ABC):
             self.policy.replay_step,
         )
         self.standbys = Standbys(request, self.policy.standby_retry)
+        self.attempts = 0
+        """Times that hops were opened."""
         self._patience = Patience(self.policy, jitter)
         self._out: list[ev.DriverAction] = []
         self._search = RouteSearch(request.model.num_blocks)
@@ -185,6 +187,7 @@ class Opening(ABC):
 
     def _open(self, now: float) -> None:
         self.epoch += 1
+        self.attempts += 1
         self.held = Answers()
         self.state = DriverState.OPENING
         self._due = now + self.policy.open_timeout

@@ -5,9 +5,10 @@ The numbers are defaults; `swarmd.core.config` has those that an operator may se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from swarmd.core.errors import CapacityError, SwarmdError
+from swarmd.pipeline.watch import WatchPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class DriverPolicy:
     """Steps under way at once."""
     replay_step: int = 256
     """One-token chunks in one replayed step."""
+    watch: WatchPolicy = field(default_factory=WatchPolicy)
+    """When a hop is left for being slow."""
 
     def time_for(self, positions: int) -> float:
         """Seconds in which an answer must come when so many positions are under way."""

@@ -99,6 +99,12 @@ class RouteSearch:
         self._gone.discard(peer_id)
         self._gone -= {hop.peer_id for hop in successors}
 
+    def need_instead(self, hop: Hop, taken: frozenset[str], now: float) -> NeedRoute:
+        """Ask who could take the place of a hop that is there."""
+        kept = tuple(other for other in self.route if other is not hop)
+        exclude = self.avoided(now) | taken | {other.peer_id for other in self.route}
+        return NeedRoute(self.next_ask(), (hop.blocks,), exclude, kept)
+
     def answers(self, ask: int) -> bool:
         """Whether that was the last question."""
         return ask == self._ask

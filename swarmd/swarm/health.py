@@ -9,6 +9,8 @@ import enum
 
 HALF_LIFE_S = 30.0
 MAX_PENALTY = 64.0
+DEMOTED_AT = 1.0
+"""A peer with so much penalty gets work only where the others have a lot, or do not exist."""
 _FORGET_BELOW = 0.01
 
 
@@ -19,8 +21,8 @@ class Fault(enum.Enum):
     """A link broke, or a step was answered with an error."""
     TIMED_OUT = 3.0
     """No answer before the deadline: costs a stream more time than a link that breaks at once."""
-    LAGGED = 0.25
-    """It answered, but much later than it announces."""
+    LAGGED = 2.5
+    """It lives, but held a session up for much longer than usual."""
     DISAGREED = 32.0
     """It computed something else than others did: five half-lives until one failure's worth."""
 
@@ -47,6 +49,10 @@ class Health:
             return 0.0
         total, since = self._penalties[peer_id]
         return float(total * 0.5 ** (max(0.0, now - since) / HALF_LIFE_S))
+
+    def distrusted(self, now: float) -> int:
+        """Return how many peers have at least `DEMOTED_AT` of penalty left."""
+        return sum(self.penalty(peer_id, now) >= DEMOTED_AT for peer_id in self._penalties)
 
     def forget(self, now: float) -> None:
         """Drop what has faded, so that the table stays as small as the trouble."""

@@ -72,7 +72,7 @@ class IntroduceReply(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving")
+    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving", "poll", "polled")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,8 @@ class Frame(_message.Message):
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     COPY_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    POLL_FIELD_NUMBER: _ClassVar[int]
+    POLLED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     open: Open
@@ -107,7 +109,9 @@ class Frame(_message.Message):
     goodbye: Goodbye
     copy: Copy
     leaving: Leaving
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+    poll: Poll
+    polled: Polled
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., poll: _Optional[_Union[Poll, _Mapping]] = ..., polled: _Optional[_Union[Polled, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "peer_id", "address")
@@ -444,3 +448,27 @@ class Leaving(_message.Message):
     session: bytes
     epoch: int
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Poll(_message.Message):
+    __slots__ = ("session", "epoch")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Polled(_message.Message):
+    __slots__ = ("session", "epoch", "accepted", "computed", "waits", "busy_us")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_US_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    accepted: int
+    computed: int
+    waits: bool
+    busy_us: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., accepted: _Optional[int] = ..., computed: _Optional[int] = ..., waits: _Optional[bool] = ..., busy_us: _Optional[int] = ...) -> None: ...

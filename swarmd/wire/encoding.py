@@ -17,6 +17,8 @@ from swarmd.core.frames import (
     Open,
     Opened,
     Payload,
+    Poll,
+    Polled,
     Refusal,
     Resume,
     SessionFrame,
@@ -24,7 +26,7 @@ from swarmd.core.frames import (
     Token,
 )
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import limits
+from swarmd.wire import limits, polls
 from swarmd.wire.past import past_to_pb
 from swarmd.wire.sampling import sampling_to_pb
 
@@ -210,4 +212,6 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
         copied=pb.Copied(session=f.session, epoch=f.epoch, kv_length=f.kv_length)
     ),
     Leaving: lambda f: pb.Frame(leaving=pb.Leaving(session=f.session, epoch=f.epoch)),
+    Poll: polls.poll_to_pb,
+    Polled: polls.polled_to_pb,
 }

@@ -29,6 +29,7 @@ from swarmd.core.frames import (
     Open,
     Opened,
     Payload,
+    Poll,
     Refusal,
     Resume,
     SessionFrame,
@@ -39,7 +40,7 @@ from swarmd.core.peers import PEER_ID_HEX
 from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire import limits
+from swarmd.wire import limits, polls
 from swarmd.wire.past import past_from_pb, tenant_from_pb
 from swarmd.wire.sampling import sampling_from_pb
 
@@ -315,4 +316,6 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
     "kv": _kv_from_pb,
     "copied": lambda m: (Copied(_session(m.session), _epoch(m.epoch), _position(m.kv_length)),),
     "leaving": lambda m: (Leaving(_session(m.session), _epoch(m.epoch)),),
+    "poll": lambda m: (Poll(_session(m.session), _epoch(m.epoch)),),
+    "polled": lambda m: (polls.polled_from_pb(m, _session(m.session), _epoch(m.epoch)),),
 }

@@ -42,6 +42,9 @@ class NoRoom:
     def suspected(self) -> frozenset[str]:
         return frozenset()
 
+    def lagging(self, peer_id: str) -> None:
+        raise AssertionError("nobody is slow")
+
     async def refresh(self) -> None:
         """There is nothing new."""
 

@@ -21,7 +21,8 @@ from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.node import loop_lag, metrics, metrics_door
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
-from swarmd.node.coordinator import CoordinatorStats
+from swarmd.node.coordinator import GAPS_S
+from swarmd.node.coordinator_stats import CoordinatorStats
 from swarmd.node.exchange import LinkStats
 from swarmd.node.histogram import Histogram
 from swarmd.node.loop_lag import LoopLag
@@ -68,11 +69,14 @@ def peer(
     )
 
 
-def node_metrics(*peers: Announcement, log: MicrobatchLog | None = None) -> NodeMetrics:
+def node_metrics(
+    *peers: Announcement, log: MicrobatchLog | None = None, gaps: Histogram | None = None
+) -> NodeMetrics:
     own = peer(1, 0, 4)
     view = View((own, *peers), NOW)
     log = log or MicrobatchLog()
-    return NodeMetrics(lambda: COUNTERS, log, lambda: view, lambda: 3, own, Histogram((1.0,)))
+    lag, gaps = Histogram((1.0,)), gaps or Histogram((1.0,))
+    return NodeMetrics(lambda: COUNTERS, log, lambda: view, lambda: 3, own, lag, gaps)
 
 
 def text_of(collector: Collector) -> str:
@@ -143,6 +147,15 @@ def test_microbatches_are_counted_by_size_and_time() -> None:
     assert values(sizes, "_sum") == {(): 10.0}
     buckets = values(families["swarmd_compute_microbatch_seconds"], "_bucket")
     assert [buckets[bound,] for bound in ("0.1", "0.25", "0.5", "10", "+Inf")] == [0, 2, 3, 3, 4]
+
+
+def test_stalls_are_at_the_end_of_the_gaps_between_tokens() -> None:
+    gaps = Histogram(GAPS_S)
+    for seconds in (0.02, 0.02, 1.5):
+        gaps.observe(seconds)
+    shown_gaps = shown(text_of(node_metrics(gaps=gaps)))["swarmd_coordinator_token_gap_seconds"]
+    buckets = values(shown_gaps, "_bucket")
+    assert [buckets[bound,] for bound in ("0.01", "0.025", "1", "2", "+Inf")] == [0, 2, 2, 3, 3]
 
 
 def test_the_swarm_as_it_is_seen_from_here() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from swarmd.node.routes import SUSPECTED_S, Routes
+from swarmd.swarm.health import HALF_LIFE_S
 from swarmd.swarm.view import View
 from swarmd.testing import FakeClock
 from swarmd.toys import toy_model
@@ -21,8 +22,19 @@ def test_a_peer_whose_link_broke_is_suspected_until_it_is_heard_of() -> None:
     routes.failed("a")
     routes.failed("b")
     assert routes.suspected() == {"a", "b"}
+    assert routes.demoted() == 2
     routes.heard("a")
     routes.heard("c")
     assert routes.suspected() == {"b"}
     clock.advance(SUSPECTED_S)
     assert routes.suspected() == frozenset()
+
+
+def test_a_peer_that_was_slow_is_demoted_and_earns_its_place_back() -> None:
+    clock = FakeClock()
+    routes = routes_at(clock)
+    routes.lagging("a")
+    assert routes.demoted() == 1
+    assert routes.suspected() == frozenset()
+    clock.advance(2 * HALF_LIFE_S)
+    assert routes.demoted() == 0

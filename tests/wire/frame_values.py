@@ -23,6 +23,8 @@ from swarmd.core.frames import (
     Opened,
     Past,
     Payload,
+    Poll,
+    Polled,
     Refusal,
     Resume,
     SessionFrame,
@@ -218,4 +220,6 @@ frames: st.SearchStrategy[SessionFrame] = st.one_of(
     kvs(),
     st.builds(Copied, sessions, epochs, positions),
     st.builds(Leaving, sessions, epochs),
+    st.builds(Poll, sessions, epochs),
+    st.builds(Polled, sessions, epochs, st.just(limits.MAX_POSITIONS), positions, st.booleans()),
 )

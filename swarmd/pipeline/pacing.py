@@ -1,0 +1,85 @@
+"""A session that runs goes round hops that are slow, where somebody can take their place.
+
+Which hop that is, is for `watch.Watch` to say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from swarmd.core import errors
+from swarmd.core.frames import Poll, Polled
+from swarmd.core.route import Hop
+from swarmd.pipeline import events as ev
+from swarmd.pipeline.causes import Cause
+from swarmd.pipeline.moving import Moving
+from swarmd.pipeline.policy import DriverPolicy
+from swarmd.pipeline.request import Request
+from swarmd.pipeline.watch import Watch
+
+
+class Pacing(Moving):
+    """What a driver does about tokens that are late."""
+
+    def __init__(
+        self, request: Request, policy: DriverPolicy | None = None, jitter: float = 0.0
+    ) -> None:
+        super().__init__(request, policy, jitter)
+        self.causes: Counter[Cause] = Counter()
+        """What the repairs were for."""
+        self._watch = Watch(self.policy.watch)
+        self._slow: Hop | None = None
+        """Whose place somebody is sought for while the session goes on."""
+        self._slow_ask = 0
+        """Of the question for that."""
+
+    def _time_tokens(self, now: float) -> None:
+        """If a token is late, ask the hops how far they are, then who could do better."""
+        if self._watch.due is None or now < self._watch.due:
+            return
+        if self._watch.look(now):
+            for hop in self.route:
+                self._send(hop, Poll(self.request.session, self.epoch))
+            return
+        slow = self._watch.blamed(self.route, now)
+        if slow is not None:
+            self._slow = slow
+            self._out.append(ev.Lagging(slow.peer_id))
+            if self.standbys.instead_of(slow.peer_id):
+                self._leave_slow(now)
+                self._close([slow])
+                self._seek(now)
+            else:
+                taken = frozenset(peer.peer_id for peer in self.standbys.peers)
+                need = self._search.need_instead(slow, taken, now)
+                self._slow_ask = need.ask
+                self._out.append(need)
+
+    def _polled(self, event: ev.Received, now: float) -> None:
+        answer = event.frame
+        assert isinstance(answer, Polled)
+        if answer.epoch == self.epoch and self._search.hop(event.peer_id) is not None:
+            self._watch.answer(event.peer_id, answer)
+
+    def _peers_found(self, event: ev.RouteFound, now: float) -> None:
+        """Go round a slow hop; not by way of another precision, which would change tokens."""
+        slow = self._slow
+        if slow is None or event.ask != self._slow_ask:
+            self._standby_found(event, now)
+        elif all(hop.dtype == slow.dtype for hop in event.hops):
+            self._leave_slow(now)
+            try:
+                self._close(self._search.adopt(event.hops))
+            except errors.CoverageError as error:
+                self._fail(error)
+            else:
+                self._open(now)
+
+    def _leave_slow(self, now: float) -> None:
+        slow, self._slow = self._slow, None
+        assert slow is not None
+        self._watch.left(now)
+        self.repairs += 1
+        self.causes[Cause.SLOW] += 1
+        self.error = errors.DeadlineExceeded(f"{slow.peer_id} ({slow.blocks}) takes too long")
+        self._search.lose(slow.peer_id, now + self._watch.policy.avoid_for)

@@ -1,0 +1,62 @@
+"""A hop on the event loop: what came while its node stood still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+from swarmd.core.frames import Keep, Open, SessionFrame
+from swarmd.core.sampling import SamplingParams
+from swarmd.core.span import Span
+from swarmd.node import host
+from swarmd.node.executor import Executor
+from swarmd.node.host import StageHost
+from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
+from swarmd.toys import ToyAccount, toy_model
+
+MODEL = toy_model()
+SESSION = b"s" * 16
+
+
+class Idle:
+    """Takes what it is told to do."""
+
+    def put(self, *operations: Any) -> None:
+        """Nothing is computed here."""
+
+
+async def test_a_node_that_overslept_frees_what_has_lapsed_before_it_listens() -> None:
+    loop = asyncio.get_running_loop()
+    sent: list[SessionFrame] = []
+
+    def send(peer_id: str, frames: Sequence[SessionFrame]) -> None:
+        sent.extend(frames)
+
+    facts = StageFacts(MODEL, Span(0, 8))
+    table = HopTable(facts, ToyAccount(1 << 20), HopPolicy(orphan_grace=0.001, reservation=0.001))
+    one = StageHost(table, cast(Executor, Idle()), send)
+    order = Open(
+        session=SESSION,
+        secret=bytes(16),
+        epoch=1,
+        fresh=True,
+        model_digest=MODEL.digest,
+        blocks=Span(0, 8),
+        next_peer="",
+        prev_peer="a",
+        max_positions=20,
+        prompt_tokens=5,
+        sampling=SamplingParams(),
+        token_ids=(1,) * 5,
+    )
+    one.on_frames("a", [order])
+    assert SESSION in table.sessions
+    # The loop has no chance to tick until all is late: as after a SIGSTOP.
+    until = loop.time() + host.OVERSLEPT_S + 0.1
+    while loop.time() < until:
+        pass
+    one.on_frames("a", [Keep((SESSION,))])
+    one.close()
+    assert SESSION not in table.sessions
+    assert table.counters.freed == 1

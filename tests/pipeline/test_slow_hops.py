@@ -1,0 +1,168 @@
+"""A hop that is slow is left for another one; one that has no equal is waited for."""
+
+from __future__ import annotations
+
+import pytest
+from bench_driver import ROUTE
+
+from swarmd.core.frames import Polled
+from swarmd.core.sampling import SamplingParams
+from swarmd.lossy_links import Weather
+from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
+from swarmd.simulation import Client, Swarm
+from swarmd.toys import toy_model, toy_oracle
+
+MODEL = toy_model(6, max_len=4096)
+FAIR = Weather(delay=(0.001, 0.002), compute=(0.02, 0.03))
+NAMES = ("a1", "a2", "b1", "b2", "c1", "c2")
+
+
+def swarm_of(names: tuple[str, ...] = NAMES, seed: int = 1) -> Swarm:
+    """Three spans; a coordinator that computes nothing."""
+    swarm = Swarm(MODEL, seed, FAIR)
+    for name in names:
+        swarm.add(name, {"a": "0:2", "b": "2:4", "c": "4:6"}[name[0]])
+    swarm.add("me")
+    return swarm
+
+
+def begin(swarm: Swarm, number: int = 1, prompt: int = 20, tokens: int = 200) -> Client:
+    ids = tuple(range(number, number + prompt))
+    client = swarm.client(number, ids, tokens, SamplingParams(seed=number))
+    swarm.start(client, "me")
+    return client
+
+
+def finish(swarm: Swarm, *clients: Client) -> None:
+    swarm.run(2000.0, lambda: any(client.finished is None for client in clients))
+    for client in clients:
+        request = client.request
+        assert client.finished is not None
+        assert client.finished.error is None
+        assert client.ids == toy_oracle(
+            MODEL, request.prompt_ids, request.sampling, request.max_tokens, request.chunk_size
+        )
+
+
+def after(swarm: Swarm, client: Client, tokens: int) -> None:
+    swarm.run(2000.0, lambda: len(client.ids) < tokens)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_hop_slowed_twentyfold_is_left_for_its_replica(place: int) -> None:
+    swarm = swarm_of()
+    client = begin(swarm)
+    after(swarm, client, 50)
+    slow = client.route[place].peer_id
+    swarm.nodes[slow].slowed = 20.0
+    began = swarm.now
+    after(swarm, client, 60)
+    assert swarm.now - began < 3.0
+    assert slow not in {hop.peer_id for hop in client.route}
+    finish(swarm, client)
+    assert client.repairs == 1
+    assert client.stall < 1.5
+
+
+def test_a_slow_hop_without_an_equal_is_waited_for() -> None:
+    swarm = swarm_of(("a1", "b1", "c1"))
+    client = begin(swarm)
+    after(swarm, client, 50)
+    epoch = client.epoch
+    swarm.nodes["b1"].slowed = 20.0
+    finish(swarm, client)
+    assert (client.repairs, client.epoch) == (0, epoch)
+
+
+def test_a_session_leaves_at_most_two_hops_a_minute_for_being_slow() -> None:
+    swarm = swarm_of()
+    client = begin(swarm, tokens=150)
+    after(swarm, client, 50)
+    for name in NAMES:
+        swarm.nodes[name].slowed = 20.0
+    began, repairs = swarm.now, client.repairs
+    swarm.run(began + 59.0, lambda: client.finished is None)
+    assert client.repairs - repairs <= 2
+    finish(swarm, client)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_neither_crowds_nor_long_prompts_make_hops_slow(seed: int) -> None:
+    swarm = swarm_of(seed=seed)
+    first = begin(swarm)
+    after(swarm, first, 50)
+    crowd = [begin(swarm, number, prompt=600, tokens=30) for number in range(2, 14)]
+    finish(swarm, first, *crowd)
+    assert [client.repairs for client in (first, *crowd)] == [0] * 13
+
+
+def test_a_coordinator_that_stood_still_blames_nobody() -> None:
+    swarm = swarm_of()
+    client = begin(swarm)
+    for tokens in (50, 80, 120, 160):
+        after(swarm, client, tokens)
+        swarm.freeze("me", 0.9)
+    finish(swarm, client)
+    assert client.repairs == 0
+
+
+# The parts.
+
+
+def measured(*seconds: float) -> Watch:
+    watch = Watch(WatchPolicy(enough=4, window=20))
+    for took in seconds:
+        watch.begin(9, 0, 10.0)
+        watch.token(0, 10.0 + took)
+    return watch
+
+
+def test_late_is_four_times_the_p95_and_half_a_second_at_least() -> None:
+    assert measured(0.1, 0.1, 0.1).clock.limit == WatchPolicy().at_first
+    assert measured(0.1, 0.1, 0.1, 0.1).clock.limit == 0.5
+    assert measured(*[0.1] * 18, 0.5, 0.5).clock.limit == pytest.approx(2.0)
+    assert measured(*[0.1] * 19, 0.5).clock.limit == pytest.approx(2.0)
+    clock = StepClock(WatchPolicy(window=3))
+    for seconds in (9.0, 1.0, 1.0, 1.0):
+        clock.add(seconds)
+    assert clock.p95 == 1.0
+
+
+def test_waiting_for_ones_turn_is_no_part_of_a_tokens_time() -> None:
+    watch = measured()
+    for _ in range(4):
+        watch.begin(9, 500_000, 10.0)
+        watch.token(2_400_000, 12.0)
+    assert watch.clock.limit == pytest.approx(0.5)
+    assert watch.clock.p95 == pytest.approx(0.1)
+
+
+def polled(accepted: int, computed: int, waits: bool = False, busy_us: int = 0) -> Polled:
+    return Polled(b"s" * 16, 1, accepted, computed, waits, busy_us)
+
+
+@pytest.mark.parametrize(
+    ("answers", "blamed"),
+    [
+        ({"a": polled(9, 9)}, "b"),
+        ({"b": polled(9, 8)}, "a"),
+        ({"a": polled(9, 8), "b": polled(8, 8)}, "a"),
+        ({"a": polled(9, 9), "b": polled(9, 8)}, "b"),
+        ({"a": polled(9, 9), "b": polled(8, 8)}, "b"),
+        ({"a": polled(9, 9), "b": polled(9, 8, True, 10_000)}, None),
+        ({"a": polled(9, 9), "b": polled(9, 8, True, 600_000)}, "b"),
+        ({"a": polled(9, 9), "b": polled(9, 9)}, None),
+    ],
+)
+def test_the_first_hop_that_is_not_known_to_be_done_is_to_blame(
+    answers: dict[str, Polled], blamed: str | None
+) -> None:
+    watch = measured(*[0.05] * 10)
+    watch.begin(9, 0, 100.0)
+    assert watch.due == pytest.approx(100.25)
+    assert watch.look(100.25)
+    for peer, answer in answers.items():
+        watch.answer(peer, answer)
+    assert not watch.look(100.5)
+    found = watch.blamed(ROUTE, 100.5)
+    assert (found and found.peer_id) == blamed
