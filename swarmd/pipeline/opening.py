@@ -125,7 +125,7 @@ class Opening(ABC):
         for hop in self.route:
             if not self._search.is_lost(hop.peer_id):
                 continue
-            successors = self.standbys.instead_of(hop.peer_id)
+            successors = self.standbys.instead_of(hop)
             taken = avoided | {other.peer_id for other in self.route}
             if successors and not any(peer.peer_id in taken for peer in successors):
                 self._search.substitute(hop.peer_id, successors)

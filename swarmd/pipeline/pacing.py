@@ -45,7 +45,7 @@ class Pacing(Moving):
         if slow is not None:
             self._slow = slow
             self._out.append(ev.Lagging(slow.peer_id))
-            if self.standbys.instead_of(slow.peer_id):
+            if self.standbys.instead_of(slow):
                 self._leave_slow(now)
                 self._close([slow])
                 self._seek(now)

@@ -215,10 +215,14 @@ class Standbys:
         """Those of leaving hops whose copies reach that far."""
         return [s for s in self if s.leaving and s.is_open and s.reaches >= reach]
 
-    def instead_of(self, peer_id: str) -> Route:
-        """Who can take the place of a hop that is lost; nobody if its copy has not begun."""
-        standby = self._of.get(peer_id)
-        return standby.peers if standby is not None and standby.is_open else ()
+    def instead_of(self, hop: Hop) -> Route:
+        """Who can take the place of a hop that is lost; nobody if its copy has not begun.
+
+        Nor if it has been given other blocks since.
+        """
+        standby = self._of.get(hop.peer_id)
+        fits = standby is not None and standby.is_open and _covers(hop, standby.peers)
+        return standby.peers if standby is not None and fits else ()
 
 
 def _covers(hop: Hop, peers: Iterable[Hop]) -> bool:

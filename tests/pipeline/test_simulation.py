@@ -144,7 +144,8 @@ class Storm:
             prompt = (*self._whole(draw.choice(self.clients))[:120], *prompt[:8])
         max_tokens = draw.randint(10, 80)
         chunk_size = draw.choice([self.chunk_size, self.chunk_size, draw.randint(1, 16)])
-        return self.swarm.client(number, prompt, max_tokens, sampling, chunk_size)
+        standby = int(draw.random() < 0.3)
+        return self.swarm.client(number, prompt, max_tokens, sampling, chunk_size, standby)
 
     def _whole(self, client: Client) -> tuple[int, ...]:
         """A client's prompt and its output, as it will be."""
