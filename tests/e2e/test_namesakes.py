@@ -83,7 +83,7 @@ def test_status_tells_them_apart(swarm: LocalSwarm, twins: list[Twin]) -> None:
     shown = swarmd("status", "--node", swarm.addresses[0]).out
     for twin in twins:
         label = f"{NAME}@{twin.digest[:12]}"
-        assert f"\n{label}: 6 of 6 blocks, replicas 1\n" in shown
+        assert f"\n{label}: 6 of 6 blocks, replicas 1" in shown
         assert re.search(rf"{twin.node.address} +{label} +0:6 +serving", shown)
     assert "\ndemo_model: 8 of 8 blocks" in shown
 
