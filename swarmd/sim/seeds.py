@@ -11,7 +11,15 @@ from swarmd.sim.world import World
 
 def run_seed(seed: int) -> tuple[int, Counter[str], str]:
     """Return the seed, what happened, and what went wrong, if anything did."""
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    try:
+        return _run(seed)
+    finally:
+        logging.disable(before)  # whatever else runs in this process has its log
+
+
+def _run(seed: int) -> tuple[int, Counter[str], str]:
     world = World(seed)
     try:
         world.run()
