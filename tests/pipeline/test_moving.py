@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from swarmd.core.sampling import SamplingParams
@@ -54,10 +52,6 @@ def total(made: Swarm, name: str) -> int:
 
 def hop_of(made: Swarm, someone: Client, index: int) -> SimNode:
     return made.nodes[someone.route[index].peer_id]
-
-
-def applied(made: Swarm) -> Iterator[int]:
-    return (len(node.stage.applied) for node in made.nodes.values())
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
