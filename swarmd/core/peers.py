@@ -64,6 +64,9 @@ class Announcement:
     version: str = ""
     step_ms: float = 0.0
     """Measured time of one decode step over the whole span, one session, in milliseconds."""
+    prefill_ms: float = 0.0
+    """Measured time of one position of a prompt over the whole span, computed with many others, in
+    milliseconds; 0: not measured."""
     tokens_per_s: float = 0.0
     """Tokens of the last ten seconds, per second."""
     sessions: int = 0

@@ -24,7 +24,9 @@ class ComputeStats:
     forward_cpu_s: float = 0.0
     """CPU time of the compute thread in `Stage.forward`."""
     step_ms: float = 0.0
-    """Moving average of a microbatch of decodes, in milliseconds."""
+    """What a decode step of one session takes, in milliseconds, whatever number there are."""
+    prefill_ms: float = 0.0
+    """What a position of a prompt takes, computed with many others; 0: not measured."""
     decodes: int = 0
     """Steps of one position."""
     decode_microbatches: int = 0

@@ -82,6 +82,7 @@ class Description:
             base,
             device=str(self._stage.device),
             step_ms=stats.step_ms,
+            prefill_ms=stats.prefill_ms,
             tokens_per_s=self._rate.update(stats.tokens, time.monotonic()),
             sessions=len(self._host.table.sessions),
             queue_depth=self._executor.queue_depth,

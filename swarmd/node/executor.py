@@ -28,6 +28,7 @@ from swarmd.engine.stage import Batch, Segment, Stage
 from swarmd.node import kv_copy
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.pace import ChunkBudget, Pace
+from swarmd.node.speed import Speed
 from swarmd.node.step_results import as_drawn, joined
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.steps import cut
@@ -71,7 +72,7 @@ class Executor:
     ) -> None:
         """`before` is the executor that this one replaces: it goes on with its counters."""
         self.stats: ComputeStats = before.stats if before else ComputeStats()
-        self.stats.alive_at, self.stats.step_ms = time.monotonic(), 0.0
+        self.stats.alive_at = time.monotonic()
         self.log: MicrobatchLog = before.log if before else MicrobatchLog()
         self._stage = stage
         self._threads = threads
@@ -80,6 +81,7 @@ class Executor:
         self._batcher = Batcher(ragged=stage.ragged)
         self._pace = Pace()
         self._budget = ChunkBudget()
+        self._speed = Speed(len(stage.span), self.stats)
         self._free_since = time.monotonic()
         self._inbox: queue.SimpleQueue[Sequence[Op] | None] = queue.SimpleQueue()
         self._queued = 0
@@ -263,6 +265,8 @@ class Executor:
         rows = positions - len(decodes)
         self._budget.note(rows, ended - began - self._pace.cost_of(len(decodes)))
         self._note(decodes, waited, began, ended, alone=not rows)
+        if not any(isinstance(result, ev.ComputeFailed) for result in results):
+            self._speed.note(len(decodes), rows, len(taken[0][0].blocks), ended - began)
         self.log.add(Microbatch(wall, wall + ended - began, len(taken), len(decodes), positions))
         return [whole for result in results if (whole := self._whole(result, waited)) is not None]
 
@@ -411,9 +415,6 @@ class Executor:
         stats.microbatches += 1
         stats.steps += len(submits)
         stats.tokens += sum(submit.step.length for submit in submits)
-        if all(submit.step.length == 1 for submit in submits):
-            new = seconds * 1000
-            stats.step_ms = new if not stats.step_ms else 0.9 * stats.step_ms + 0.1 * new
 
 
 def _ragged(session: _Session) -> RaggedCache:

@@ -250,7 +250,13 @@ ROWS = tuple(
         (
             "compute_step_ms",
             "compute_step_seconds",
-            "Moving average of a microbatch of decodes.",
+            "What a decode step of one session takes.",
+            1e-3,
+        ),
+        (
+            "compute_prefill_ms",
+            "compute_prefill_token_seconds",
+            "What a position of a prompt takes, computed with many others.",
             1e-3,
         ),
         (

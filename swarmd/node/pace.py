@@ -50,8 +50,8 @@ class Pace:
         if left_at is not None and before is not None:
             absent = now - left_at
             away = min(absent, max(0.0, absent - max(0.0, waited - before)))
-            self._absent_s = _moved(self._absent_s, absent)
-            self._away_s = _moved(self._away_s, away)
+            self._absent_s = moved(self._absent_s, absent)
+            self._away_s = moved(self._away_s, away)
 
     def left(
         self, sessions: Mapping[bytes, float], began: float, now: float, *, alone: bool = True
@@ -61,7 +61,7 @@ class Pace:
         Not `alone`: a part of a prompt was in it as well, so its time says little about decodes.
         """
         if alone or not self._step_s:
-            self._step_s = _moved(self._step_s, now - began)
+            self._step_s = moved(self._step_s, now - began)
             self._cost.add(len(sessions), now - began)
         for session, waited in sessions.items():
             self._left_at[session] = now
@@ -163,7 +163,7 @@ class ChunkBudget:
     def note(self, rows: int, seconds: float) -> None:
         """Note what rows of prompts have taken, decodes in the same microbatch not counted."""
         if rows >= MIN_ROWS:
-            self._row_s = _moved(self._row_s, max(0.0, seconds) / rows)
+            self._row_s = moved(self._row_s, max(0.0, seconds) / rows)
 
     def rows(self, step_s: float) -> int | None:
         """Return how many rows may go with decodes that take `step_s`; None for any number."""
@@ -172,5 +172,6 @@ class ChunkBudget:
         return max(MIN_ROWS, int(step_s / self._row_s) // ROW_STEP * ROW_STEP)
 
 
-def _moved(average: float, value: float) -> float:
+def moved(average: float, value: float) -> float:
+    """Return a moving average (0: there is none yet) after a new measurement."""
     return value if not average else (1 - _WEIGHT) * average + _WEIGHT * value

@@ -168,6 +168,7 @@ def _body(a: Announcement) -> bytes:
         pid=a.pid,
         version=a.version,
         step_ms=a.step_ms,
+        prefill_ms=a.prefill_ms,
         tokens_per_s=a.tokens_per_s,
         sessions=a.sessions,
         queue_depth=a.queue_depth,
@@ -207,6 +208,7 @@ def _value(message: pb.Announcement, signed: pb.SignedAnnouncement) -> Announcem
         pid=message.pid,
         version=message.version,
         step_ms=message.step_ms,
+        prefill_ms=message.prefill_ms,
         tokens_per_s=message.tokens_per_s,
         sessions=message.sessions,
         queue_depth=message.queue_depth,
@@ -257,13 +259,14 @@ def _node_fault(a: Announcement) -> str | None:
 
 
 def _number_fault(a: Announcement) -> str | None:
-    numbers = (a.issued_at, a.expires_at, a.step_ms, a.tokens_per_s, *a.coordinate)
+    speeds = (a.step_ms, a.prefill_ms, a.tokens_per_s)
+    numbers = (a.issued_at, a.expires_at, *speeds, *a.coordinate)
     if not all(map(math.isfinite, numbers)):
         return "a number is not finite"
     if not 0 < a.expires_at - a.issued_at <= MAX_LEASE_S:
         return f"a lease of {a.expires_at - a.issued_at:g} s, at most {MAX_LEASE_S:g} are allowed"
     kv = (a.kv_total_bytes, a.kv_free_bytes, a.kv_bytes_per_token)
-    counts = (a.pid, a.sessions, a.queue_depth, a.step_ms, a.tokens_per_s, *kv)
+    counts = (a.pid, a.sessions, a.queue_depth, *speeds, *kv)
     if min(counts) < 0 or max(counts) > _MAX_COUNT:
         return "a count is out of range"
     if len(a.coordinate) not in (0, 3) or any(abs(x) > _MAX_COORDINATE_MS for x in a.coordinate):

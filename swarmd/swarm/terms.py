@@ -15,7 +15,7 @@ from swarmd.swarm.health import Health
 from swarmd.swarm.paths import Offer
 from swarmd.swarm.placements import NOTHING, Load
 from swarmd.swarm.room import blocks_with_room
-from swarmd.swarm.view import block_ms
+from swarmd.swarm.view import block_ms, prefill_block_ms
 
 HOP_MS = 0.5
 """What a hop costs besides link and blocks: of equal routes the one with fewer hops is taken."""
@@ -30,8 +30,6 @@ there. With a microbatch of 8 a step takes about a third longer than with one, o
 the others waits for that as well, and prefill is not free at all."""
 FULL_KV = 0.5
 """How much of a step it counts that no KV is left: of two equals the one with more is taken."""
-PREFILL_TOKEN = 0.02
-"""What a token of the prompt takes of the step of one that is drawn, as many go in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Terms:
         fixed_cost = PENALTY_MS * self.health.penalty(peer.peer_id, self.now) + offer.fixed_cost
         if unseen is not NOTHING:
             fixed_cost += max(0.0, price(peer, unseen)[1] - offer.fixed_cost)
-        block_cost = offer.block_cost * self._work()
+        block_cost = offer.block_cost + prefill_block_ms(peer) * self._prompt_part()
         if request.prefer and peer.peer_id not in request.prefer:
             block_cost += STRANGER_BLOCK_MS
         if self._is_other_dtype(peer):
@@ -105,11 +103,11 @@ class Terms:
         extra = after.fixed_cost - before.fixed_cost
         return extra + (OTHER_DTYPE_BLOCK_MS if self._is_other_dtype(after.peer) else 0.0)
 
-    def _work(self) -> float:
-        """Return steps per token that is drawn: its own, and its part of the prompt."""
+    def _prompt_part(self) -> float:
+        """Return how many tokens of the prompt are to be computed for each that is drawn."""
         request = self.request
         prefill = max(0, request.prompt_tokens - self.hit)
-        return 1 + PREFILL_TOKEN * prefill / max(1, request.positions - request.prompt_tokens)
+        return prefill / max(1, request.positions - request.prompt_tokens)
 
     def _is_other_dtype(self, peer: Announcement) -> bool:
         return self.request.same_dtype not in ("", peer.dtype)

@@ -21,6 +21,9 @@ _STAYING = (NodeState.SERVING, NodeState.LOADING)
 
 DEFAULT_BLOCK_MS = 1.0
 """Taken for a peer that has not measured its steps yet."""
+PREFILL_TOKEN = 0.02
+"""What a token of a prompt takes of a decode step, as many are computed together, on a peer that
+has not measured it yet."""
 
 
 def block_ms(peer: Announcement, unmeasured: float = DEFAULT_BLOCK_MS) -> float:
@@ -29,6 +32,17 @@ def block_ms(peer: Announcement, unmeasured: float = DEFAULT_BLOCK_MS) -> float:
     `unmeasured` is for one that has not taken any yet.
     """
     return peer.step_ms / len(peer.span) if peer.step_ms > 0 else unmeasured
+
+
+def prefill_block_ms(peer: Announcement) -> float:
+    """Return the milliseconds that one block takes of one token of a prompt on that peer.
+
+    Never more than a step's: together with others no row takes longer than alone.
+    """
+    step = block_ms(peer)
+    if peer.prefill_ms <= 0:
+        return PREFILL_TOKEN * step
+    return min(step, peer.prefill_ms / len(peer.span))
 
 
 class View:

@@ -15,7 +15,8 @@ from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.engine.checkpoint import open_checkpoint
 from swarmd.engine.load import load_stage
-from swarmd.engine.stage import Stage
+from swarmd.engine.stage import Batch, Stage
+from swarmd.node import executor as executor_module
 from swarmd.node.executor import Executor, Result
 from swarmd.node.pace import ChunkBudget
 from swarmd.pipeline import events as ev
@@ -151,6 +152,47 @@ def test_a_prompt_takes_turns_with_thirty_of_another_client(whole: Stage, tenant
     tickets = [result.ticket for result in one.take(32)]
     one.executor.stop()
     assert (tickets.index(101) <= 4) == tenants
+
+
+class Stopwatch:
+    """A clock for the executor that stands still but for what it is told to have taken."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = perf_counter = thread_time = monotonic
+
+
+def test_what_a_step_takes_is_said_of_one_session_however_many_there_are(
+    whole: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, forward = Stopwatch(), whole.forward
+
+    def timed(batch: Batch) -> torch.Tensor:
+        rows = sum(segment.length for segment in batch.segments)
+        clock.now += 0.002 * rows if rows >= 64 else 0.040 + 0.005 * rows
+        return forward(batch)
+
+    monkeypatch.setattr(executor_module, "time", clock)
+    monkeypatch.setattr(whole, "forward", timed)
+    one = Harness(whole)
+    names = [bytes([n]) * 16 for n in range(8)]
+    one.executor.start()
+    one.executor.put(submit(A, 1, 0, tuple(range(10, 138))))
+    one.take(1)
+    for turn in range(12):
+        taking_part = names if turn % 2 else names[:4]
+        position = {name: turn if name in names[:4] else turn // 2 for name in names}
+        one.executor.put(*(submit(name, 2, position[name], (5,)) for name in taking_part))
+        one.take(len(taking_part))
+    one.executor.stop()
+    sizes = {batch.decodes for batch in one.executor.log.latest()}
+    assert max(sizes) > 2
+    assert one.executor.stats.step_ms == pytest.approx(45.0, rel=0.05)
+    assert one.executor.stats.prefill_ms == pytest.approx(2.0)
 
 
 def test_a_truncation_keeps_its_place_between_steps(harness: Harness) -> None:

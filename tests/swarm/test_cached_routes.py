@@ -15,8 +15,8 @@ from swarmd.core.peers import Announcement
 from swarmd.core.route import Route, check_route
 from swarmd.swarm.health import Health
 from swarmd.swarm.router import SMALL_SWARM, choose_route
-from swarmd.swarm.terms import PREFILL_TOKEN, RouteRequest, price
-from swarmd.swarm.view import View
+from swarmd.swarm.terms import RouteRequest, price
+from swarmd.swarm.view import PREFILL_TOKEN, View
 
 PROMPT, NEW = 1_000, 100
 
@@ -45,6 +45,28 @@ def test_a_prompt_that_is_computed_outweighs_a_faster_machine() -> None:
 def test_a_computed_prompt_does_not_outweigh_a_crowd() -> None:
     peers = [peer(1, 0, 8, step_ms=40.0), peer(2, 0, 8, step_ms=40.0, sessions=8)]
     assert chosen(peers, request_of({2: PROMPT})) == [1]
+
+
+def test_what_a_prompt_takes_is_what_the_peers_have_measured() -> None:
+    # For each new token ten of the prompt are computed: half a step on the one, two on the other.
+    peers = [
+        peer(1, 0, 8, step_ms=40.0, prefill_ms=2.0),
+        peer(2, 0, 8, step_ms=38.0, prefill_ms=8.0),
+    ]
+    assert chosen(peers, request_of({})) == [1]
+    assert chosen(peers, request_of({}, prompt=0)) == [2]
+    assert chosen(peers, request_of({2: PROMPT})) == [2]
+
+
+def test_a_lie_about_prompts_is_worth_no_more_than_what_they_take() -> None:
+    # Ten tokens of the prompt for each new one are a fifth of a step.
+    honest, slow = peer(1, 0, 8, step_ms=40.0), peer(3, 0, 8, step_ms=500.0)
+    braggart = peer(2, 0, 8, step_ms=49.0, prefill_ms=1e-30)
+    assert chosen([honest, braggart], request_of({})) == [1]
+    # At worst each of them takes a step: eleven of 49 ms.
+    modest = peer(2, 0, 8, step_ms=49.0, prefill_ms=float(1 << 53))
+    assert chosen([honest, modest], request_of({})) == [1]
+    assert chosen([slow, modest], request_of({})) == [2]
 
 
 def test_what_one_hop_has_is_worth_nothing_when_another_has_it_not() -> None:
