@@ -19,20 +19,23 @@ class Deadline:
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
         self._when: float | None = None
-        self._handle: asyncio.TimerHandle | None = None
+        self._handle: asyncio.Handle | None = None
+        self._armed_for = 0.0
+        """The handle does not say: uvloop gives one without a time where that is over by then."""
 
     def set(self, when: float | None) -> None:
         """Call back at `when` instead of whenever it was; None: not at all."""
         self._when = when
         if when is None:
             self._disarm()
-        elif self._handle is None or when < self._handle.when():
+        elif self._handle is None or when < self._armed_for:
             self._disarm()
             self._arm(when)
 
     def _arm(self, when: float) -> None:
         loop = asyncio.get_running_loop()
-        self._handle = loop.call_at(max(when, loop.time() + LEAST_S), self._fire)
+        self._armed_for = max(when, loop.time() + LEAST_S)
+        self._handle = loop.call_at(self._armed_for, self._fire)
 
     def _disarm(self) -> None:
         if self._handle is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -92,3 +93,34 @@ def test_it_does_not_spin_through_the_last_fraction_of_a_millisecond(run: Run) -
 
     run(life())
     assert fired <= 2
+
+
+def test_it_can_be_moved_when_its_time_has_come_while_it_was_set(run: Run) -> None:
+    class Slow(Deadline):
+        """As if the machine gave the process no time between its look at the clock and its call."""
+
+        def _arm(self, when: float) -> None:
+            loop = asyncio.get_running_loop()
+            call_at = loop.call_at
+
+            def late(when: float, *args: Any) -> Any:
+                time.sleep(when - loop.time())
+                return call_at(when, *args)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(asyncio, "get_running_loop", lambda: Late(loop, late))
+                super()._arm(when)
+
+    class Late:
+        def __init__(self, loop: asyncio.AbstractEventLoop, call_at: Callable[..., Any]) -> None:
+            self.time, self.call_at = loop.time, call_at
+
+    async def life() -> None:
+        rung = asyncio.Event()
+        deadline = Slow(rung.set)
+        for _ in range(2):
+            deadline.set(asyncio.get_running_loop().time())
+        async with asyncio.timeout(30):
+            await rung.wait()
+
+    run(life())
