@@ -1,20 +1,13 @@
 """Routes among thousands of simulated peers: what one takes, and what it costs against the best.
 
 The swarms are those of tests/swarm: one to twenty cities, machines that differ up to twentyfold,
-spans of several lengths, some peers that failed. The witness searches among all peers.
-
-    python bench/routing.py [--peers N,...] [--swarms N] [--json]
+spans of several lengths, some peers that failed. The witness searches among all peers. The tool is
+`swarmd bench routing`: it runs this, and prints, draws and keeps what comes out.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import importlib
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,11 +29,8 @@ from swarmd.swarm.terms import RouteRequest, Terms, price
 from swarmd.swarm.view import View
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results" / "routing.json"
 T = TypeVar("T")
 Row = dict[str, float]
-PEERS = (64, 1_000, 10_000)
-SWARMS = 24
 REPEATS = 5
 MODELS = (32, 80)
 """Blocks of the models that are served."""
@@ -73,8 +63,8 @@ class Samples:
         return row
 
 
-def run(peers: Sequence[int] = PEERS, swarms: int = SWARMS) -> list[Row]:
-    """Return a row for each number of peers; `_ms` are milliseconds.
+def run(peers: Sequence[int], swarms: int) -> list[Row]:
+    """Return a row for each number of peers, over so many swarms; `_ms` are milliseconds.
 
     view: a view made of announcements. index: what the first route of a view makes for all others.
     first: a route on a new view, index included. choose: a route after it. full: the search among
@@ -151,62 +141,3 @@ class Case:
         terms = Terms(self.request, self._blocks(), self.health, self.view.now)
         found = map(terms.offer, self.view.serving("demo"))
         return {offer.peer.peer_id: offer for offer in found if offer is not None}
-
-
-COLUMNS = {
-    "peers": ("peers", ",.0f"),
-    "view_ms_p50": ("view", ".2f"),
-    "index_ms_p50": ("index", ".2f"),
-    "first_ms_p50": ("first", ".2f"),
-    "first_ms_p95": ("p95", ".2f"),
-    "choose_ms_p50": ("choose", ".2f"),
-    "choose_ms_p95": ("p95", ".2f"),
-    "full_ms_p50": ("full", ".1f"),
-    "ratio_p50": ("cost", ".3f"),
-    "ratio_p95": ("p95", ".3f"),
-    "ratio_max": ("max", ".3f"),
-    "links_p95": ("links p95", ",.0f"),
-}
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows for people."""
-    lines = [" ".join(f"{title:>9}" for title, _ in COLUMNS.values())]
-    for row in rows:
-        lines.append(" ".join(f"{row[key]:>9{form}}" for key, (_, form) in COLUMNS.items()))
-    return "\n".join([*lines, "milliseconds; cost is by that of the full search"])
-
-
-def record(rows: Sequence[Row]) -> dict[str, object]:
-    """Return the rows with where and how they were measured."""
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-        },
-        "commit": commit.stdout.strip(),
-        "command": " ".join(["python", "bench/routing.py", *sys.argv[1:]]),
-        "rows": [{key: round(value, 4) for key, value in row.items()} for row in rows],
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--peers", default=",".join(map(str, PEERS)), help="sizes of swarms")
-    parser.add_argument("--swarms", type=int, default=SWARMS, help="of each size")
-    parser.add_argument("--json", action="store_true", help="print the record, not the table")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    rows = run([int(count) for count in given.peers.split(",")], given.swarms)
-    found = json.dumps(record(rows), indent=2)
-    given.output.write_text(found + "\n")
-    print(found if given.json else table(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -24,13 +24,14 @@ from swarmd.client.request import (
     Prompt,
     generate_request,
     kept_session,
+    release_request,
     tokenize_request,
 )
 from swarmd.client.resume import ResumePolicy, another_node_may_do
 from swarmd.core import options
 from swarmd.core.config import GRPC_PORT
 from swarmd.core.errors import ConfigError, PeerUnreachable, RequestError, SwarmdError
-from swarmd.core.results import Completion, SwarmStatus
+from swarmd.core.results import Completion, KeptSession, SwarmStatus
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1.inference_pb2_grpc import InferenceStub
 from swarmd.wire.status import error_from_rpc
@@ -145,6 +146,16 @@ class AsyncClient:
         request = tokenize_request(ids, model, False)
         reply = await self._ask(lambda stub, t: stub.Tokenize(request, timeout=t), timeout)
         return str(reply.text)
+
+    async def release(self, kept: KeptSession | str, *, timeout: float | None = None) -> None:
+        """End the lease of a kept session, so that others can have the room on all its hops.
+
+        Who goes on from it already is not affected. Raises LeaseEnded if it is kept no longer.
+        """
+        kept = kept_session(kept)
+        request = release_request(kept)
+        limit = _positive("timeout", _first(timeout, self._timeout, CALL_TIMEOUT_S))
+        await self._ask_one(kept.address, lambda stub, t: stub.Release(request, timeout=t), limit)
 
     async def drain(self, force: bool = False, *, timeout: float | None = None) -> int:
         """Ask the node to finish its sessions and exit; return how many were running.

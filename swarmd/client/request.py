@@ -148,16 +148,26 @@ def kept_session(value: KeptSession | str) -> KeptSession:
     return KeptSession.parse(value) if isinstance(value, str) else value
 
 
+def release_request(kept: KeptSession) -> pb.ReleaseRequest:
+    """Return the request that ends its lease. Raises RequestError."""
+    session, secret = _key(kept)
+    return pb.ReleaseRequest(session=session, secret=secret)
+
+
+def _key(kept: KeptSession) -> tuple[bytes, bytes]:
+    try:
+        return bytes.fromhex(kept.session), bytes.fromhex(kept.secret)
+    except ValueError:
+        raise RequestError("a kept session's id and secret are hex digits") from None
+
+
 def _continue(value: KeptSession | str, recompute: bool) -> pb.ContinueFrom:
     kept = kept_session(value)
     if recompute and not kept.token_ids:
         raise RequestError(
             "recompute needs the session's token_ids, and its name does not say them"
         )
-    try:
-        session, secret = bytes.fromhex(kept.session), bytes.fromhex(kept.secret)
-    except ValueError:
-        raise RequestError("a kept session's id and secret are hex digits") from None
+    session, secret = _key(kept)
     return pb.ContinueFrom(
         session=session,
         secret=secret,

@@ -18,7 +18,14 @@ from swarmd.client.generation import Generation
 from swarmd.client.request import GenerateArguments, Prompt
 from swarmd.client.resume import ResumePolicy
 from swarmd.core.errors import UsageError
-from swarmd.core.results import Completion, Coordinator, RouteHop, SwarmStatus, TokenOutput
+from swarmd.core.results import (
+    Completion,
+    Coordinator,
+    KeptSession,
+    RouteHop,
+    SwarmStatus,
+    TokenOutput,
+)
 
 T = TypeVar("T")
 
@@ -212,6 +219,10 @@ class Client:
     ) -> str:
         """Return the text of token ids."""
         return self._thread.wait(self._client.detokenize(ids, model=model, timeout=timeout))
+
+    def release(self, kept: KeptSession | str, *, timeout: float | None = None) -> None:
+        """End the lease of a kept session; see `AsyncClient.release`."""
+        self._thread.wait(self._client.release(kept, timeout=timeout))
 
     def drain(self, force: bool = False, *, timeout: float | None = None) -> int:
         """Ask the node to finish its sessions and exit; see `AsyncClient.drain`."""

@@ -247,6 +247,14 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """To a hop, from whoever knows the secret: a session that is kept is kept no longer."""
+
+    session: bytes
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """Coordinator to hop: these sessions live. Without it for `--orphan-grace`, a hop evicts."""
 
@@ -347,6 +355,7 @@ SessionFrame = (
     | Failed
     | Close
     | Keep
+    | Release
     | Copy
     | KV
     | Copied

@@ -23,7 +23,7 @@ from swarmd.core.errors import (
     SessionLost,
     SwarmdError,
 )
-from swarmd.core.frames import SessionFrame
+from swarmd.core.frames import Release, SessionFrame
 from swarmd.core.peers import ModelInfo
 from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.node.coordinator_stats import CoordinatorStats
@@ -204,6 +204,12 @@ class Coordinator:
         self._handle(run, ev.Stop(reason))
         if tokens is not None:
             self.kept.cut(run.session, len(run.driver.request.prompt_ids) + tokens)
+
+    def release(self, session: bytes, secret: bytes) -> None:
+        """End the lease of a kept session on all hops. Raises LeaseEnded, RequestError."""
+        kept = self.kept.release(session, secret, asyncio.get_running_loop().time())
+        for hop in kept.route:
+            self._send(hop.peer_id, (Release(session, secret),))
 
     def on_frames(self, peer_id: str, frames: Sequence[SessionFrame]) -> None:
         """Take frames that are meant for a coordinator; what follows from them leaves together."""

@@ -186,6 +186,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         except SwarmdError as error:
             return await abort(context, error)
 
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
+        """End a lease early."""
+        try:
+            self._loaded().coordinator.release(request.session, request.secret)
+            return pb.ReleaseReply()
+        except SwarmdError as error:
+            return await abort(context, error)
+
 
 class _Stream:
     """One generation's events, made of what happens to its session."""

@@ -85,11 +85,7 @@ class KeptBook:
         That is when the request brings the ids, or its prompt is `whole` in itself: None then, if
         it brings none. Raises LeaseEnded, or RequestError for what was never kept.
         """
-        if len(asked.session) != SESSION_ID_BYTES or len(asked.secret) != SECRET_BYTES:
-            raise RequestError("a kept session is named by its id and secret, 16 bytes each")
-        kept = self._kept.get(asked.session)
-        if kept is not None and not hmac.compare_digest(kept.secret, asked.secret):
-            kept = None
+        kept = self._named(asked.session, asked.secret)
         if kept is not None and kept.ends_at > now:
             if asked.tokens > len(kept.ids):
                 raise RequestError(
@@ -102,14 +98,30 @@ class KeptBook:
             return Kept(asked.session, asked.secret, ids, len(ids))
         if whole:
             return None
-        raise LeaseEnded(_why(asked.session, kept, now))
+        advice = f"{AGAIN}, or keep it for longer" if kept else AGAIN
+        raise LeaseEnded(f"{_why(asked.session, kept, now)}: {advice}")
+
+    def release(self, session: bytes, secret: bytes, now: float) -> Kept:
+        """Forget a session before its lease ends; return it, since hops keep it yet.
+
+        Raises LeaseEnded if it is not kept here, RequestError for what names no session.
+        """
+        kept = self._named(session, secret)
+        if kept is None or kept.ends_at <= now:
+            raise LeaseEnded(f"{_why(session, kept, now)}: there is nothing to release")
+        return self._kept.pop(session)
+
+    def _named(self, session: bytes, secret: bytes) -> Kept | None:
+        """Return a session that was kept here, to those who know its secret."""
+        if len(session) != SESSION_ID_BYTES or len(secret) != SECRET_BYTES:
+            raise RequestError("a kept session is named by its id and secret, 16 bytes each")
+        kept = self._kept.get(session)
+        return kept if kept and hmac.compare_digest(kept.secret, secret) else None
 
 
 def _why(session: bytes, kept: Kept | None, now: float) -> str:
     name = session.hex()[:8]
     if kept is None:
-        return f"session {name} is not kept by this node, or its lease has ended: {AGAIN}"
-    return (
-        f"the lease of session {name} ended {now - kept.ends_at:.1f} s ago, after "
-        f"{kept.lease_s:g} s: {AGAIN}, or keep it for longer"
-    )
+        return f"session {name} is not kept by this node, or its lease has ended"
+    ago = now - kept.ends_at
+    return f"the lease of session {name} ended {ago:.1f} s ago, after {kept.lease_s:g} s"

@@ -24,6 +24,7 @@ from swarmd.core.frames import (
     Opened,
     Poll,
     Refusal,
+    Release,
     Resume,
     Step,
     Token,
@@ -108,6 +109,7 @@ class HopTable:
             Copied: self.copies.copied,
             Failed: self._failed_downstream,
             Poll: self.polls.answer,
+            Release: self.leases.release,
         }
 
     def handle(self, event: HopEvent, now: float) -> list[HopAction]:
@@ -235,8 +237,7 @@ class HopTable:
 
     def _keep(self, sender: str, order: Keep, now: float) -> list[HopAction]:
         for session_id in order.sessions:
-            session = self._of_coordinator(sender, session_id)
-            if session is not None:
+            if session := self._of_coordinator(sender, session_id):
                 self._used(session, now)
         return []
 

@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from swarmd.core.frames import Open, Refusal
+from swarmd.core.frames import Open, Refusal, Release
 from swarmd.core.span import Span
 from swarmd.pipeline.admission import Refused
 from swarmd.pipeline.events import Attach, HopAction
@@ -161,10 +161,19 @@ class Leases:
 
     def _find(self, order: Open) -> _Lease | None:
         past = order.past
-        lease = self._leases.get(past.session) if past else None
-        if lease is None or past is None or lease.blocks != order.blocks:
-            return None
-        return lease if hmac.compare_digest(lease.secret, past.secret) else None
+        lease = self._known(past.session, past.secret) if past else None
+        return lease if lease and lease.blocks == order.blocks else None
+
+    def _known(self, session: bytes, secret: bytes) -> _Lease | None:
+        lease = self._leases.get(session)
+        return lease if lease and hmac.compare_digest(lease.secret, secret) else None
+
+    def release(self, sender: str, order: Release, now: float) -> list[HopAction]:
+        """End a lease early for whoever knows the secret; nobody learns what is kept here."""
+        if self._known(order.session, order.secret):
+            self._counters.leases_ended += 1
+            self._drop(order.session)
+        return []
 
     def end(self, now: float) -> None:
         """Let go of what has been kept long enough; who has begun with it keeps it yet."""

@@ -54,6 +54,11 @@ class InferenceStub:
                 request_serializer=swarmd_dot_v1_dot_inference__pb2.DrainRequest.SerializeToString,
                 response_deserializer=swarmd_dot_v1_dot_inference__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/swarmd.v1.Inference/Release',
+                request_serializer=swarmd_dot_v1_dot_inference__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=swarmd_dot_v1_dot_inference__pb2.ReleaseReply.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -87,6 +92,14 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Release(self, request, context):
+        """Ends the lease of a kept session, asked of the node that knows it: what it held comes free on all
+        hops, once nobody who goes on from it needs it. Fails with `LeaseEnded` where it is not kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +122,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=swarmd_dot_v1_dot_inference__pb2.DrainRequest.FromString,
                     response_serializer=swarmd_dot_v1_dot_inference__pb2.DrainReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=swarmd_dot_v1_dot_inference__pb2.ReleaseRequest.FromString,
+                    response_serializer=swarmd_dot_v1_dot_inference__pb2.ReleaseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +237,33 @@ class Inference:
             '/swarmd.v1.Inference/Drain',
             swarmd_dot_v1_dot_inference__pb2.DrainRequest.SerializeToString,
             swarmd_dot_v1_dot_inference__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/swarmd.v1.Inference/Release',
+            swarmd_dot_v1_dot_inference__pb2.ReleaseRequest.SerializeToString,
+            swarmd_dot_v1_dot_inference__pb2.ReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,

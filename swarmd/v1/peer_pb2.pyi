@@ -72,7 +72,7 @@ class IntroduceReply(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving", "poll", "polled")
+    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving", "poll", "polled", "release")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class Frame(_message.Message):
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     POLL_FIELD_NUMBER: _ClassVar[int]
     POLLED_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     open: Open
@@ -111,7 +112,8 @@ class Frame(_message.Message):
     leaving: Leaving
     poll: Poll
     polled: Polled
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., poll: _Optional[_Union[Poll, _Mapping]] = ..., polled: _Optional[_Union[Polled, _Mapping]] = ...) -> None: ...
+    release: Release
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., poll: _Optional[_Union[Poll, _Mapping]] = ..., polled: _Optional[_Union[Polled, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "peer_id", "address")
@@ -386,6 +388,14 @@ class Close(_message.Message):
     prefix_unit: int
     keep_ms: int
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prefix: _Optional[_Iterable[bytes]] = ..., prefix_unit: _Optional[int] = ..., keep_ms: _Optional[int] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("session", "secret")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    secret: bytes
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class Keep(_message.Message):
     __slots__ = ("sessions",)

@@ -20,6 +20,7 @@ from swarmd.core.frames import (
     Poll,
     Polled,
     Refusal,
+    Release,
     Resume,
     SessionFrame,
     Step,
@@ -197,6 +198,7 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     Failed: _failed_to_pb,
     Close: _close_to_pb,
     Keep: lambda f: pb.Frame(keep=pb.Keep(sessions=f.sessions)),
+    Release: lambda f: pb.Frame(release=pb.Release(session=f.session, secret=f.secret)),
     Copy: lambda f: pb.Frame(
         copy=pb.Copy(
             session=f.session,

@@ -16,7 +16,6 @@ from typing import Any
 from swarmd.core.errors import ConfigError, ProtocolError, RequestError
 from swarmd.core.frames import (
     KV,
-    SECRET_BYTES,
     SESSION_ID_BYTES,
     Close,
     Copied,
@@ -31,6 +30,7 @@ from swarmd.core.frames import (
     Payload,
     Poll,
     Refusal,
+    Release,
     Resume,
     SessionFrame,
     Step,
@@ -41,7 +41,7 @@ from swarmd.core.prefix import KEY_BYTES
 from swarmd.core.span import Span
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import limits, polls
-from swarmd.wire.past import past_from_pb, tenant_from_pb
+from swarmd.wire.past import past_from_pb, secret_from_pb, tenant_from_pb
 from swarmd.wire.sampling import sampling_from_pb
 
 KV_TENSORS = ("key", "value")
@@ -102,8 +102,6 @@ def _refusal(value: int) -> Refusal | None:
 
 
 def _open_from_pb(m: pb.Open) -> tuple[Open]:
-    if len(m.secret) != SECRET_BYTES:
-        raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(m.secret)}")
     if not _DIGEST.fullmatch(m.model_digest):
         raise ProtocolError("a model digest is 64 hex digits")
     if len(m.token_ids) > limits.MAX_POSITIONS or len(m.token_ids) > m.max_positions:
@@ -111,7 +109,7 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
     return (
         Open(
             session=_session(m.session),
-            secret=m.secret,
+            secret=secret_from_pb(m.secret),
             epoch=_epoch(m.epoch),
             fresh=m.fresh,
             model_digest=m.model_digest,
@@ -304,6 +302,7 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
         ),
     ),
     "keep": lambda m: (Keep(tuple(_session(s) for s in _many(m.sessions))),),
+    "release": lambda m: (Release(_session(m.session), secret_from_pb(m.secret)),),
     "copy": lambda m: (
         Copy(
             _session(m.session),

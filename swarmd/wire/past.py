@@ -24,15 +24,21 @@ def past_to_pb(past: Past) -> pb.Past:
 
 def past_from_pb(m: pb.Past, prompt_tokens: int) -> Past:
     """Return the past of a prompt of that length. Raises ProtocolError."""
-    if len(m.secret) != SECRET_BYTES:
-        raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(m.secret)}")
+    secret = secret_from_pb(m.secret)
     if not 1 <= m.tokens <= prompt_tokens:
         raise ProtocolError(f"a past of {m.tokens} positions for a prompt of {prompt_tokens}")
     if len(m.session) != SESSION_ID_BYTES:
         raise ProtocolError(f"a session id has {SESSION_ID_BYTES} bytes, not {len(m.session)}")
     if max(m.floor, m.run) > MAX_POSITIONS:
         raise ProtocolError(f"a place beyond {MAX_POSITIONS} in a past")
-    return Past(m.session, m.secret, m.tokens, m.floor, m.run)
+    return Past(m.session, secret, m.tokens, m.floor, m.run)
+
+
+def secret_from_pb(value: bytes) -> bytes:
+    """Return a session's secret. Raises ProtocolError if it is none."""
+    if len(value) != SECRET_BYTES:
+        raise ProtocolError(f"a session secret has {SECRET_BYTES} bytes, not {len(value)}")
+    return value
 
 
 def tenant_from_pb(value: bytes) -> bytes:

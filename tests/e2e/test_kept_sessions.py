@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -37,13 +37,13 @@ def pair(model_dir: Path) -> Iterator[LocalSwarm]:
 def client(pair: LocalSwarm) -> Iterator[Client]:
     with Client(pair.addresses, timeout=60.0) as one:
         yield one
-    wait_until_kv_is_free(pair)
+    wait_until_kv_is_free(pair.addresses)
 
 
-def wait_until_kv_is_free(nodes: LocalSwarm) -> None:
+def wait_until_kv_is_free(addresses: Sequence[str]) -> None:
     """Wait until all leases have ended: tests ask for short ones."""
     deadline = time.monotonic() + 20.0
-    for address in nodes.addresses:
+    for address in addresses:
         with Client(address) as client:
             while client.status().counters["hop_kv_reserved_bytes"]:
                 assert time.monotonic() < deadline, "KV is still in use"
@@ -127,6 +127,21 @@ def test_a_lease_that_has_ended_is_an_error_that_says_what_to_do(
         ask(client, [5], 10, continue_from=first.kept)
     again = ask(client, [5], 10, continue_from=first.kept, recompute=True)
     assert again.token_ids == alone(model_dir, [*first.kept.token_ids, 5], 10)
+
+
+def test_a_lease_can_be_released_early(client: Client) -> None:
+    free = kv_bytes(client)
+    first = ask(client, PROMPT, 10, keep_alive=100)
+    assert first.kept is not None
+    assert kv_bytes(client) > free
+    with pytest.raises(LeaseEnded, match="not kept by this node"):
+        client.release(replace(first.kept, secret="00" * 16))
+    client.release(str(first.kept))
+    wait_until_kv_is_free(client.nodes)
+    with pytest.raises(LeaseEnded, match="nothing to release"):
+        client.release(first.kept)
+    with pytest.raises(LeaseEnded):
+        ask(client, [5], 4, continue_from=first.kept)
 
 
 def test_a_session_that_was_never_kept_is_an_error(client: Client) -> None:

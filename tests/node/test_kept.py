@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from swarmd.core.errors import LeaseEnded, RequestError
@@ -49,6 +51,22 @@ def test_strangers_learn_nothing() -> None:
         book().find(asked(secret=b"short"), 101.0, whole=False)
     with pytest.raises(RequestError, match="11 tokens of a kept session that has 10"):
         book().find(asked(tokens=11), 101.0, whole=False)
+
+
+def test_a_session_that_is_released_is_kept_no_longer() -> None:
+    one = book()
+    with pytest.raises(LeaseEnded, match="not kept by this node"):
+        one.release(ID, b"x" * 16, 101.0)
+    assert one.release(ID, SECRET, 101.0) == replace(KEPT, ends_at=130.0)
+    assert not len(one)
+    for again in (
+        lambda: one.release(ID, SECRET, 102.0),
+        lambda: book().release(ID, SECRET, 131.0),
+    ):
+        with pytest.raises(LeaseEnded, match="there is nothing to release"):
+            again()
+    with pytest.raises(RequestError, match="16 bytes each"):
+        one.release(ID, b"short", 101.0)
 
 
 def test_the_book_is_bounded_and_forgets_what_has_ended() -> None:

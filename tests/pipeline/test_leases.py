@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from swarmd.core.errors import KVExhausted, PromptTooLong
-from swarmd.core.frames import Past
+from swarmd.core.frames import Past, Release
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.hop import HopPolicy
@@ -195,6 +195,40 @@ def test_what_may_be_kept_is_bounded_and_refused_at_the_beginning() -> None:
     talk.turn(tuple(range(100, 140)), keep_s=0)
     # A next turn counts with what it adds only.
     talk.turn((1, 2), past, max_tokens=10)
+
+
+def release(swarm: Swarm, client: Client, secret: bytes = b"") -> None:
+    for peer in NODES:
+        order = Release(client.request.session, secret or client.request.secret)
+        swarm.links.send("boss", peer, order)
+    swarm.run(swarm.now + 1)
+
+
+def test_a_lease_that_is_released_makes_room_at_once_for_another() -> None:
+    swarm = make(keep=70)
+    talk = Talk(swarm)
+    past = talk.turn(PROMPT, keep_s=1000.0)
+    full = used(swarm)
+    release(swarm, past, b"x" * 16)
+    assert used(swarm) == full > 0, "who does not know the secret ends nothing"
+    release(swarm, past)
+    assert used(swarm) == 0
+    assert not any(len(node.table.leases) for node in swarm.nodes.values())
+    talk.turn(PROMPT[::-1], keep_s=1000.0)
+    release(swarm, past)
+    assert used(swarm) == full, "to release twice touches nothing else"
+
+
+def test_who_has_gone_on_from_a_session_keeps_what_it_shares_when_that_is_released() -> None:
+    swarm = make()
+    talk = Talk(swarm)
+    past = talk.turn(PROMPT)
+    fork = talk.begin((1, 2, 3), past, keep_s=0.0)
+    swarm.run(swarm.now + 50, lambda: not fork.ids)
+    release(swarm, past)
+    assert cached(talk.end(fork)) == len(PROMPT) + TOKENS - 1
+    swarm.run(swarm.now + 1)
+    assert used(swarm) == 0
 
 
 def test_a_session_that_could_never_be_kept_is_told_so() -> None:

@@ -1,6 +1,7 @@
 """Scenario `routing`: routes over thousands of simulated peers, as bench/routing.py measures them.
 
-That file belongs to a checkout, not to the package; without it the scenario is skipped.
+That file searches swarms of the tests with the router itself, so it belongs to a checkout, not to
+the package; without it the scenario is skipped.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ from swarmd.cli.bench.report import Baseline, Chart, Column, Report, Row
 from swarmd.cli.bench.run import Run
 from swarmd.cli.bench.settings import Settings
 
-PEERS = (1_000, 10_000)
+PEERS = (64, 1_000, 10_000)
 DEFAULTS = Settings(sessions=PEERS, rounds=8, budget_s=600.0)
 SOURCE = Path(swarmd.__file__).parent.parent / "bench" / "routing.py"
 COLUMNS = (
     Column("peers", "peers", ",.0f"),
     Column("choose_ms_p50", "a route, ms", ".2f"),
     Column("choose_ms_p95", "  p95", ".2f"),
-    Column("first_ms_p50", "the first route of a view, ms", ".2f"),
+    Column("view_ms_p50", "a view, ms", ".2f"),
+    Column("index_ms_p50", "its index, ms", ".2f"),
+    Column("first_ms_p50", "its first route, ms", ".2f"),
+    Column("first_ms_p95", "  p95", ".2f"),
+    Column("links_p95", "pairs weighed, p95", ",.0f"),
     Column("full_ms_p50", "search among all peers, ms", ".1f"),
     Column("ratio_to_full", "  times as long", ",.0f"),
     Column("ratio_p50", "cost against that search", ".3f"),
     Column("ratio_p95", "  p95", ".3f"),
+    Column("ratio_max", "  at most", ".3f"),
 )
 CHART = Chart(
     x="peers",
