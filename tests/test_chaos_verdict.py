@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.chaos import table
 from bench.chaos.verdict import Bar, Calm, Findings, Stream, judge
 
 REFERENCE = {("a", 3): [1, 2, 3]}
@@ -45,3 +46,8 @@ def test_a_stall_is_the_longest_wait_after_the_fault_less_the_usual_one() -> Non
     assert round(calm.stall(one), 3) == 0.5
     one.hit_at = 0.5
     assert round(calm.stall(one), 3) == 1.8
+
+
+def test_the_page_about_failures_shows_the_verdicts_that_are_kept() -> None:
+    # After a new verdict: python -m bench.chaos.table
+    assert table.BEGIN + table.table() + table.END in table.PAGE.read_text()

@@ -10,18 +10,18 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from bench.chaos import namespaces
-from bench.chaos.lab import SPANS, Lab, Settings
+from bench.chaos.lab import SPANS, Lab, Settings, roomy_model
 from bench.chaos.scenarios import SCENARIOS
 from bench.chaos.verdict import judge
 from swarmd.cli.bench.machine import circumstances
 from swarmd.cli.bench.others import Others
-from swarmd.cli.demo import demo_model
 
 RESULTS = Path(__file__).parent.parent / "results"
 QUIET = 0.2
@@ -75,11 +75,14 @@ async def run(options: argparse.Namespace, names: list[str]) -> int:
         full=options.full,
         silence_s=options.silence,
     )
-    flags = ("--dtype", options.dtype, "--threads", "1", "--kv-memory", "64MiB")
-    flags = (*flags, "--chunk-size", "64", *options.flag)
+    flags = ("--dtype", options.dtype, "--threads", "1", "--kv-memory", "1GiB")
+    flags = (*flags, "--max-sessions", "1024", "--chunk-size", "64", *options.flag)
     env = {"OMP_NUM_THREADS": "1"}
     failed = []
-    with namespaces.swarm(str(demo_model()), SPANS, flags, env, options.keep) as nodes:
+    with (
+        tempfile.TemporaryDirectory(prefix="swarmd-model-") as directory,
+        namespaces.swarm(roomy_model(directory), SPANS, flags, env, options.keep) as nodes,
+    ):
         lab = Lab(nodes, settings)
         lab.witness([(p, settings.tokens) for p in dict.fromkeys(lab.prompts)])
         await lab.ready()

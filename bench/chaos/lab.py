@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ SPANS = ("0:3", "6:8", "0:3", "3:6", "3:6", "6:8")
 """The first two are the doors of the others: without them each block is still held by somebody."""
 READY_S = 240.0
 SETTLE_S = 60.0
+ROOM = 8192
+"""Positions. The demo model's rotary embedding goes on beyond its 4,096 as transformers' does."""
 FREE_S = 35.0
 """In which the KV of whatever has ended must be free."""
 PROMPTS = (
@@ -75,8 +79,8 @@ class Settings:
     """How long a stopped or cut off node is silent."""
     patience_s: float = 20.0
     """How long it is waited for afterwards."""
-    flags: tuple[str, ...] = ()
-    """More flags for the daemons."""
+    calm_rounds: int = 2
+    """How often the work is run undisturbed for comparison, after once to warm up."""
 
 
 @dataclass(slots=True)
@@ -173,10 +177,10 @@ class Lab:
 
     # What is right ----------------------------------------------------------------------------
 
-    async def calm(self, work: Work, rounds: int = 2) -> Calm:
+    async def calm(self, work: Work, rounds: int | None = None) -> Calm:
         """Run the work undisturbed; what comes is the reference where there is none yet."""
         streams: list[Stream] = []
-        for turn in range(rounds + 1):
+        for turn in range(1 + (self.settings.calm_rounds if rounds is None else rounds)):
             async with self.load(work) as load:
                 load.stop()
             for stream in load.streams:
@@ -193,6 +197,15 @@ class Lab:
             return
         new = [key for key in wanted if key not in self.reference]
         self.reference.update(zip(new, whole_model(demo_model(), new), strict=True))
+
+
+def roomy_model(directory: str) -> str:
+    """Write the demo model there as one that takes contexts of twice the length; return where."""
+    shutil.copytree(demo_model(), directory, dirs_exist_ok=True)
+    config = Path(directory) / "config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps(said | {"max_position_embeddings": ROOM}))
+    return directory
 
 
 def whole_model(directory: Path, wanted: Sequence[tuple[str, int]]) -> list[list[int]]:

@@ -1,6 +1,9 @@
-"""The way between two nodes spoils what passes: it flips bytes, or says everything twice."""
+"""The ways between all nodes spoil what passes: they flip bytes, or say everything twice."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 from bench.chaos.lab import Lab
 from bench.chaos.proxies import Duplicating, Flipping, Proxy
@@ -11,42 +14,51 @@ ROUNDS = 3
 
 async def flip(lab: Lab) -> Findings:
     """Bytes between peers are flipped: links break, frames are refused, and no token is wrong."""
-    return await _through(lab, Flipping(lab.settings.seed))
+    return await _through(lab, lambda address: Flipping(address, lab.settings.seed))
 
 
 async def duplicate(lab: Lab) -> Findings:
     """Every message between peers comes twice: the second one changes nothing."""
-    return await _through(lab, Duplicating())
+    return await _through(lab, Duplicating)
 
 
-async def _through(lab: Lab, proxy: Proxy) -> Findings:
-    """Put a node behind the proxy in the place of one of the two that hold the middle."""
+async def _through(lab: Lab, make: Callable[[str], Proxy]) -> Findings:
+    """Put a proxy before each node: of two that are linked, either may have dialled the other."""
     await lab.revive()
-    work = lab.work(tokens=2 * lab.settings.tokens)
-    found = Findings(calm=await lab.calm(work), runs=0, counted=0)
-    replaced = next(n for n in lab.nodes.nodes if "3:6" in n.args)
-    replaced.kill()
-    await proxy.listen()
-    extra = lab.nodes.add("3:6", "--listen", proxy.target, "--announce", proxy.address)
-    lab.nodes.nodes.remove(replaced)
-    try:
+    # Streams of clients are not what is spoilt here: they stay where they began.
+    work = lab.work(tokens=2 * lab.settings.tokens, allow_redirect=False)
+    found = Findings(calm=await lab.calm(work), runs=0)
+    proxies = [make(node.address) for node in lab.nodes.nodes]
+    usual = [node.args for node in lab.nodes.nodes]
+    async with AsyncExitStack() as stack:
+        for node in lab.nodes.nodes:
+            node.kill()
+        for node, proxy in zip(lab.nodes.nodes, proxies, strict=True):
+            await proxy.listen()
+            stack.push_async_callback(proxy.close)
+            node.args += ("--listen", proxy.target, "--announce", proxy.address)
+            node.restart()
         await lab.ready()
-        extra.address = proxy.target  # clients' streams are not what is spoilt here
+        for node, proxy in zip(lab.nodes.nodes, proxies, strict=True):
+            node.address = proxy.target
         await lab.settle()
         for _ in range(lab.settings.runs or ROUNDS):
-            proxy.active = True
+            _activate(proxies, True)
             async with lab.load(work) as load:
                 await load.all_have(1)
                 load.mark_all()
             found.streams += load.streams
             found.runs += 1
-        proxy.active = False
-    finally:
-        extra.kill()
-        lab.nodes.nodes.remove(extra)
-        lab.nodes.nodes.append(replaced)
-        await proxy.close()
-    found.counted = proxy.spoilt
-    found.facts = {"spoilt": proxy.spoilt, "bytes_through": proxy.passed}
+        _activate(proxies, False)
+        for node, args in zip(lab.nodes.nodes, usual, strict=True):
+            node.kill()
+            node.args = args
+    found.counted = sum(proxy.spoilt for proxy in proxies)
+    found.facts = {"spoilt": found.counted, "bytes_through": sum(proxy.passed for proxy in proxies)}
     found.bars = [Bar("failed_requests", sum(bool(s.error) for s in found.streams), 0)]
     return found
+
+
+def _activate(proxies: list[Proxy], active: bool) -> None:
+    for proxy in proxies:
+        proxy.active = active

@@ -33,6 +33,8 @@ class Work:
     """Whether a client whose request has ended begins another one, until `stop`."""
     shared: bool = True
     """Whether prompts that are known may be taken from the prefix cache."""
+    standby: int | None = None
+    """Copies of each hop's KV that other nodes hold."""
 
 
 class Load:
@@ -106,6 +108,11 @@ class Load:
                 raise SwarmdError(f"client {client} ended without a route")
             await asyncio.sleep(0.002)
 
+    @property
+    def running(self) -> int:
+        """Requests that run now."""
+        return len(self._current)
+
     def generation(self, client: int) -> Generation:
         """The request that a client has running. Raises KeyError when there is none."""
         return self._current[client][1]
@@ -154,6 +161,7 @@ class Load:
             temperature=0.0,
             cache_salt=salt,
             allow_redirect=self._work.allow_redirect,
+            standby=self._work.standby,
         )
         stream = Stream(number, prompt, tokens, time.monotonic())
         self.streams.append(stream)

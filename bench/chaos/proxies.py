@@ -16,7 +16,7 @@ import grpc
 from swarmd.cli.local_swarm import free_port
 from swarmd.wire.channel import dial
 
-EVERY_BYTES = 32 << 10
+EVERY_BYTES = 64 << 10
 """One byte in so many is flipped."""
 QUIET_BYTES = 2048
 """A connection's beginning, which is left alone so that something is there to be broken."""
@@ -46,12 +46,12 @@ class Proxy(Protocol):
 class Flipping:
     """Flips a bit of a byte now and then, both ways."""
 
-    def __init__(self, seed: int) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
+    def __init__(self, address: str, seed: int) -> None:
+        self.address = address
         self.target = f"127.0.0.1:{free_port()}"
         self.active = False
         self.spoilt = self.passed = 0
-        self._rng = random.Random(seed)
+        self._rng = random.Random(f"{seed} {address}")
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -109,8 +109,8 @@ class Flipping:
 class Duplicating(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Says every message of a link twice, but for the first one each way: that is the handshake."""
 
-    def __init__(self) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
+    def __init__(self, address: str) -> None:
+        self.address = address
         self.target = f"127.0.0.1:{free_port()}"
         self.active = False
         self.spoilt = self.passed = 0

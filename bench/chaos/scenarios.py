@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bench.chaos import crowds, deaths, directory, leaving, links, partitions, scarcity, silence
+from bench.chaos import (
+    crowds,
+    deaths,
+    directory,
+    leaving,
+    links,
+    partitions,
+    scarcity,
+    silence,
+    standbys,
+)
 from bench.chaos.lab import Lab
 from bench.chaos.verdict import Findings
 
@@ -14,6 +24,7 @@ SCENARIOS: dict[str, Scenario] = {
     "kill": deaths.kill,
     "double": deaths.double,
     "all-killed": deaths.all_killed,
+    "standby": standbys.standby,
     "term": leaving.term,
     "drain-chain": leaving.drain_chain,
     "rolling": leaving.rolling,

@@ -123,6 +123,11 @@ ROWS = tuple(
         ),
         ("hop_copied_bytes", "hop_copied_bytes_total", "KV sent to peers that hold copies."),
         (
+            "hop_copy_lag_positions",
+            "hop_copy_lag_positions",
+            "Positions computed here that copies of their KV do not hold yet.",
+        ),
+        (
             "hop_copy_gaps",
             "hop_copy_gaps_total",
             "KV for copies that did not follow what was held.",

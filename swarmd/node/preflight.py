@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from swarmd.core import options
@@ -60,9 +60,10 @@ def _state_dir(path: Path) -> Iterator[None]:
                 f"state directory {path} is in use by the node with process id "
                 f"{lock.read(20).strip() or 'unknown'}; {hint}"
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        # It only helps the message above: a node whose disk is full runs all the same.
+        with suppress(OSError):
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 

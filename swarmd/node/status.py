@@ -88,6 +88,7 @@ class StatusReport:
         values["hop_kept_bytes"] = float(prefixes.pinned_bytes)
         values["hop_kept_sessions"] = float(len(self._host.table.leases))
         values["hop_sessions"] = float(len(self._host.table.sessions))
+        values["hop_copy_lag_positions"] = float(self._host.table.copies.lag)
         values["coordinator_sessions"] = float(len(self._coordinator))
         values["coordinator_suspected_peers"] = float(len(self._routes.suspected()))
         values["coordinator_demoted_peers"] = float(self._routes.demoted())

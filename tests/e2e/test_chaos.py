@@ -9,10 +9,11 @@ from bench.chaos.scenarios import SCENARIOS
 from bench.chaos.verdict import judge
 from swarmd.cli.local_swarm import LocalSwarm
 
-SHORT = Settings(runs=1, clients=4, silence_s=2.0, patience_s=0.0)
+SHORT = Settings(runs=1, clients=4, tokens=50, silence_s=2.0, patience_s=0.0, calm_rounds=0)
 
 
-@pytest.mark.parametrize("name", ["kill", "term", "stop"])
+# In this order nobody has to be started again before the last one.
+@pytest.mark.parametrize("name", ["stop", "term", "kill"])
 async def test_a_fault_costs_no_token(whole_swarm: LocalSwarm, name: str) -> None:
     lab = Lab(whole_swarm, SHORT)
     found = await SCENARIOS[name](lab)

@@ -84,3 +84,9 @@ def test_a_state_directory_that_cannot_be_one_is_named(tmp_path: Path) -> None:
     file.touch()
     assert refusal(config(file)).startswith(f"state directory {file}: ")
     assert refusal(config(file / "below")).startswith(f"state directory {file / 'below'}: ")
+
+
+def test_a_full_disk_does_not_keep_a_node_from_holding_its_directory(tmp_path: Path) -> None:
+    (tmp_path / preflight.LOCK_FILE).symlink_to("/dev/full")
+    with cleared(config(tmp_path)):
+        assert "is in use by the node" in refusal(config(tmp_path))

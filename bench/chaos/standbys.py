@@ -1,0 +1,132 @@
+"""A hop dies while another node holds a copy of its KV: with a long context as with a short one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from bench.chaos.deaths import KILL_AT, PLACES, victim_of
+from bench.chaos.lab import Lab, long_prompt
+from bench.chaos.load import Load, Work
+from bench.chaos.verdict import Bar, Calm, Findings, percentile
+
+FUNCTIONS = {"short": 2, "long": 230}
+"""Of a prompt: 38 tokens, and 4,140."""
+LONG_PROMPTS = 4
+"""So many that differ; computing the right answers takes most of the time."""
+TOKENS = 240
+"""Long enough that copies are whole before the kill, and streams go on after it."""
+LAG = 8
+"""Positions that a copy may lack when its hop is killed."""
+LAG_S = 20.0
+MOVED = ("hop_replayed_positions", "hop_recomputed_positions")
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What came of the kills with one length of context."""
+
+    work: Work
+    calm: Calm | None = None
+    runs: int = 0
+    counted: int = 0
+    stalls: list[float] = field(default_factory=list)
+    resent: float = 0.0
+    """Positions whose KV was sent after a kill, and that had been computed before it."""
+    bytes_sent: float = 0.0
+    replayed: list[float] = field(default_factory=list)
+    """Positions replayed or computed again, for each session that was hit."""
+    taken_over: float = 0.0
+
+    def facts(self) -> dict[str, object]:
+        return {
+            "runs": self.runs,
+            "counted": self.counted,
+            "sessions_hit": len(self.stalls),
+            "stall_p50_p99_ms": [round(percentile(self.stalls, p)) for p in (50, 99)],
+            "kv_bytes_sent_after_the_kill": round(self.bytes_sent),
+            "old_positions_sent_after_the_kill": round(self.resent),
+            "replayed_or_recomputed_per_session_hit": [round(n, 1) for n in self.replayed],
+            "sessions_taken_over": round(self.taken_over),
+        }
+
+
+async def standby(lab: Lab) -> Findings:
+    """SIGKILL of a hop whose KV another node has, 38 and 4,140 tokens into the context."""
+    found = Findings(runs=0, counted=0)
+    tallies = {name: _Tally(_work(lab, name)) for name in FUNCTIONS}
+    for turn in range(lab.settings.runs or 4):
+        tally = list(tallies.values())[turn % 2]
+        await lab.revive()
+        if tally.calm is None:
+            distinct = dict.fromkeys(tally.work.prompts)
+            await asyncio.to_thread(lab.witness, [(p, tally.work.tokens) for p in distinct])
+            tally.calm = await lab.calm(tally.work, rounds=1)
+        target = lab.rng.randrange(lab.settings.clients)
+        place = PLACES[:3][(turn // 2 + 1) % 3]
+        async with lab.load(tally.work) as load:
+            await _kill_one(lab, load, place, target, tally)
+        tally.runs += 1
+        found.streams += load.streams
+    found.calm = tallies["long"].calm
+    found.runs = sum(t.runs for t in tallies.values())
+    found.counted = sum(t.counted for t in tallies.values())
+    found.facts = {name: tally.facts() for name, tally in tallies.items()}
+    long, short = (percentile(tallies[name].stalls, 50) for name in ("long", "short"))
+    found.bars = [
+        Bar("stall_p99_ms", percentile(tallies["long"].stalls, 99), 500),
+        Bar("old_positions_sent_after_the_kill", sum(t.resent for t in tallies.values()), 0),
+        Bar("stall_p50_of_long_less_short_ms", long - short, 100),
+    ]
+    return found
+
+
+def _work(lab: Lab, name: str) -> Work:
+    prompts = [
+        long_prompt(client % LONG_PROMPTS, FUNCTIONS[name])
+        for client in range(lab.settings.clients)
+    ]
+    return lab.work(prompts=prompts, tokens=TOKENS, standby=1, shared=False)
+
+
+async def _kill_one(lab: Lab, load: Load, place: str, target: int, tally: _Tally) -> None:
+    assert tally.calm is not None
+    if not await load.all_have(KILL_AT) or not await _copied(lab, load, tally):
+        return
+    victim = victim_of(load, target, place)
+    before = await lab.counters()
+    tokens = sum(len(s.ids) for s in load.streams)
+    hit = load.mark(victim)
+    address = lab.node(victim).address
+    lab.node(victim).kill()
+    await load.over()
+    after = await lab.counters()
+
+    def growth(name: str) -> float:
+        return sum(after[a][name] - before[a][name] for a in after if a != address)
+
+    new = sum(len(s.ids) for s in load.streams) - tokens
+    lag = sum(one["hop_copy_lag_positions"] for one in before.values())
+    tally.counted += bool(hit)
+    tally.stalls += [tally.calm.stall(s) * 1000 for s in hit if s.done]
+    # Each new position may be copied once for each of three hops.
+    tally.resent += max(0.0, growth("hop_copied_positions") - 3 * new - lag)
+    tally.bytes_sent += growth("hop_copied_bytes")
+    tally.replayed.append(sum(map(growth, MOVED)) / max(1, len(hit)))
+    tally.taken_over += growth("hop_taken_over")
+
+
+async def _copied(lab: Lab, load: Load, tally: _Tally) -> bool:
+    """Wait until copies are there and hardly lag; False if that takes too long."""
+    began = time.monotonic()
+    wanted = 3 * len(tally.work.prompts)
+    while time.monotonic() - began < LAG_S:
+        found = (await lab.counters()).values()
+        # A copy is a session on its holder as well.
+        held = sum(one["hop_sessions"] for one in found)
+        lag = sum(one["hop_copy_lag_positions"] for one in found)
+        if held >= 2 * wanted and lag <= LAG * wanted:
+            return load.running == len(tally.work.prompts)
+        await asyncio.sleep(0.05)
+    return False
