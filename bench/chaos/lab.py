@@ -80,7 +80,7 @@ class Settings:
     patience_s: float = 20.0
     """How long it is waited for afterwards."""
     calm_rounds: int = 2
-    """How often the work is run undisturbed for comparison, after once to warm up."""
+    """How often the work is run undisturbed for comparison, after once to warm up; 0: that once."""
 
 
 @dataclass(slots=True)
@@ -180,7 +180,8 @@ class Lab:
     async def calm(self, work: Work, rounds: int | None = None) -> Calm:
         """Run the work undisturbed; what comes is the reference where there is none yet."""
         streams: list[Stream] = []
-        for turn in range(1 + (self.settings.calm_rounds if rounds is None else rounds)):
+        rounds = self.settings.calm_rounds if rounds is None else rounds
+        for turn in range(rounds + 1):
             async with self.load(work) as load:
                 load.stop()
             for stream in load.streams:
@@ -188,7 +189,7 @@ class Lab:
                     raise SwarmdError(f"undisturbed, and yet: {stream.error}")
                 self.reference.setdefault((stream.prompt, stream.tokens), list(stream.ids))
             # The first round warms up: links are opened, and prompts computed.
-            streams += load.streams if turn else []
+            streams = [*streams, *load.streams] if turn > 1 else load.streams
         return Calm.of(streams)
 
     def witness(self, wanted: Sequence[tuple[str, int]]) -> None:

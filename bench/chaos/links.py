@@ -53,8 +53,9 @@ async def _through(lab: Lab, make: Callable[[str], Proxy]) -> Findings:
         for node, args in zip(lab.nodes.nodes, usual, strict=True):
             node.kill()
             node.args = args
-    found.counted = sum(proxy.spoilt for proxy in proxies)
-    found.facts = {"spoilt": found.counted, "bytes_through": sum(proxy.passed for proxy in proxies)}
+    spoilt = sum(proxy.spoilt for proxy in proxies)
+    found.counted = found.runs if spoilt else 0
+    found.facts = {"spoilt": spoilt, "bytes_through": sum(proxy.passed for proxy in proxies)}
     found.bars = [Bar("failed_requests", sum(bool(s.error) for s in found.streams), 0)]
     return found
 
