@@ -48,7 +48,7 @@ async def kill(lab: Lab) -> Findings:
         of_run = [calm.stall(s) * 1000 for s in load.streams if s.hit_at and s.done]
         stalls += of_run
         by_place.setdefault(f"{place}, {phase}", []).extend(of_run)
-    found.calm = calms.get(("decode", True))
+    found.calm, found.stalls = calms.get(("decode", True)), stalls
     found.facts["stalls_p50_p99_ms"] = {
         place: [round(percentile(ms, 50)), round(percentile(ms, 99)), len(ms)]
         for place, ms in sorted(by_place.items())

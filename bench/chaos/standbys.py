@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from bench.chaos.deaths import KILL_AT, PLACES, victim_of
 from bench.chaos.lab import Lab, long_prompt
@@ -38,18 +39,26 @@ class _Tally:
     replayed: list[float] = field(default_factory=list)
     """Positions replayed or computed again, for each session that was hit."""
     taken_over: float = 0.0
+    later: list[float] = field(default_factory=list)
+    """Gaps after the one in which the hop was replaced, in ms: one node has the sessions of two."""
 
     def facts(self) -> dict[str, object]:
         return {
             "runs": self.runs,
             "counted": self.counted,
             "sessions_hit": len(self.stalls),
-            "stall_p50_p99_ms": [round(percentile(self.stalls, p)) for p in (50, 99)],
+            "stalls_ms": sorted(map(round, self.stalls)),
+            "undisturbed_gap_p50_p99_ms": self._undisturbed(),
+            "gap_p50_p99_ms_after_the_stall": [round(percentile(self.later, p)) for p in (50, 99)],
             "kv_bytes_sent_after_the_kill": round(self.bytes_sent),
             "old_positions_sent_after_the_kill": round(self.resent),
             "replayed_or_recomputed_per_session_hit": [round(n, 1) for n in self.replayed],
             "sessions_taken_over": round(self.taken_over),
         }
+
+    def _undisturbed(self) -> list[int]:
+        calm = self.calm
+        return [round(gap * 1000) for gap in (calm.gap_p50, calm.gap_p99)] if calm else []
 
 
 async def standby(lab: Lab) -> Findings:
@@ -70,6 +79,7 @@ async def standby(lab: Lab) -> Findings:
         tally.runs += 1
         found.streams += load.streams
     found.calm = tallies["long"].calm
+    found.stalls = [ms for tally in tallies.values() for ms in tally.stalls]
     found.runs = sum(t.runs for t in tallies.values())
     found.counted = sum(t.counted for t in tallies.values())
     found.facts = {name: tally.facts() for name, tally in tallies.items()}
@@ -110,6 +120,9 @@ async def _kill_one(lab: Lab, load: Load, place: str, target: int, tally: _Tally
     lag = sum(one["hop_copy_lag_positions"] for one in before.values())
     tally.counted += bool(hit)
     tally.stalls += [tally.calm.stall(s) * 1000 for s in hit if s.done]
+    for stream in hit:
+        gaps = [b - a for a, b in pairwise(stream.times) if b > (stream.hit_at or 0.0)]
+        tally.later += [gap * 1000 for gap in gaps[gaps.index(max(gaps)) + 1 :]]
     # Each new position may be copied once for each of three hops.
     tally.resent += max(0.0, growth("hop_copied_positions") - 3 * new - lag)
     tally.bytes_sent += growth("hop_copied_bytes")

@@ -110,8 +110,13 @@ class Findings:
     may_fail: bool = False
     """Whether a typed error is an answer too, as where nobody holds the blocks."""
 
+    stalls: list[float] | None = None
+    """In ms, where streams are compared with more than one `calm`."""
+
     def stalls_ms(self) -> list[float]:
         """Stalls of the streams that were hit and went on, ascending."""
+        if self.stalls is not None:
+            return sorted(self.stalls)
         if self.calm is None:
             return []
         hit = (s for s in self.streams if s.hit_at is not None and s.done)

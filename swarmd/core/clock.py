@@ -31,6 +31,14 @@ class SystemClock:
         return time.time()
 
 
+def ahead(sent: float, theirs: float, received: float) -> float:
+    """By how many seconds the own clock is ahead of another one, at least; negative: behind it.
+
+    The other one showed `theirs` between two looks at the own one. 0 where they may be the same.
+    """
+    return max(0.0, sent - theirs) + min(0.0, received - theirs)
+
+
 def earliest(*times: float | None) -> float | None:
     """Return the first of these times; None where there is none."""
     return min((at for at in times if at is not None), default=None)

@@ -83,7 +83,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     def _loaded(self) -> Parts:
         if self.parts is None:
-            raise CapacityError("this node is still loading its model; try again", 2.0)
+            raise PeerUnreachable("this node is still loading its model: ask another one, or again")
         return self.parts
 
     async def Generate(

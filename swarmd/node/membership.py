@@ -86,6 +86,7 @@ class Membership:
             self._links,
             self.presence.directory_addresses,
             lambda: [address, *self.presence.peer_addresses()],
+            clock,
         )
 
     @classmethod

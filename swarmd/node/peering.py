@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from swarmd import __version__
+from swarmd.core.clock import Clock
 from swarmd.core.errors import PeerUnreachable, ProtocolError
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.v1 import peer_pb2_grpc
@@ -30,11 +31,13 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         links: Links,
         directory_addresses: Callable[[], Sequence[str]],
         peer_addresses: Callable[[], Sequence[str]],
+        clock: Clock,
     ) -> None:
         self._peer_id = peer_id
         self._links = links
         self._directory_addresses = directory_addresses
         self._peer_addresses = peer_addresses
+        self._clock = clock
 
     async def Link(self, request_iterator: Any, context: Context) -> None:
         """Carry a link that another node has opened."""
@@ -47,6 +50,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
             version=__version__,
             directory_addresses=self._directory_addresses()[:MAX_ADDRESSES],
             peer_addresses=self._peer_addresses()[:MAX_ADDRESSES],
+            wall_time_s=self._clock.wall(),
         )
 
 

@@ -13,7 +13,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
-from swarmd.core.clock import Clock
+from swarmd.core.clock import Clock, ahead
 from swarmd.core.errors import ConfigError, DirectoryError, PeerError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.node.peering import introduce
@@ -34,6 +34,8 @@ RETRY_S = 0.5
 JOIN_RETRY_S = (0.5, 10.0)
 REMEMBER_S = (2.0, 60.0)
 """How often the file of known peers is written at most, when there are new ones and when not."""
+CLOCKS_DIFFER_S = 2.0
+"""From 3 s on hivemind refuses to join, from 10 s on announcements are not believed."""
 LEAVE_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 1.0
 
@@ -208,7 +210,9 @@ class Presence:
 
     async def _join_through(self, door: str) -> bool:
         try:
+            sent = self._clock.wall()
             reply = await self._ask(door, self.own_id)
+            self._compare_clocks(door, ahead(sent, reply.wall_time_s or sent, self._clock.wall()))
             if reply.peer_id == self.own_id:
                 return True
             await self._directory.join(reply.directory_addresses)
@@ -220,6 +224,17 @@ class Presence:
         log.info("joined through=%s peer=%s", door, reply.peer_id[:8])
         self.joined.set()
         return True
+
+    def _compare_clocks(self, door: str, ahead_s: float) -> None:
+        """Say why nodes may not see each other: announcements are believed by the clock."""
+        if abs(ahead_s) > CLOCKS_DIFFER_S:
+            log.warning(
+                "this machine's clock is %.1f s %s that of the node at %s: nodes whose clocks "
+                "differ do not find or believe each other; set both, as by NTP",
+                abs(ahead_s),
+                "ahead of" if ahead_s > 0 else "behind",
+                door,
+            )
 
 
 def _routes(view: View) -> set[tuple[str, str, int, int, NodeState]]:

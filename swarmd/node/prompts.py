@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from swarmd.core.errors import ModelError, RequestError
+from swarmd.core.errors import ModelError, PeerUnreachable, RequestError
 from swarmd.text.chat import ChatTemplate
 from swarmd.text.tokenizer import Tokenizer
 from swarmd.v1 import inference_pb2 as pb
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _INLINE_CHARS = 4096
 
@@ -76,11 +79,11 @@ class Prompts:
         if len(text) <= _INLINE_CHARS:
             return tokenizer.encode(text, special)
         # A long text takes milliseconds: off the loop, which feeds everybody's streams.
-        return await asyncio.to_thread(tokenizer.encode, text, special)
+        return await _aside(tokenizer.encode, text, special)
 
     async def _chat_ids(self, chat: pb.Chat) -> Sequence[int]:
         messages = [{"role": m.role, "content": m.content} for m in chat.messages]
-        text = await asyncio.to_thread(self._chat.render, messages)
+        text = await _aside(self._chat.render, messages)
         return await self._encode(text, special=False)
 
     def _required(self) -> Tokenizer:
@@ -91,3 +94,16 @@ class Prompts:
     def close(self) -> None:
         """End the process that renders templates."""
         self._chat.close()
+
+
+async def _aside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call it on another thread. Raises PeerUnreachable where there is no memory for one."""
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        log.warning("a prompt was refused for want of memory error=%s", error)
+        raise PeerUnreachable(
+            "this node has no memory left to read a prompt: ask another one"
+        ) from error
