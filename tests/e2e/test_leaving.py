@@ -38,6 +38,11 @@ def stream(client: Client, **options: int) -> SyncGeneration:
     return client.generate(PROMPT, max_tokens=TOKENS, ignore_eos=True, **options)
 
 
+def test_only_so_many_standbys_may_be_asked_for(client: Client) -> None:
+    with pytest.raises(RequestError, match="standby is 0 or 1"):
+        client.complete(PROMPT, max_tokens=1, standby=2)
+
+
 def test_nodes_that_leave_hand_their_streams_off_and_nothing_is_computed_again(
     client: Client, whole_swarm: LocalSwarm
 ) -> None:
@@ -91,9 +96,5 @@ def test_a_standby_takes_the_place_of_a_killed_hop_and_no_prompt_is_replayed(
         assert done.repairs + done.resumes >= 1, place
         for name in ("hop_recomputed_positions", "hop_replayed_positions"):
             assert growth(name, before, after) < 24, (place, name)  # of hundreds
-        assert growth("hop_taken_over", before, after) == 1, place
-
-
-def test_only_so_many_standbys_may_be_asked_for(client: Client) -> None:
-    with pytest.raises(RequestError, match="standby is 0 or 1"):
-        client.complete(PROMPT, max_tokens=1, standby=2)
+        # Who goes on in the place of a coordinator may not reach another hop either.
+        assert growth("hop_taken_over", before, after) >= 1, place

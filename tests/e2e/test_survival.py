@@ -59,14 +59,24 @@ def bystander(whole_swarm: LocalSwarm) -> Iterator[LocalNode]:
     whole_swarm.nodes.remove(node)
 
 
-def test_a_killed_coordinator_is_replaced_by_another_node(
+def test_a_coordinator_that_is_no_hop_sees_no_activations_and_is_replaced_when_it_is_killed(
     client: Client, whole_swarm: LocalSwarm, bystander: LocalNode
 ) -> None:
     undisturbed = client.complete(PROMPT, max_tokens=TOKENS, ignore_eos=True)
     rest = [a for a in whole_swarm.addresses if a != bystander.address]
     with Client([bystander.address, *rest], timeout=60.0) as direct:
+        before = direct.status().counters
+        done = run_and_kill(whole_swarm, direct, lambda route, _: route[1], allow_redirect=False)
+        after = direct.status().counters
+        assert done.coordinator.pid == bystander.pid
+        assert bystander.pid not in {hop.pid for hop in done.route}
+        assert done.repairs >= 1
+        for name in ("link_activation_bytes_sent", "link_activation_bytes_received"):
+            assert after[name] == before[name]
+        assert after["link_frames_received"] > before["link_frames_received"]
+
         done = run_and_kill(
-            whole_swarm, direct, lambda route, coordinator: coordinator, allow_redirect=False
+            whole_swarm, direct, lambda _, coordinator: coordinator, allow_redirect=False
         )
     assert not bystander.alive
     assert done.resumes == 1
@@ -97,21 +107,6 @@ def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: Lo
     assert came_before == [0]
     assert tokens.result.repairs >= 1
     assert tuple(came) == undisturbed.token_ids
-
-
-def test_activations_never_pass_through_a_coordinator_that_is_no_hop(
-    whole_swarm: LocalSwarm, bystander: LocalNode
-) -> None:
-    with Client(bystander.address, timeout=60.0) as direct:
-        before = direct.status().counters
-        done = run_and_kill(whole_swarm, direct, lambda route, _: route[1], allow_redirect=False)
-        after = direct.status().counters
-    assert done.coordinator.pid == bystander.pid
-    assert bystander.pid not in {hop.pid for hop in done.route}
-    assert done.repairs >= 1
-    for name in ("link_activation_bytes_sent", "link_activation_bytes_received"):
-        assert after[name] == before[name]
-    assert after["link_frames_received"] > before["link_frames_received"]
 
 
 def test_a_second_hop_may_die_after_the_first(client: Client, whole_swarm: LocalSwarm) -> None:
