@@ -97,6 +97,11 @@ class End:
         elif self.links is not None:
             self.links.send(peer_id, batch)
 
+    takes_links = True
+
+    def on_peer_up(self, peer_id: str) -> None:
+        pass
+
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         if self.arrived is not None and not self.arrived.done():
             self.arrived.set_exception(PeerUnreachable(reason))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swarmd.core.frames import Close, Keep, SessionFrame, Step
+from swarmd.pipeline.events import LinksKnown, NeedLinks
 
 if TYPE_CHECKING:
-    from swarmd.simulation import Swarm
+    from swarmd.simulation import SimRun, Swarm
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,13 @@ class LossyLinks:
         for _ in range(copies):
             at = self._last[src, dst] = max(at, self._last.get((src, dst), 0.0)) + 1e-6
             self._deliver(src, dst, frame, at)
+
+    def reach(self, run: SimRun, need: NeedLinks) -> None:
+        """Say which peers can be dialled."""
+        swarm = self._swarm
+        gone = frozenset(p for p in need.peers if p not in swarm.nodes or not swarm.nodes[p].alive)
+        at = swarm.now + (swarm.draw(swarm.weather.notice) if gone else 0.0)
+        swarm.at(at, lambda: run.node.when_awake(lambda: run.handle(LinksKnown(need.ask, gone))))
 
     def _deliver(self, src: str, dst: str, frame: SessionFrame, at: float) -> None:
         sent, receiver = self._swarm.now, self._swarm.nodes[dst]

@@ -46,6 +46,7 @@ from swarmd.pipeline.events import (
     HopAction,
     HopEvent,
     Import,
+    NeedLinks,
     NeedRoute,
     PeerLost,
     Received,
@@ -134,8 +135,7 @@ class SimNode:
             run.handle(PeerLost(peer_id))
 
     def tick(self) -> None:
-        due = self.table.next_deadline()
-        if due is not None and due <= self.swarm.now:
+        if (self.table.next_deadline() or float("inf")) <= self.swarm.now:
             self.handle(Tick())
 
     def computing(self) -> tuple[float, frozenset[bytes]] | None:
@@ -203,8 +203,7 @@ class SimRun:
         return self.driver.state is DriverState.DONE
 
     def tick(self) -> None:
-        due = self.driver.next_deadline()
-        if due is not None and due <= self.node.swarm.now:
+        if (self.driver.next_deadline() or float("inf")) <= self.node.swarm.now:
             self.handle(Tick())
 
     def _carry_out(self, action: DriverAction) -> None:
@@ -216,6 +215,8 @@ class SimRun:
         elif isinstance(action, NeedRoute):
             answer = swarm.find_route(action)
             swarm.at(swarm.now, lambda: self.handle(answer))
+        elif isinstance(action, NeedLinks):
+            swarm.links.reach(self, action)
         elif self.client.run is self:
             self._tell(action)
 
@@ -418,8 +419,7 @@ class Swarm:
         ]
         hops: list[Hop] = []
         for span in need.spans:
-            found = self._cover(span, seen)
-            if found is None:
+            if (found := self._cover(span, seen)) is None:
                 return RouteMissing(need.ask, self._missing(span, seen))
             hops += found
         return RouteFound(need.ask, tuple(hops))

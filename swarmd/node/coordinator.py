@@ -30,6 +30,7 @@ from swarmd.node.coordinator_stats import CoordinatorStats
 from swarmd.node.gate import Gate
 from swarmd.node.histogram import Histogram
 from swarmd.node.kept import Kept, KeptBook
+from swarmd.node.knocks import Knocks
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation, session_request
 from swarmd.node.routes import Asked, RouteFinder
@@ -115,6 +116,7 @@ class Coordinator:
         model: ModelInfo,
         send: Callable[[str, Sequence[SessionFrame]], None],
         routes: RouteFinder,
+        knocks: Knocks,
         policy: DriverPolicy,
         limits: CoordinatorLimits,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -126,6 +128,7 @@ class Coordinator:
         self._model = model
         self._send = send
         self._routes = routes
+        self._knocks = knocks
         self._policy = policy
         self._limits = limits
         self._spawn = spawn
@@ -280,6 +283,8 @@ class Coordinator:
         elif isinstance(action, ev.NeedRoute):
             # Later, not now: the driver's other actions come first.
             asyncio.get_running_loop().call_soon(self._find_route, run, action)
+        elif isinstance(action, ev.NeedLinks):
+            self._reach(run, action)
         elif isinstance(action, ev.Lagging):
             log.warning("a hop is slow peer=%s", action.peer_id[:8])
             self._routes.lagging(action.peer_id)
@@ -336,6 +341,12 @@ class Coordinator:
         else:
             # The view may be seconds old, and the peer that is missing younger than that.
             self._spawn(self._look_afresh(run, need))
+
+    def _reach(self, run: Run, need: ev.NeedLinks) -> None:
+        def answer(unreachable: frozenset[str]) -> None:
+            self._handle(run, ev.LinksKnown(need.ask, unreachable))
+
+        self._knocks.ask(need.peers, self._policy.open_timeout, answer)
 
     async def _look_afresh(self, run: Run, need: ev.NeedRoute) -> None:
         await self._routes.refresh()

@@ -21,6 +21,7 @@ from swarmd.core.frames import (
 )
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.host import StageHost
+from swarmd.node.knocks import Knocks
 from swarmd.node.presence import Presence
 from swarmd.node.routes import Routes
 from swarmd.pipeline import events as ev
@@ -54,10 +55,18 @@ class Exchange:
         self._host: StageHost | None = None
         self._coordinator: Coordinator | None = None
         self._routes: Routes | None = None
+        self.knocks = Knocks(
+            presence.own_id, lambda peer_id: self.send(peer_id, ()), lambda: self.links.connected()
+        )
 
     def open(self, host: StageHost, coordinator: Coordinator, routes: Routes) -> None:
         """From now on give frames to these."""
         self._host, self._coordinator, self._routes = host, coordinator, routes
+
+    @property
+    def takes_links(self) -> bool:
+        """Whether what comes over links has a meaning here yet."""
+        return self._host is not None
 
     def on_view_changed(self) -> None:
         """Sessions that wait for a peer look again."""
@@ -88,6 +97,10 @@ class Exchange:
         if orders:
             host.on_frames(peer_id, orders)
 
+    def on_peer_up(self, peer_id: str) -> None:
+        """There is a link: who waits for one can go on."""
+        self.knocks.up(peer_id)
+
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         """Tell both roles; they know which sessions it concerns."""
         self.stats.peers_lost += 1
@@ -97,6 +110,7 @@ class Exchange:
         self._routes.failed(peer_id)
         self._host.handle(ev.PeerLost(peer_id, known))
         self._coordinator.on_peer_lost(peer_id)
+        self.knocks.lost(peer_id)
 
     def on_rtt(self, peer_id: str, sample: RttSample) -> None:
         """Let the measured round trip move this node's network coordinate."""

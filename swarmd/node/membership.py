@@ -79,6 +79,7 @@ class Membership:
             spawn,
             LinkSettings(timeout=config.link_timeout),
             AssemblyMemory(config.link_memory),
+            self.presence.appears,
         )
         self.exchange.links = self._links
         self.peering = PeerService(

@@ -38,6 +38,8 @@ CLOCKS_DIFFER_S = 2.0
 """From 3 s on hivemind refuses to join, from 10 s on announcements are not believed."""
 LEAVE_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 1.0
+APPEARS_S = 3.0
+"""A peer that others know already is in this node's view within so many seconds, or not soon."""
 
 
 class Presence:
@@ -75,6 +77,7 @@ class Presence:
         self._on_change = on_change
         self._ask = ask
         self._changed = asyncio.Event()
+        self._seen = asyncio.Event()
         self._coordinate = Coordinate()
         if not self._seeds and not self._remembered.grpc:
             self.joined.set()
@@ -159,6 +162,7 @@ class Presence:
         found = await self._directory.announcements(patience)
         before, self.view = self.view, View(found, self._clock.wall())
         if _routes(before) != _routes(self.view):
+            self._seen.set()
             self._on_change()
         self._remember()
 
@@ -167,6 +171,19 @@ class Presence:
         with contextlib.suppress(DirectoryError, TimeoutError):
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 await self.refresh()
+
+    async def appears(self, peer_id: str) -> str | None:
+        """Return where a peer can be dialled; wait a little if the view does not show it yet.
+
+        Who names it has heard of it already, from where this node will hear of it.
+        """
+        await self.look_again()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(APPEARS_S):
+                while self.address_of(peer_id) is None:
+                    self._seen.clear()
+                    await self._seen.wait()
+        return self.address_of(peer_id)
 
     async def keep_fresh(self) -> None:
         """Refresh the view forever."""

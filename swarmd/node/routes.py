@@ -145,10 +145,14 @@ class Routes:
         ]
 
     def failed(self, peer_id: str) -> None:
-        """Note that the link to a peer broke: prefer others for a while."""
+        """Note that the link to a peer broke: prefer others for a while.
+
+        That it cannot be dialled either, until it is heard of again, is the same loss.
+        """
         self._placements.forget(peer_id)
+        if peer_id not in self.suspected():
+            self.health.report(peer_id, Fault.FAILED, self._clock.wall())
         self._silent_since[peer_id] = self._clock.monotonic()
-        self.health.report(peer_id, Fault.FAILED, self._clock.wall())
 
     def heard(self, peer_id: str) -> None:
         """Note that a peer answers."""

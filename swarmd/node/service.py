@@ -66,6 +66,7 @@ class Service:
             stage.info,
             membership.exchange.send,
             self._routes,
+            membership.exchange.knocks,
             DriverPolicy(gap_wait=config.gap_wait, keep_every=config.orphan_grace / 4),
             CoordinatorLimits(
                 config.max_sessions, self._chunk_size(), self._prefix_unit(), self._keep_limit()

@@ -194,7 +194,7 @@ class Driver(Pacing):
         self._search.lose(hop.peer_id, now + seconds)
         if self.state is DriverState.ROUTING:
             self._seek(now)
-        elif self.state is not DriverState.WAITING:
+        elif self.state not in (DriverState.WAITING, DriverState.REACHING):
             self._repair(error, now)
 
     def _repair(self, error: errors.SwarmdError, now: float) -> None:
@@ -225,6 +225,7 @@ class Driver(Pacing):
                 self._out += self.standbys.renew(self.feed.known, self.epoch)
         if self.state is DriverState.RUNNING:
             self._time_tokens(now)
+        if self.state is DriverState.RUNNING:  # not by way of a slow hop any more, perhaps
             self._look(now)
         if self._due is not None and now >= self._due:
             self._overdue(now - self._due, now)
@@ -285,6 +286,7 @@ _ALWAYS: dict[type[Any], Handler] = {
     ev.RoutesChanged: _ignore,
     ev.RouteFound: _ignore,
     ev.RouteMissing: _ignore,
+    ev.LinksKnown: _ignore,
     ev.HandOver: Driver._hand_over,
 }
 
@@ -301,6 +303,7 @@ DRIVER_TABLE: dict[DriverState, dict[type[Any], Handler]] = {
         ev.RouteMissing: Driver._route_missing,
     },
     DriverState.WAITING: {**_ALWAYS, ev.RoutesChanged: Driver._routes_changed},
+    DriverState.REACHING: {**_ALWAYS, ev.LinksKnown: Driver._links_known},
     DriverState.OPENING: {
         **_ALWAYS,
         Opened: Driver._opened,

@@ -22,6 +22,8 @@ class DriverState(enum.Enum):
     """A route has been asked for."""
     WAITING = "waiting"
     """Until it is time to ask again."""
+    REACHING = "reaching"
+    """Links to the hops are being made: nothing is opened before all are there."""
     OPENING = "opening"
     RUNNING = "running"
     DONE = "done"

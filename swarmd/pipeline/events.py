@@ -133,6 +133,14 @@ class RouteMissing:
 
 
 @dataclass(frozen=True, slots=True)
+class LinksKnown:
+    """The answer to `NeedLinks(ask, ...)`: all other peers have a live link."""
+
+    ask: int
+    unreachable: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class RoutesChanged:
     """The view changed: a wait for peers may be over."""
 
@@ -281,6 +289,14 @@ class NeedRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class NeedLinks:
+    """Make links to these peers; answer with the same `ask` once it is known of all of them."""
+
+    ask: int
+    peers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Routed:
     """All hops have agreed, or peers hold copies: what a client needs to resume elsewhere."""
 
@@ -320,6 +336,15 @@ Operation = Submit | Truncate | Free | Attach | Freeze | Export | Import | Drop
 """What the executor is told."""
 HopAction = Send | Operation
 DriverEvent = (
-    Received | PeerLost | Tick | Start | RouteFound | RouteMissing | RoutesChanged | HandOver | Stop
+    Received
+    | PeerLost
+    | Tick
+    | Start
+    | RouteFound
+    | RouteMissing
+    | LinksKnown
+    | RoutesChanged
+    | HandOver
+    | Stop
 )
-DriverAction = Send | NeedRoute | Routed | Emit | Lagging | Finished
+DriverAction = Send | NeedRoute | NeedLinks | Routed | Emit | Lagging | Finished

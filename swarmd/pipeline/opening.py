@@ -64,6 +64,8 @@ class Opening(ABC):
         self._agreed = False
         """Whether all hops of some route have agreed to this driver."""
         self._has_run = request.resumed
+        self._links_ask = 0
+        """Of the last question for links."""
         self._must_move = False
         """Whether this node is about to go."""
         self._due: float | None = None
@@ -186,6 +188,24 @@ class Opening(ABC):
     # Opening.
 
     def _open(self, now: float) -> None:
+        """Open the session on all hops, once there is a link to each: not on some in vain."""
+        self.state, self._due = DriverState.REACHING, None
+        peers = frozenset(hop.peer_id for hop in self.route)
+        self._links_ask = self._search.next_ask()
+        self._out.append(ev.NeedLinks(self._links_ask, peers))
+
+    def _links_known(self, event: ev.LinksKnown, now: float) -> None:
+        if event.ask != self._links_ask:
+            return None
+        for peer_id in event.unreachable:
+            self._search.lose(peer_id, now + self.policy.lost_for)
+        gone = [hop for hop in self.route if self._search.is_lost(hop.peer_id)]
+        if not gone:
+            return self._open_all(now)
+        names = ", ".join(f"{hop.peer_id} ({hop.blocks})" for hop in gone)
+        return self._repair(errors.PeerUnreachable(f"{names} cannot be reached"), now)
+
+    def _open_all(self, now: float) -> None:
         self.epoch += 1
         self.attempts += 1
         self.held = Answers()

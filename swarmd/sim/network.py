@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from swarmd.core.frames import Keep, SessionFrame, Step, Token
+from swarmd.node.presence import APPEARS_S
 from swarmd.sim.timeline import ProcessLoop, Timeline
 from swarmd.wire.limits import MAX_LINKS_PER_PEER
 from swarmd.wire.link import LinkSettings, RttSample
@@ -20,6 +21,8 @@ from swarmd.wire.links import LinkHandler
 
 SETTINGS = LinkSettings()
 TICK = 1e-6
+LOOK_S = 0.02
+"""How often the view is looked at for a peer that it does not show yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class SimLinks:
         self.handler, self.loop = handler, loop
         self.closing = False
         self._network = network
-        self._resolve = resolve
+        self.resolve = resolve
         self.live: dict[str, list[Wire]] = {}
         self.waiting: dict[str, list[SessionFrame]] = {}
 
@@ -106,7 +109,7 @@ class SimLinks:
             self.waiting[peer_id] += batch
         else:
             waiting = self.waiting[peer_id] = list(batch)
-            self._network.dial(self, peer_id, self._resolve(peer_id), waiting)
+            self._network.dial(self, peer_id, waiting, self.loop.time() + APPEARS_S)
 
     def connected(self) -> list[str]:
         """Return the ids of the peers with a live link."""
@@ -132,6 +135,7 @@ class SimLinks:
         peer = wire.other(self.own_id)
         wire.open[self.own_id] = True
         self.live.setdefault(peer.own_id, []).append(wire)
+        self.handler.on_peer_up(peer.own_id)
         waiting = self.waiting.pop(peer.own_id, ())
         if waiting:
             self._network.carry(wire, self, peer.own_id, waiting)
@@ -290,12 +294,18 @@ class Network:
     # Dialling.
 
     def dial(
-        self, links: SimLinks, peer_id: str, address: str | None, waiting: list[SessionFrame]
+        self, links: SimLinks, peer_id: str, waiting: list[SessionFrame], appears_by: float
     ) -> None:
         """Open a link, or tell the dialler that it cannot be opened."""
+        if links.waiting.get(peer_id) is not waiting:
+            return  # the peer has dialled this process meanwhile
         failed = functools.partial(links.dial_failed, peer_id, waiting)
+        address = links.resolve(peer_id)
         if address is None:
-            links.loop.call_soon(failed, "not in the view")
+            if self._timeline.now < appears_by:
+                links.loop.call_later(LOOK_S, self.dial, links, peer_id, waiting, appears_by)
+            else:
+                links.loop.call_soon(failed, "not in the view")
             return
         until = self._timeline.now + SETTINGS.handshake
         self._timeline.at(until, lambda: links.loop.do(functools.partial(failed, "no answer")))
@@ -333,7 +343,7 @@ class Network:
         until: float,
     ) -> None:
         too_many = len(target.live.get(links.own_id, ())) >= MAX_LINKS_PER_PEER
-        if target.closing or too_many:
+        if target.closing or too_many or not target.handler.takes_links:
             refused = functools.partial(links.loop.do, functools.partial(failed, "refused"))
             self.way(target.own_id, links.own_id, refused)
             return

@@ -189,6 +189,7 @@ class Process:
             world.model,
             self.exchange.send,
             self.routes,
+            self.exchange.knocks,
             world.driver_policy,
             CoordinatorLimits(64, machine.chunk_size, world.hop_policy.prefix_unit),
             self.loop.spawn,

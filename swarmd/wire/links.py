@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -42,6 +42,15 @@ class LinkHandler(LinkEvents, Protocol):
     other exception, which is logged as the error of this node that it is.
     """
 
+    @property
+    def takes_links(self) -> bool:
+        """Whether peers may open links by now."""
+        ...
+
+    def on_peer_up(self, peer_id: str) -> None:
+        """A link to a peer is live; it may not be the only one."""
+        ...
+
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         """A link to a peer broke, or it could not be dialled: frames may be lost, both ways.
 
@@ -67,11 +76,14 @@ class Links:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         settings: LinkSettings | None = None,
         memory: AssemblyMemory | None = None,
+        appears: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
+        """`appears` waits a little for a peer that the view does not show yet, as `resolve`."""
         self.own_id = own_id
         self._address = own_address
         self._handler = handler
         self._resolve = resolve
+        self._appears = appears
         self._spawn = spawn
         self._settings = settings or LinkSettings()
         self.memory = memory or AssemblyMemory()
@@ -107,6 +119,9 @@ class Links:
         """Serve `Peer.Link`: carry the link until it is over."""
         if self._closing:
             await _refuse(context, grpc.StatusCode.UNAVAILABLE, "this node is leaving")
+        if not self._handler.takes_links:
+            # A link says that its peer is at work: while blocks are loaded nobody is to wait here.
+            await _refuse(context, grpc.StatusCode.UNAVAILABLE, "this node is loading")
         if self._accepted >= limits.MAX_LINKS:
             reason = f"{limits.MAX_LINKS} links are open here"
             await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
@@ -193,6 +208,8 @@ class Links:
 
     async def _dial_and_carry(self, peer_id: str) -> None:
         address = self._resolve(peer_id)
+        if address is None and self._appears is not None:
+            address = await self._appears(peer_id)
         if address is None:
             raise PeerUnreachable(f"peer {peer_id[:8]} is not in this node's view")
         async with dial(address) as channel:
@@ -230,6 +247,7 @@ class Links:
         # When both sides dial at once there are two links, and each side sends on its first one.
         self._live.setdefault(peer_id, []).append(link)
         log.info("link up peer=%s", peer_id)
+        self._handler.on_peer_up(peer_id)
         ended: SwarmdError | None = None
         try:
             await link.run()

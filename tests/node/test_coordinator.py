@@ -16,6 +16,7 @@ from swarmd.core.route import Route
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.node.coordinator import MAX_UNREAD, Coordinator, CoordinatorLimits
+from swarmd.node.knocks import Knocks
 from swarmd.node.requests import Generation, Resumption
 from swarmd.node.routes import Asked
 from swarmd.pipeline import events as ev
@@ -72,7 +73,8 @@ def coordinator(routes: NoRoom) -> Coordinator:
 
     policy = DriverPolicy(admission_wait=0.2, gap_poll=0.01)
     limits = CoordinatorLimits(max_sessions=8, chunk_size=64)
-    return Coordinator("me", toy_model(), send, routes, policy, limits, spawn)
+    knocks = Knocks("me", lambda peer_id: None, tuple)
+    return Coordinator("me", toy_model(), send, routes, knocks, policy, limits, spawn)
 
 
 async def test_who_has_left_before_a_route_was_looked_for_does_not_stand_in_line() -> None:

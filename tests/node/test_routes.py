@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swarmd.node.routes import SUSPECTED_S, Routes
-from swarmd.swarm.health import HALF_LIFE_S
+from swarmd.swarm.health import HALF_LIFE_S, Fault
 from swarmd.swarm.view import View
 from swarmd.testing import FakeClock
 from swarmd.toys import toy_model
@@ -28,6 +28,17 @@ def test_a_peer_whose_link_broke_is_suspected_until_it_is_heard_of() -> None:
     assert routes.suspected() == {"b"}
     clock.advance(SUSPECTED_S)
     assert routes.suspected() == frozenset()
+
+
+def test_dials_in_vain_to_a_peer_that_is_lost_already_are_no_further_faults() -> None:
+    clock = FakeClock()
+    routes = routes_at(clock)
+    for _ in range(9):
+        routes.failed("a")
+    assert routes.health.penalty("a", clock.wall()) == Fault.FAILED.value
+    routes.heard("a")
+    routes.failed("a")
+    assert routes.health.penalty("a", clock.wall()) == 2 * Fault.FAILED.value
 
 
 def test_a_peer_that_was_slow_is_demoted_and_earns_its_place_back() -> None:

@@ -15,6 +15,8 @@ from swarmd.pipeline.events import (
     DriverEvent,
     Emit,
     Finished,
+    LinksKnown,
+    NeedLinks,
     NeedRoute,
     PeerLost,
     Received,
@@ -55,9 +57,15 @@ class Bench:
         self.driver = Driver(replace(REQUEST, **changes), policy)
         self.now = 100.0
         self.done: list[DriverAction] = []
+        self.unreachable: frozenset[str] = frozenset()
+        """Peers to whom no link can be made."""
 
     def handle(self, event: DriverEvent) -> list[DriverAction]:
         actions = self.driver.handle(event, self.now)
+        for need in [action for action in actions if isinstance(action, NeedLinks)]:
+            actions.remove(need)
+            answer = LinksKnown(need.ask, need.peers & self.unreachable)
+            actions += self.driver.handle(answer, self.now)
         self.done += actions
         return actions
 

@@ -52,6 +52,11 @@ class Recorder:
         self.frames += [(peer_id, frame) for frame in batch]
         self._changed.set()
 
+    takes_links = True
+
+    def on_peer_up(self, peer_id: str) -> None:
+        pass
+
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         self.lost.append((peer_id, reason))
         self._changed.set()
