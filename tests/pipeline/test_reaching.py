@@ -24,6 +24,7 @@ def test_all_that_are_out_of_reach_are_replaced_together() -> None:
     bench.unreachable = frozenset({"a"})
     bench.lose("b")  # of a's death nothing has been heard yet
     assert not opens(bench.found(hops("c 4:8")))
+    bench.wait(0.1)
     assert [str(span) for span in bench.need.spans] == ["0:4"]
     assert set(opens(bench.found(hops("d 0:4")))) == {"d", "c"}
     assert bench.driver.attempts == 2, "the first, and one for both losses"
