@@ -366,7 +366,8 @@ class Coordinator:
             self._wait_in_line(run)
             request = run.driver.request
             asked = Asked(run.positions, len(request.prompt_ids), self._held(run))
-            hops = self._routes.find(need.spans, need.exclude, need.keep, asked)
+            exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
+            hops = self._routes.find(need.spans, exclude, need.keep, asked)
         except CoverageError as error:
             return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:

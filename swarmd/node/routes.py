@@ -60,6 +60,10 @@ class RouteFinder(Protocol):
         """Take note that a peer has held up a session."""
         ...
 
+    def distrusted(self) -> frozenset[str]:
+        """Return the peers that others go before."""
+        ...
+
     async def refresh(self) -> None:
         """Look at the swarm again."""
         ...
@@ -159,12 +163,20 @@ class Routes:
         self._silent_since.pop(peer_id, None)
 
     def lagging(self, peer_id: str) -> None:
-        """Note that a peer has held up a session: prefer others for a while."""
-        self.health.report(peer_id, Fault.LAGGED, self._clock.wall())
+        """Note that a peer has held up a session: prefer others for a while.
+
+        What its other sessions say of the same time is no further fault.
+        """
+        if peer_id not in self.distrusted():
+            self.health.report(peer_id, Fault.LAGGED, self._clock.wall())
+
+    def distrusted(self) -> frozenset[str]:
+        """Return the peers that are trusted so little that others go before them."""
+        return self.health.distrusted(self._clock.wall())
 
     def demoted(self) -> int:
-        """Return how many peers are trusted so little that others go before them."""
-        return self.health.distrusted(self._clock.wall())
+        """Return how many these are."""
+        return len(self.distrusted())
 
     def suspected(self) -> frozenset[str]:
         """Return the peers whose link broke lately and that have not been heard of since."""

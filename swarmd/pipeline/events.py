@@ -286,6 +286,8 @@ class NeedRoute:
     spans: tuple[Span, ...]
     exclude: frozenset[str]
     keep: Route
+    trusted: bool = False
+    """Only peers in good standing: nothing is gained by going from one slow peer to another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,25 +41,29 @@ class Pacing(Moving):
             for hop in self.route:
                 self._send(hop, Poll(self.request.session, self.epoch))
             return
-        slow = self._watch.blamed(self.route, now)
-        if slow is not None:
-            self._slow = slow
-            self._out.append(ev.Lagging(slow.peer_id))
-            if self.standbys.instead_of(slow):
-                self._leave_slow(now)
-                self._close([slow])
-                self._seek(now)
-            else:
-                taken = frozenset(peer.peer_id for peer in self.standbys.peers)
-                need = self._search.need_instead(slow, taken, now)
-                self._slow_ask = need.ask
-                self._out.append(need)
+        self._replace(self._watch.blamed(self.route, now), now)
+
+    def _replace(self, slow: Hop | None, now: float) -> None:
+        """Find somebody for the place of a hop, if one is slow."""
+        if slow is None:
+            return
+        self._slow = slow
+        self._out.append(ev.Lagging(slow.peer_id))
+        if self.standbys.instead_of(slow):
+            self._leave_slow(now)
+            self._close([slow])
+            self._seek(now)
+        else:
+            taken = frozenset(peer.peer_id for peer in self.standbys.peers)
+            need = self._search.need_instead(slow, taken, now)
+            self._slow_ask = need.ask
+            self._out.append(need)
 
     def _polled(self, event: ev.Received, now: float) -> None:
         answer = event.frame
         assert isinstance(answer, Polled)
         if answer.epoch == self.epoch and self._search.hop(event.peer_id) is not None:
-            self._watch.answer(event.peer_id, answer)
+            self._replace(self._watch.answer(event.peer_id, answer, self.route, now), now)
 
     def _peers_found(self, event: ev.RouteFound, now: float) -> None:
         """Go round a slow hop; not by way of another precision, which would change tokens."""

@@ -103,7 +103,7 @@ class RouteSearch:
         """Ask who could take the place of a hop that is there."""
         kept = tuple(other for other in self.route if other is not hop)
         exclude = self.avoided(now) | taken | {other.peer_id for other in self.route}
-        return NeedRoute(self.next_ask(), (hop.blocks,), exclude, kept)
+        return NeedRoute(self.next_ask(), (hop.blocks,), exclude, kept, trusted=True)
 
     def answers(self, ask: int) -> bool:
         """Whether that was the last question."""

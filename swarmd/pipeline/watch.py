@@ -5,12 +5,14 @@ Asking the hops, and going round one of them, is `driver.Driver`'s business.
 
 from __future__ import annotations
 
+import enum
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 
 from swarmd.core.frames import Polled
 from swarmd.core.route import Hop, Route
+from swarmd.pipeline.lag import Lag
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,14 @@ class WatchPolicy:
     switches: int = 2
     """Hops that a session leaves for being slow within `per`."""
     per: float = 60.0
+    lag_factor: float = 3.0
+    """A hop lags that makes tokens take so many times their median ..."""
+    lag_least: float = 0.05
+    """... and so long at least ..."""
+    lag_times: int = 4
+    """... so many times ..."""
+    lag_of: int = 10
+    """... among so many tokens in a row."""
     avoid_for: float = 30.0
     """How long it does not come back to one."""
 
@@ -54,6 +64,17 @@ class StepClock:
         return self._sorted[len(self._sorted) * 95 // 100] if self._sorted else 0.0
 
     @property
+    def lag_limit(self) -> float | None:
+        """What takes longer is late where it happens again and again; None: the limit is soon
+        enough. It goes by the median, in which some late tokens do not show."""
+        policy = self._policy
+        if len(self._latest) < policy.enough:
+            return None
+        median = self._sorted[len(self._sorted) // 2]
+        limit = max(policy.lag_least, policy.lag_factor * median)
+        return limit if limit + answer_time(limit) < self.limit else None
+
+    @property
     def limit(self) -> float:
         """What takes longer is late."""
         policy = self._policy
@@ -62,12 +83,28 @@ class StepClock:
         return max(policy.least, policy.factor * self.p95)
 
 
+def answer_time(lag_limit: float) -> float:
+    """Return within which time all hops that are well have answered."""
+    return max(0.08, lag_limit / 2)
+
+
+class _Next(enum.Enum):
+    """What is done when time is up."""
+
+    ASK_OF_LAG = enum.auto()
+    JUDGE_LAG = enum.auto()
+    ASK = enum.auto()
+    JUDGE = enum.auto()
+
+
 class Watch:
     """Watches the one token that is under way. Times are in seconds of one monotonic clock.
 
     Halfway to its limit the hops are asked how far they are; at the limit their answers say who is
     to blame. A hop that keeps a session waiting while it computes for others is busy, not slow, as
-    long as it gets on with those.
+    long as it gets on with those; so is one that has just come to the session itself. Where tokens
+    are usually fast, the same is done much sooner: who holds up one token then is blamed for
+    nothing, but whoever does it again and again lags.
     """
 
     def __init__(self, policy: WatchPolicy | None = None) -> None:
@@ -79,7 +116,10 @@ class Watch:
         self._waited_us = 0
         self._known = 0
         self._limit = 0.0
-        self._polled = False
+        self._next = _Next.ASK
+        self._lag_limit = 0.0
+        self._judges: _Next | None = None
+        self._lag = Lag(self.policy.lag_times, self.policy.lag_of)
         self._answers: dict[str, Polled] = {}
         self._left_at: deque[float] = deque()
 
@@ -93,8 +133,11 @@ class Watch:
 
     def _measure(self, now: float) -> None:
         self._since, self._limit = now, self.clock.limit
-        self._polled = False
-        self.due = now + self._limit / 2
+        soon = self.clock.lag_limit
+        if soon is None:
+            self._next, self.due = _Next.ASK, now + self._limit / 2
+        else:
+            self._next, self._lag_limit, self.due = _Next.ASK_OF_LAG, soon, now + soon
 
     def rest(self) -> None:
         """What is under way is not one token: it says nothing about how long one takes."""
@@ -106,6 +149,8 @@ class Watch:
             waited = max(0, waited_us - self._waited_us) / 1e6
             self.clock.add(max(0.0, now - self._since - waited))
             self.due = None
+            if self._next in (_Next.ASK_OF_LAG, _Next.JUDGE_LAG):
+                self._lag.note()
 
     def look(self, now: float) -> bool:
         """Time is up; return whether to ask the hops. If not, `blamed` may know whom to leave."""
@@ -115,36 +160,71 @@ class Watch:
             # This node stood still itself: nobody else is to be blamed for that time.
             self._measure(now)
             return False
-        if self._polled:
-            self.due = now + self._limit
-            self._polled = False
-            return False
-        self._polled = True
-        self._answers.clear()
-        self.due = now + self._limit / 2
-        return True
+        step = self._next
+        if step is _Next.ASK_OF_LAG:
+            self._next = _Next.JUDGE_LAG
+            self.due = now + answer_time(self._lag_limit)
+        elif step is _Next.JUDGE_LAG:
+            self._go_on(now)
+        elif step is _Next.ASK:
+            self._next, self.due = _Next.JUDGE, now + self._limit / 2
+        else:
+            self._next, self.due = _Next.ASK, now + self._limit
+        if asks := step in (_Next.ASK_OF_LAG, _Next.ASK):
+            self._answers.clear()
+        else:
+            self._judges = step
+        return asks
 
-    def answer(self, peer_id: str, answer: Polled) -> None:
-        """A hop says how far it is."""
+    def _go_on(self, now: float) -> None:
+        """Who lags is judged; the limit of all tokens is yet to come."""
+        self._next, self.due = _Next.ASK, max(self._since + self._limit / 2, now)
+
+    def answer(self, peer_id: str, answer: Polled, route: Route, now: float) -> Hop | None:
+        """A hop says how far it is; return one that lags, once it is known which hop that is."""
         self._answers[peer_id] = answer
+        hop = next((hop for hop in route if not self._is_done(hop)), None)
+        if self._next is not _Next.JUDGE_LAG or hop is None or hop.peer_id not in self._answers:
+            return None
+        self._go_on(now)
+        return self._judge_lag(hop, now)
 
     def blamed(self, route: Route, now: float) -> Hop | None:
         """Return the hop that holds the token up: the first that is not known to be done with it.
 
         None while none is to blame, or when the session has left too many hops lately.
         """
-        if self.due is None or now - self._since < self._limit or not self.may_switch(now):
+        judges, self._judges = self._judges, None
+        if self.due is None or judges is None:
             return None
-        for hop in route:
-            answer = self._answers.get(hop.peer_id)
-            if answer is not None and answer.computed >= self._known:
-                continue
-            return None if answer is not None and self._is_busy(answer) else hop
-        return None  # all are done with it: the token is on its way, or lost
+        hop = next((hop for hop in route if not self._is_done(hop)), None)
+        if hop is None:
+            return None  # all are done with it: the token is on its way, or lost
+        if judges is _Next.JUDGE_LAG:
+            return self._judge_lag(hop, now)
+        answer = self._answers.get(hop.peer_id)
+        if answer is not None and self._is_busy(answer):
+            return None
+        return hop if self.may_switch(now) else None
+
+    def _judge_lag(self, hop: Hop, now: float) -> Hop | None:
+        """Note whether a hop that holds the token up takes long; return it if it lags."""
+        answer = self._answers.get(hop.peer_id)
+        self._lag.note(hop.peer_id if answer is None or self._lags(answer) else "")
+        return hop if self._lag.is_of(hop.peer_id) and self.may_switch(now) else None
+
+    def _is_done(self, hop: Hop) -> bool:
+        answer = self._answers.get(hop.peer_id)
+        return answer is not None and answer.computed >= self._known
 
     def _is_busy(self, answer: Polled) -> bool:
-        gets_on = answer.busy_us < self._limit * 1e6
-        return answer.accepted >= self._known and answer.waits and gets_on
+        limit = self._limit if answer.waits else self._limit / 4
+        return answer.accepted >= self._known and answer.busy_us < limit * 1e6
+
+    def _lags(self, answer: Polled) -> bool:
+        """Whether a hop takes long for one step; not whether there were many before it."""
+        limit = self._lag_limit if answer.waits else self._lag_limit / 2
+        return answer.accepted >= self._known and answer.busy_us >= limit * 1e6
 
     def may_switch(self, now: float) -> bool:
         """Whether the session may leave a hop again."""
@@ -155,4 +235,5 @@ class Watch:
     def left(self, now: float) -> None:
         """The session leaves a hop."""
         self._left_at.append(now)
+        self._lag.forget()
         self.rest()

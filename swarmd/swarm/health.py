@@ -50,9 +50,9 @@ class Health:
         total, since = self._penalties[peer_id]
         return float(total * 0.5 ** (max(0.0, now - since) / HALF_LIFE_S))
 
-    def distrusted(self, now: float) -> int:
-        """Return how many peers have at least `DEMOTED_AT` of penalty left."""
-        return sum(self.penalty(peer_id, now) >= DEMOTED_AT for peer_id in self._penalties)
+    def distrusted(self, now: float) -> frozenset[str]:
+        """Return the peers that have at least `DEMOTED_AT` of penalty left."""
+        return frozenset(p for p in self._penalties if self.penalty(p, now) >= DEMOTED_AT)
 
     def forget(self, now: float) -> None:
         """Drop what has faded, so that the table stays as small as the trouble."""

@@ -46,6 +46,9 @@ class NoRoom:
     def lagging(self, peer_id: str) -> None:
         raise AssertionError("nobody is slow")
 
+    def distrusted(self) -> frozenset[str]:
+        return frozenset()
+
     async def refresh(self) -> None:
         """There is nothing new."""
 

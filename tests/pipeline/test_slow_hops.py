@@ -8,18 +8,21 @@ from bench_driver import ROUTE
 from swarmd.core.frames import Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
+from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
 from swarmd.toys import toy_model, toy_oracle
 
 MODEL = toy_model(6, max_len=4096)
 FAIR = Weather(delay=(0.001, 0.002), compute=(0.02, 0.03))
+FAST = Weather(delay=(0.001, 0.002), compute=(0.003, 0.005))
+"""Of a small model: twenty times as long is not half a second yet."""
 NAMES = ("a1", "a2", "b1", "b2", "c1", "c2")
 
 
-def swarm_of(names: tuple[str, ...] = NAMES, seed: int = 1) -> Swarm:
+def swarm_of(names: tuple[str, ...] = NAMES, seed: int = 1, weather: Weather = FAIR) -> Swarm:
     """Three spans; a coordinator that computes nothing."""
-    swarm = Swarm(MODEL, seed, FAIR)
+    swarm = Swarm(MODEL, seed, weather)
     for name in names:
         swarm.add(name, {"a": "0:2", "b": "2:4", "c": "4:6"}[name[0]])
     swarm.add("me")
@@ -62,6 +65,58 @@ def test_a_hop_slowed_twentyfold_is_left_for_its_replica(place: int) -> None:
     finish(swarm, client)
     assert client.repairs == 1
     assert client.stall < 1.5
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_hop_that_lags_is_left_though_no_token_takes_half_a_second(place: int) -> None:
+    swarm = swarm_of(weather=FAST)
+    client = begin(swarm)
+    after(swarm, client, 50)
+    slow, client.stall = client.route[place].peer_id, 0.0
+    swarm.nodes[slow].slowed = 20.0
+    began = swarm.now
+    after(swarm, client, 62)
+    assert swarm.now - began < 1.5
+    assert client.stall < WatchPolicy().least
+    assert slow not in {hop.peer_id for hop in client.route}
+    finish(swarm, client)
+    assert client.repairs == 1
+
+
+def test_a_hop_that_is_slow_now_and_then_is_kept() -> None:
+    swarm = swarm_of(weather=FAST)
+    client = begin(swarm)
+    after(swarm, client, 50)
+    name = client.route[1].peer_id
+    for tokens in range(55, 195, 10):
+        after(swarm, client, tokens)
+        swarm.nodes[name].slowed = 20.0
+        after(swarm, client, tokens + 2)
+        swarm.nodes[name].slowed = 1.0
+    finish(swarm, client)
+    assert client.repairs == 0
+
+
+def test_from_one_hop_that_lags_nobody_goes_to_another() -> None:
+    swarm = swarm_of(weather=FAST)
+    client = begin(swarm)
+    after(swarm, client, 50)
+    for name in NAMES:
+        swarm.nodes[name].slowed = 20.0
+    began, repairs = swarm.now, client.repairs
+    swarm.run(began + 59.0, lambda: client.finished is None)
+    assert client.repairs - repairs <= 2
+    finish(swarm, client)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crowd_on_fast_hops_makes_none_of_them_lag(seed: int) -> None:
+    swarm = swarm_of(seed=seed, weather=FAST)
+    first = begin(swarm)
+    after(swarm, first, 50)
+    crowd = [begin(swarm, number, prompt=200, tokens=60) for number in range(2, 18)]
+    finish(swarm, first, *crowd)
+    assert [client.repairs for client in (first, *crowd)] == [0] * 17
 
 
 def test_a_slow_hop_without_an_equal_is_waited_for() -> None:
@@ -137,7 +192,7 @@ def test_waiting_for_ones_turn_is_no_part_of_a_tokens_time() -> None:
     assert watch.clock.p95 == pytest.approx(0.1)
 
 
-def polled(accepted: int, computed: int, waits: bool = False, busy_us: int = 0) -> Polled:
+def polled(accepted: int, computed: int, waits: bool = False, busy_us: int = 200_000) -> Polled:
     return Polled(b"s" * 16, 1, accepted, computed, waits, busy_us)
 
 
@@ -150,6 +205,7 @@ def polled(accepted: int, computed: int, waits: bool = False, busy_us: int = 0) 
         ({"a": polled(9, 9), "b": polled(9, 8)}, "b"),
         ({"a": polled(9, 9), "b": polled(8, 8)}, "b"),
         ({"a": polled(9, 9), "b": polled(9, 8, True, 10_000)}, None),
+        ({"a": polled(9, 9), "b": polled(9, 8, False, 10_000)}, None),
         ({"a": polled(9, 9), "b": polled(9, 8, True, 600_000)}, "b"),
         ({"a": polled(9, 9), "b": polled(9, 9)}, None),
     ],
@@ -157,12 +213,38 @@ def polled(accepted: int, computed: int, waits: bool = False, busy_us: int = 0) 
 def test_the_first_hop_that_is_not_known_to_be_done_is_to_blame(
     answers: dict[str, Polled], blamed: str | None
 ) -> None:
-    watch = measured(*[0.05] * 10)
+    watch = measured(*[0.12] * 10)
     watch.begin(9, 0, 100.0)
     assert watch.due == pytest.approx(100.25)
     assert watch.look(100.25)
     for peer, answer in answers.items():
-        watch.answer(peer, answer)
+        assert watch.answer(peer, answer, ROUTE, 100.3) is None
     assert not watch.look(100.5)
     found = watch.blamed(ROUTE, 100.5)
     assert (found and found.peer_id) == blamed
+
+
+def test_who_holds_up_four_tokens_of_ten_lags() -> None:
+    lag = Lag(times=4, of=10)
+    for peer in ("b", "", "b", "a", "b", "", "a"):
+        lag.note(peer)
+    assert not lag.is_of("b")
+    lag.note("b")
+    assert (lag.is_of("b"), lag.is_of("a")) == (True, False)
+    for _ in range(3):
+        lag.note()
+    assert not lag.is_of("b"), "the first of them is too long ago"
+
+
+def test_where_tokens_are_fast_hops_are_asked_early_and_left_for_the_fourth_time() -> None:
+    watch = measured(*[0.02] * 10)
+    for turn in range(4):
+        watch.begin(9, 0, 100.0)
+        assert watch.due == pytest.approx(100.06)
+        assert watch.look(100.06)
+        assert watch.answer("a", polled(9, 9), ROUTE, 100.07) is None
+        assert watch.due == pytest.approx(100.14)
+        assert not watch.look(100.14)
+        found = watch.blamed(ROUTE, 100.14)
+        assert (found and found.peer_id) == (None if turn < 3 else "b")
+        watch.token(0, 100.2)
