@@ -147,16 +147,27 @@ async def all_killed(lab: Lab) -> Findings:
         began = time.monotonic()
         ready, served = await asyncio.gather(_each_ready(lab), _served(lab, began))
         await load.over()
+    attempts = await _attempts(lab, sum(s.done for s in load.streams) + 1)
     found.streams = load.streams
     found.facts = {
+        "attempts_per_request": attempts,
         "start_up_s": {n.address: round(s, 1) for n, s in zip(lab.nodes.nodes, ready, strict=True)},
         "last_start_up_s": round(max(ready), 2),
         "first_answer_s": round(served, 2),
         "streams_that_went_on": sum(s.done for s in load.streams),
         "requests_that_ended_in_a_typed_error": sum(bool(s.error) for s in load.streams),
     }
-    found.bars = [Bar("answer_after_last_start_up_s", max(0.0, served - max(ready)), 5.0)]
+    found.bars = [
+        Bar("answer_after_last_start_up_s", max(0.0, served - max(ready)), 5.0),
+        Bar("attempts_per_request", attempts, 1.2),
+    ]
     return found
+
+
+async def _attempts(lab: Lab, served: int) -> float:
+    """Routes opened since all were started again, for each request that came to its end."""
+    counters = (await lab.counters()).values()
+    return round(sum(c["coordinator_attempts"] for c in counters) / served, 3)
 
 
 async def _each_ready(lab: Lab) -> list[float]:
