@@ -160,8 +160,14 @@ def _parse_ids(text: str, *, may_be_empty: bool) -> list[int]:
 def stats_line(result: Completion) -> str:
     """Return speed, stalls and route of a completion, for people."""
     hops = " > ".join(f"{hop.blocks} at {hop.address} (pid {hop.pid})" for hop in result.route)
+    precision = (
+        f" ({result.precision_changes} to a peer of another precision: ids may differ)"
+        if result.precision_changes
+        else ""
+    )
     return (
         f"{len(result.token_ids)} tokens, {result.tokens_per_s:.1f} tokens/s, "
         f"first after {result.ttft_s:.2f} s, longest stall {result.max_stall_s:.2f} s, "
-        f"{result.repairs} repairs, {result.resumes} resumes, {result.finish_reason}; route {hops}"
+        f"{result.repairs} repairs{precision}, {result.resumes} resumes, "
+        f"{result.finish_reason}; route {hops}"
     )

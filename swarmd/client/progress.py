@@ -31,6 +31,8 @@ class Progress:
         self.route: tuple[RouteHop, ...] = ()
         self._repairs_before = 0
         self._repairs = 0
+        self._precision_before = 0
+        self._precision = 0
         self._held: TokenOutput | None = None
         self._finished: pb.Finished | None = None
 
@@ -42,6 +44,11 @@ class Progress:
     def repairs(self) -> int:
         """How often a hop was replaced, over all coordinators."""
         return self._repairs_before + self._repairs
+
+    @property
+    def precision_changes(self) -> int:
+        """How often blocks went to a peer of another dtype, over all coordinators."""
+        return self._precision_before + self._precision
 
     @property
     def coordinator(self) -> Coordinator | None:
@@ -68,6 +75,7 @@ class Progress:
     def _take_over(self, started: pb.Started, message: pb.Started) -> None:
         self.resumes += 1
         self._repairs_before, self._repairs = self.repairs, 0
+        self._precision_before, self._precision = self.precision_changes, 0
         started.epoch = max(started.epoch, message.epoch)
         started.coordinator = message.coordinator
         started.coordinator_address = message.coordinator_address
@@ -124,6 +132,7 @@ class Progress:
         self._set_route(started, message.route, message.standbys)
         started.epoch = max(started.epoch, message.epoch)
         self._repairs = message.repairs
+        self._precision = message.precision_changes
 
     @staticmethod
     def _set_route(started: pb.Started, hops: Iterable[pb.Hop], standbys: Iterable[pb.Hop]) -> None:
@@ -136,6 +145,7 @@ class Progress:
         values.finish_reason(message)
         self._finished = message
         self._repairs = message.repairs
+        self._precision = message.precision_changes
         self.text += message.text
         if self._held is not None:
             return dataclasses.replace(self._held, text=self._held.text + message.text)
@@ -164,6 +174,7 @@ class Progress:
             stop=finished.stop,
             recomputed_tokens=finished.recomputed_tokens,
             cached_tokens=finished.cached_tokens,
+            precision_changes=self.precision_changes,
             kept=self._kept(finished.kept) if finished.HasField("kept") else None,
         )
 

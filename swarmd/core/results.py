@@ -135,6 +135,9 @@ class Completion:
     """Positions that repairs computed again, over all hops."""
     cached_tokens: int = 0
     """Prompt tokens that needed no prefill."""
+    precision_changes: int = 0
+    """How often a repair found no peer of the same precision for some blocks, and took one of
+    another: from then on the ids may differ from those of an undisturbed run."""
     kept: KeptSession | None = None
     """Set with `keep_alive`: what a next turn, or several, can `continue_from`."""
 

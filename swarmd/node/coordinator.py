@@ -285,6 +285,16 @@ class Coordinator:
             asyncio.get_running_loop().call_soon(self._find_route, run, action)
         elif isinstance(action, ev.NeedLinks):
             self._reach(run, action)
+        elif isinstance(action, ev.OtherPrecision):
+            for hop in action.hops:
+                log.warning(
+                    "no peer of the same precision is left: ids may differ session=%s "
+                    "blocks=%s peer=%s dtype=%s",
+                    run.session.hex()[:8],
+                    hop.blocks,
+                    hop.peer_id[:8],
+                    hop.dtype,
+                )
         elif isinstance(action, ev.Lagging):
             log.warning("a hop is slow peer=%s", action.peer_id[:8])
             self._routes.lagging(action.peer_id)
@@ -365,7 +375,8 @@ class Coordinator:
         try:
             self._wait_in_line(run)
             request = run.driver.request
-            asked = Asked(run.positions, len(request.prompt_ids), self._held(run))
+            dtypes = dict(zip(need.spans, need.dtypes, strict=False))
+            asked = Asked(run.positions, len(request.prompt_ids), self._held(run), dtypes)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
         except CoverageError as error:

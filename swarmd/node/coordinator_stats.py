@@ -28,11 +28,14 @@ class CoordinatorStats:
     """Sessions that were left to other coordinators, as this node leaves."""
     attempts: int = 0
     """Times that sessions were opened on hops."""
+    precision_changes: int = 0
+    """Repairs that found no peer of the same precision for some blocks."""
     resumed: int = 0
 
     def note(self, driver: Driver) -> None:
         """Add what a session has come to that is over."""
         self.attempts += driver.attempts
+        self.precision_changes += driver.precision_changes
         self.handoffs += driver.handoffs
         self.repairs += driver.repairs
         self.repairs_lost += driver.causes[Cause.LOST]

@@ -256,6 +256,7 @@ class _Stream:
             route=_hops(output.route),
             repairs=run.repairs,
             standbys=_hops(output.standbys),
+            precision_changes=run.driver.precision_changes,
         )
         return pb.GenerateEvent(route_changed=changed)
 
@@ -295,6 +296,7 @@ class _Stream:
                 repairs=run.repairs,
                 recomputed_tokens=run.recomputed,
                 cached_tokens=run.cached,
+                precision_changes=run.driver.precision_changes,
                 kept=self._kept(kept) if kept else None,
             )
         )
@@ -347,6 +349,7 @@ def _hops(route: Route) -> Sequence[pb.Hop]:
             start=hop.blocks.start,
             end=hop.blocks.end,
             pid=hop.pid,
+            dtype=hop.dtype,
         )
         for hop in route
     ]

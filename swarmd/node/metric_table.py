@@ -216,6 +216,11 @@ ROWS = tuple(
             "Generations left to another coordinator, as this node leaves.",
         ),
         (
+            "coordinator_precision_changes",
+            "coordinator_precision_changes_total",
+            "Repairs that found no peer of the same precision for some blocks.",
+        ),
+        (
             "coordinator_attempts",
             "coordinator_open_attempts_total",
             "Times that sessions were opened on hops, counted when the generation ends.",

@@ -27,6 +27,7 @@ MAX_SALT = 256
 MAX_PRIORITY = 1000
 MAX_STANDBY = 1
 MAX_BORDERS = 4096
+MAX_DTYPE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,13 @@ def _resumption(message: pb.ResumeFrom) -> Resumption:
 
 def _hops(hops: Sequence[pb.Hop]) -> tuple[Hop, ...]:
     return tuple(
-        Hop(frames.peer_id(hop.peer_id), Span(hop.start, hop.end), hop.address, hop.pid)
+        Hop(
+            frames.peer_id(hop.peer_id),
+            Span(hop.start, hop.end),
+            hop.address,
+            hop.pid,
+            hop.dtype[:MAX_DTYPE],
+        )
         for hop in hops[:256]
     )
 

@@ -33,6 +33,8 @@ class Asked:
     prompt_tokens: int = 0
     cached: Mapping[str, int] = field(default_factory=dict)
     """By peer id, how many of the prompt's first positions it should have computed already."""
+    dtypes: Mapping[Span, str] = field(default_factory=dict)
+    """What spans were computed in so far: peers of that precision come first."""
 
 
 class RouteFinder(Protocol):
@@ -188,9 +190,7 @@ class Routes:
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
     ) -> Route:
         if keep or spans != (Span(0, self._model.num_blocks),):
-            return tuple(
-                hop for span in spans for hop in self._cover(span, exclude, keep, asked.positions)
-            )
+            return tuple(hop for span in spans for hop in self._cover(span, exclude, keep, asked))
         view = self._view()
         unseen = self._placements.unseen(view, self._clock.wall())
         return choose_route(
@@ -200,6 +200,7 @@ class Routes:
             RouteRequest(
                 positions=asked.positions,
                 exclude=exclude,
+                same_dtype=asked.dtypes.get(spans[0], ""),
                 prompt_tokens=asked.prompt_tokens,
                 cached=asked.cached,
                 prefer=self._holders(asked, view, unseen),
@@ -224,7 +225,7 @@ class Routes:
         )
 
     def _cover(
-        self, span: Span, exclude: frozenset[str], keep: Route, positions: int
+        self, span: Span, exclude: frozenset[str], keep: Route, asked: Asked
     ) -> tuple[Hop, ...]:
         """Fill one hole; a peer of the same precision first, so that a replay gives the same."""
         view = self._view()
@@ -236,8 +237,8 @@ class Routes:
             span,
             self.health,
             exclude=exclude,
-            same_dtype=keep[0].dtype if keep else "",
-            positions=positions,
+            same_dtype=asked.dtypes.get(span, keep[0].dtype if keep else ""),
+            positions=asked.positions,
             before=before[-1].peer_id if before else self._own_id,
             after=after[0].peer_id if after else self._own_id,
             unseen=self._placements.unseen(view, self._clock.wall()),

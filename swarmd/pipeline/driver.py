@@ -81,6 +81,7 @@ class Driver(Pacing):
         self.state = DriverState.RUNNING
         self._agreed = self._has_run = True
         self._patience.found()
+        self._compare_precision()
         self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
         if self._may_move:
             return self._move()
@@ -97,6 +98,13 @@ class Driver(Pacing):
         self._watch.rest()  # the first token comes after all that is behind
         self._due = now + self.policy.time_for(behind)
         return None
+
+    def _compare_precision(self) -> None:
+        before, self._computed_on = self._computed_on, self.route
+        changed = repair.other_precision(before, self.route)
+        if changed:
+            self.precision_changes += 1
+            self._out.append(ev.OtherPrecision(changed))
 
     def _begin(self) -> int:
         """Start a session where all hops have what others computed; return that position.

@@ -286,6 +286,8 @@ class NeedRoute:
     spans: tuple[Span, ...]
     exclude: frozenset[str]
     keep: Route
+    dtypes: tuple[str, ...] = ()
+    """For each of the spans, what it was computed in: a replay gives the same bits there only."""
     trusted: bool = False
     """Only peers in good standing: nothing is gained by going from one slow peer to another."""
 
@@ -326,6 +328,13 @@ class Lagging:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherPrecision:
+    """Blocks of a session that has begun went to peers of another dtype: there were no others."""
+
+    hops: Route
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end. `reason` is `stop`, `length`, that of `Stop`, or `error` with `error` set."""
 
@@ -349,4 +358,4 @@ DriverEvent = (
     | HandOver
     | Stop
 )
-DriverAction = Send | NeedRoute | NeedLinks | Routed | Emit | Lagging | Finished
+DriverAction = Send | NeedRoute | NeedLinks | Routed | Emit | Lagging | OtherPrecision | Finished

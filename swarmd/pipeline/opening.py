@@ -54,6 +54,10 @@ class Opening(ABC):
             self.policy.replay_step,
         )
         self.standbys = Standbys(request, self.policy.standby_retry)
+        self.precision_changes = 0
+        """Times that blocks went to peers of another dtype, as there were no others."""
+        self._computed_on: Route = request.route
+        """The last route that has run."""
         self.attempts = 0
         """Times that hops were opened."""
         self._patience = Patience(self.policy, jitter)

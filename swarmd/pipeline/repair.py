@@ -45,6 +45,23 @@ def splice(kept: Sequence[Hop], found: Sequence[Hop]) -> Route:
     return tuple(route)
 
 
+def other_precision(before: Route, after: Route) -> Route:
+    """Return the hops of a route that compute blocks in another dtype than was done before.
+
+    What is not known to differ does not.
+    """
+    return tuple(
+        hop
+        for hop in after
+        if any(
+            old.blocks.start < hop.blocks.end
+            and hop.blocks.start < old.blocks.end
+            and "" != old.dtype != hop.dtype != ""
+            for old in before
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a hop said when it was opened: KV of `[0, kv_length)`, outputs from `log_start` on."""

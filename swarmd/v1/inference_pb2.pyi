@@ -130,18 +130,20 @@ class ResumeFrom(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("peer_id", "address", "start", "end", "pid")
+    __slots__ = ("peer_id", "address", "start", "end", "pid", "dtype")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     address: str
     start: int
     end: int
     pid: int
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    dtype: str
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., pid: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("started", "token", "route_changed", "redirect", "finished")
@@ -216,16 +218,18 @@ class TopLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class RouteChanged(_message.Message):
-    __slots__ = ("epoch", "route", "repairs", "standbys")
+    __slots__ = ("epoch", "route", "repairs", "standbys", "precision_changes")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REPAIRS_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_CHANGES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     repairs: int
     standbys: _containers.RepeatedCompositeFieldContainer[Hop]
-    def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+    precision_changes: int
+    def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., precision_changes: _Optional[int] = ...) -> None: ...
 
 class Redirect(_message.Message):
     __slots__ = ("address", "peer_id", "model_digest")
@@ -238,7 +242,7 @@ class Redirect(_message.Message):
     def __init__(self, address: _Optional[str] = ..., peer_id: _Optional[str] = ..., model_digest: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "text", "stop", "prompt_tokens", "output_tokens", "repairs", "recomputed_tokens", "cached_tokens", "kept")
+    __slots__ = ("reason", "text", "stop", "prompt_tokens", "output_tokens", "repairs", "recomputed_tokens", "cached_tokens", "kept", "precision_changes")
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +252,7 @@ class Finished(_message.Message):
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_CHANGES_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     text: str
     stop: str
@@ -257,7 +262,8 @@ class Finished(_message.Message):
     recomputed_tokens: int
     cached_tokens: int
     kept: Kept
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., repairs: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+    precision_changes: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., repairs: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ..., precision_changes: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("microbatches",)

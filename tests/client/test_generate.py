@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import pytest
 from scripted_node import DIGEST, ScriptedNode, finished, redirect, serving, token, whole
 
+from swarmd.cli.generate import stats_line
 from swarmd.client import AsyncClient
 from swarmd.client.request import GenerateArguments, GenerateOptions
 from swarmd.core.errors import (
@@ -141,9 +142,17 @@ async def test_route_and_coordinator_are_live() -> None:
     async def repaired(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
         yield node.started(request)
         yield token(0)
-        yield pb.GenerateEvent(route_changed=pb.RouteChanged(epoch=2, route=[other], repairs=1))
+        changed = pb.RouteChanged(epoch=2, route=[other], repairs=1, precision_changes=1)
+        yield pb.GenerateEvent(route_changed=changed)
         yield token(1)
-        yield finished(2, reason=pb.FINISH_REASON_STOP, repairs=1, recomputed_tokens=9, stop="x")
+        yield finished(
+            2,
+            reason=pb.FINISH_REASON_STOP,
+            repairs=1,
+            recomputed_tokens=9,
+            precision_changes=1,
+            stop="x",
+        )
 
     node.script = repaired
     async with serving(node), AsyncClient(node.address) as client:
@@ -158,6 +167,9 @@ async def test_route_and_coordinator_are_live() -> None:
         assert [t async for t in stream] == []
         result = stream.result
     assert (result.repairs, result.recomputed_tokens) == (1, 9)
+    assert result.precision_changes == result.as_dict()["precision_changes"] == 1
+    assert "1 repairs (1 to a peer of another precision: ids may differ)" in stats_line(result)
+    assert "precision" not in stats_line(replace(result, precision_changes=0))
     assert (result.finish_reason, result.stop) == ("stop", "x")
     assert result.route == stream.route
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from swarmd.node.routes import SUSPECTED_S, Routes
+from swarmd.core.peers import Announcement, NodeState
+from swarmd.core.route import Hop
+from swarmd.core.span import Span
+from swarmd.node.routes import SUSPECTED_S, Asked, Routes
 from swarmd.swarm.health import HALF_LIFE_S, Fault
 from swarmd.swarm.view import View
 from swarmd.testing import FakeClock
@@ -39,6 +42,43 @@ def test_dials_in_vain_to_a_peer_that_is_lost_already_are_no_further_faults() ->
     routes.heard("a")
     routes.failed("a")
     assert routes.health.penalty("a", clock.wall()) == 2 * Fault.FAILED.value
+
+
+def test_a_hole_goes_to_a_peer_of_the_precision_that_computed_it() -> None:
+    clock = FakeClock()
+    model = toy_model(4)
+    half, full = (
+        _peer(clock, name, dtype) for name, dtype in (("h", "bfloat16"), ("f", "float32"))
+    )
+    seen = View((half, full), clock.wall())
+
+    async def look_again() -> None:
+        """There is nothing new."""
+
+    routes = Routes("me", model, lambda: seen, look_again, clock)
+    kept = (Hop("k", Span(2, 4), dtype="float32"),)
+    for dtype, name in (("bfloat16", "h"), ("float32", "f")):
+        asked = Asked(8, dtypes={Span(0, 2): dtype})
+        assert [h.peer_id for h in routes.find((Span(0, 2),), frozenset(), kept, asked)] == [name]
+    alone = Asked(8, dtypes={Span(0, 2): "float16"})
+    assert routes.find((Span(0, 2),), frozenset(), kept, alone), "another one is better than none"
+
+
+def _peer(clock: FakeClock, peer_id: str, dtype: str) -> Announcement:
+    now = clock.wall()
+    return Announcement(
+        peer_id=peer_id,
+        address=f"{peer_id}:1",
+        model=toy_model(4),
+        span=Span(0, 2),
+        state=NodeState.SERVING,
+        issued_at=now,
+        expires_at=now + 30,
+        dtype=dtype,
+        kv_total_bytes=1 << 20,
+        kv_free_bytes=1 << 20,
+        kv_bytes_per_token=2,
+    )
 
 
 def test_a_peer_that_was_slow_is_demoted_and_earns_its_place_back() -> None:

@@ -50,7 +50,7 @@ from swarmd.pipeline.refusals import LASTING
 
 def test_a_new_session_asks_for_a_route_and_opens_all_hops_of_it_at_once() -> None:
     bench = Bench()
-    assert bench.start() == [NeedRoute(1, (Span(0, 8),), frozenset(), ())]
+    assert bench.start() == [NeedRoute(1, (Span(0, 8),), frozenset(), (), ("",))]
     orders = opens(bench.found())
     assert list(orders) == ["a", "b"]
     first, last = orders["a"], orders["b"]
