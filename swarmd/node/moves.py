@@ -21,12 +21,14 @@ from swarmd.node.lifecycle import Event, Lifecycle, State
 from swarmd.node.membership import Membership
 from swarmd.node.moving import Moving
 from swarmd.node.service import Service
+from swarmd.node.standstill import Standstill
 from swarmd.swarm.rebalance import Move, Reason
 
 log = logging.getLogger(__name__)
 
-GAP_DRAIN_S = 2.0
-"""No session can go on while blocks are missing: those that are here are not waited for longer."""
+STANDSTILL_S = 2.0
+"""Where blocks are missing, sessions for which nothing is computed for so long wait for them, and
+this node does not wait for those sessions. What runs yet, on nodes that leave, is handed off."""
 POLL_S = 0.05
 
 
@@ -95,11 +97,14 @@ class Moves:
 
     async def _left(self, move: Move) -> bool:
         """Wait for the drain; return whether the node may go."""
-        patience = GAP_DRAIN_S if move.reason is Reason.GAP else self._config.drain_timeout
-        deadline = self._clock.monotonic() + patience
+        deadline = self._clock.monotonic() + self._config.drain_timeout
+        standstill = Standstill(STANDSTILL_S)
         while not self._service.is_empty and self._clock.monotonic() < deadline:
             if not self._is(State.MOVING):
                 return False
+            still = standstill.has_come(self._service.steps, self._clock.monotonic())
+            if still and move.reason is Reason.GAP:
+                break
             await asyncio.sleep(POLL_S)
         may_go = self._service.is_empty or move.reason is Reason.GAP
         return may_go and await self._moving.confirm()

@@ -121,6 +121,11 @@ class Service:
         """Whether no session runs through this node; it may coordinate some."""
         return not self._host.table.sessions
 
+    @property
+    def steps(self) -> int:
+        """How many steps of sessions have been computed here."""
+        return self.executor.stats.steps
+
     def drain(self) -> None:
         """Take no new sessions, and have those that run through this node move to others."""
         self._host.handle(ev.Drain())
