@@ -247,9 +247,9 @@ class Links:
         # When both sides dial at once there are two links, and each side sends on its first one.
         self._live.setdefault(peer_id, []).append(link)
         log.info("link up peer=%s", peer_id)
-        self._handler.on_peer_up(peer_id)
         ended: SwarmdError | None = None
         try:
+            self._handler.on_peer_up(peer_id)
             await link.run()
         except (PeerError, QueueFull) as error:
             ended, reason = error, str(error)

@@ -39,6 +39,37 @@ async def test_two_nodes_talk_over_the_link_that_one_of_them_dialled() -> None:
         assert (a.dialled, b.dialled) == ([B], [])
 
 
+async def test_a_dial_without_frames_makes_a_link_of_which_both_sides_are_told() -> None:
+    view: dict[str, str] = {}
+    async with Node(A, view) as a, Node(B, view) as b:
+        a.links.send(B, [])
+        await a.handler.until(lambda: a.handler.up == [B])
+        await b.handler.until(lambda: b.handler.up == [A])
+        assert a.links.connected() == [B]
+
+
+async def test_a_node_that_is_loading_takes_no_links() -> None:
+    view: dict[str, str] = {}
+    async with Node(A, view) as a, Node(B, view) as b:
+        b.handler.takes_links = False
+        a.links.send(B, [values.close(1)])
+        assert "loading" in await a.handler.loss_of(B)
+        b.handler.takes_links = True
+        a.links.send(B, [values.close(2)])
+        assert await b.handler.frames_from(A, 1) == [values.close(2)]
+
+
+async def test_frames_wait_for_a_peer_that_the_view_does_not_show_yet() -> None:
+    view: dict[str, str] = {}
+    async with Node(A, {}) as a, Node(B, view) as b:
+        a.appears = asyncio.get_running_loop().create_future()
+        a.links.send(B, [values.close(1)])
+        await asyncio.sleep(0)
+        assert not a.handler.lost
+        a.appears.set_result(b.address)
+        assert await b.handler.frames_from(A, 1) == [values.close(1)]
+
+
 async def test_many_frames_arrive_in_order_per_session() -> None:
     sent = [values.decode_step(n % 7, position=n) for n in range(2000)]
     view: dict[str, str] = {}

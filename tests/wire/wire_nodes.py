@@ -38,6 +38,7 @@ class Recorder:
         self.frames: list[tuple[str, SessionFrame]] = []
         self.batches: list[int] = []
         """How many frames came together."""
+        self.up: list[str] = []
         self.lost: list[tuple[str, str]] = []
         self.rtts: list[tuple[str, RttSample]] = []
         self.errors: dict[str, Exception] = {}
@@ -55,7 +56,8 @@ class Recorder:
     takes_links = True
 
     def on_peer_up(self, peer_id: str) -> None:
-        pass
+        self.up.append(peer_id)
+        self._changed.set()
 
     def on_peer_lost(self, peer_id: str, reason: str) -> None:
         self.lost.append((peer_id, reason))
@@ -99,13 +101,20 @@ class Node(peer_pb2_grpc.PeerServicer):
         self.handler = Recorder()
         self.tasks: set[asyncio.Task[None]] = set()
         self.dialled: list[str] = []
-        self.links = Links(peer_id, "", self.handler, self._resolve, self._spawn, settings)
+        self.appears: asyncio.Future[str | None] | None = None
+        """Where a peer is that the view does not show."""
+        self.links = Links(
+            peer_id, "", self.handler, self._resolve, self._spawn, settings, appears=self._appears
+        )
         self.address = ""
         self._server = new_server()
 
     def _resolve(self, peer_id: str) -> str | None:
         self.dialled.append(peer_id)
         return self.view.get(peer_id)
+
+    async def _appears(self, peer_id: str) -> str | None:
+        return await self.appears if self.appears is not None else None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
