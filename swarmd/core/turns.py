@@ -1,45 +1,77 @@
-"""Whose turn it is: things in a row so that those whom they belong to alternate.
+"""Whose turn it is: things in a row, so that those whom they belong to get the same of the cost.
 
-Nobody has a weight. What is chosen of the row is the user's business.
+Nobody has a weight. What is chosen of the row, and what a thing costs, is the user's business.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from itertools import zip_longest
+from heapq import heapify, heappop, heapreplace
 from typing import TypeVar
 
 T = TypeVar("T")
 MAX_KNOWN = 1024
-"""Owners that are remembered; one that has been forgotten counts as new, and goes first once."""
+"""Owners that are remembered; one that has been forgotten counts as new."""
 
 
 class Turns:
-    """Owners in the order in which they were served last; who never was goes first."""
+    """Owners by what they have had while others wanted it too: start-time fair queueing.
 
-    def __init__(self) -> None:
-        self._served: OrderedDict[bytes, int] = OrderedDict()
-        self._count = 0
+    What nobody else wanted is not held against anyone, and who wanted nothing saves nothing up: an
+    owner that comes back begins where the others are, `credit` below them at most. Nobody is ever
+    thought to have had more than `debt` above the one that has had least.
+    """
 
-    def alternate(self, things: Iterable[T], owner: Callable[[T], bytes]) -> list[T]:
-        """Return the first thing of each owner, then the second of each, and so on.
+    def __init__(self, credit: float, debt: float) -> None:
+        self._credit = credit
+        self._debt = debt
+        self._had: OrderedDict[bytes, float] = OrderedDict()
+        """In the order in which they were served last."""
+        self._least = 0.0
+        """What all have had of those who want something now."""
+        self._wanting: frozenset[bytes] = frozenset()
 
-        Things of one owner keep their order; owners begin with who has not been served for longest.
+    def in_order(
+        self, things: Iterable[T], owner: Callable[[T], bytes], cost: Callable[[T], float]
+    ) -> list[T]:
+        """Return the things in the order in which they are to be served.
+
+        Those of one owner keep their order. Next is always the first one of whoever has had least,
+        those before it included; of equals, of the one that has not been served for longest.
         """
         by_owner: dict[bytes, list[T]] = {}
         for thing in things:
             by_owner.setdefault(owner(thing), []).append(thing)
+        self._want(by_owner)
         if len(by_owner) < 2:
             return [thing for own in by_owner.values() for thing in own]
-        owners = sorted(by_owner, key=lambda owner: self._served.get(owner, -1))
-        rounds = zip_longest(*([(thing,) for thing in by_owner[owner]] for owner in owners))
-        return [place[0] for around in rounds for place in around if place]
+        last = {known: place for place, known in enumerate(self._had) if known in by_owner}
+        had = [(self._had.get(o, self._least), last.get(o, MAX_KNOWN), o, 0) for o in by_owner]
+        heapify(had)
+        row: list[T] = []
+        while had:
+            so_far, place, whose, at = had[0]
+            thing = by_owner[whose][at]
+            row.append(thing)
+            if at + 1 < len(by_owner[whose]):
+                heapreplace(had, (so_far + cost(thing), place, whose, at + 1))
+            else:
+                heappop(had)
+        return row
 
-    def serve(self, owner: bytes) -> None:
-        """Note that an owner's turn is over."""
-        self._count += 1
-        self._served[owner] = self._count
-        self._served.move_to_end(owner)
-        if len(self._served) > MAX_KNOWN:
-            self._served.popitem(last=False)
+    def serve(self, owner: bytes, cost: float) -> None:
+        """Note that an owner has had something."""
+        had = self._had.get(owner, self._least) + cost
+        self._had[owner] = min(had, self._least + self._debt)
+        self._had.move_to_end(owner)
+        if len(self._had) > MAX_KNOWN:
+            self._had.popitem(last=False)
+
+    def _want(self, owners: Iterable[bytes]) -> None:
+        wanting = frozenset(owners)
+        for owner in (wanting - self._wanting) & self._had.keys():
+            self._had[owner] = max(self._had[owner], self._least - self._credit)
+        least = min((self._had.get(owner, self._least) for owner in wanting), default=0.0)
+        self._least = max(self._least, least)
+        self._wanting = wanting

@@ -1,4 +1,5 @@
-"""Which steps run together in the next microbatch: a choice over what is ready; tenants take turns.
+"""Which steps run together in the next microbatch: a choice over what is ready, in which tenants get
+the same of the machine's time while they want it.
 
 Order within a session, and running what was chosen, are the executor's business.
 """
@@ -12,6 +13,14 @@ from swarmd.core.turns import Turns
 
 MAX_DECODES = 256
 MAX_ROWS = 1024
+DECODE_ROWS = 4.0
+"""Rows of a prompt that take as long as one decode among others, where nothing else is known."""
+CREDIT = 256.0
+"""Rows that a tenant may lag behind the others when it comes back."""
+DEBT = 8192.0
+"""Rows that it may be ahead of them."""
+PATIENCE = 16
+"""Microbatches that may pass over the step that has waited longest, whoever it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +53,42 @@ class Batcher:
         self._ragged = ragged
         self._max_decodes = max_decodes
         self._max_rows = max_rows
-        self._turns, self._prompt_turns = Turns(), Turns()
+        self._turns = Turns(CREDIT, DEBT)
+        self._head = b""
+        self._passed = 0
 
-    def choose(self, ready: Sequence[Work], max_decodes: int | None = None) -> list[Work]:
+    def choose(
+        self,
+        ready: Sequence[Work],
+        max_decodes: int | None = None,
+        decode_rows: float = DECODE_ROWS,
+    ) -> list[Work]:
         """Return the works of the next microbatch out of `ready`, longest waiting first.
 
-        Tenants take turns: the longest waiting work of the one whose turn it is always runs, so
-        nothing starves. With it go decodes of the same blocks, `max_decodes` in all, and at most
-        one longer step, which is all that a decode ever waits for; for that, too, they take turns.
+        The longest waiting work of the tenant that has had least always runs. With it go decodes of
+        the same blocks, `max_decodes` in all, and at most one longer step, which is all that a
+        decode ever waits for: also of those who have had least. A decode counts as `decode_rows` of
+        a prompt. Nothing starves: what has waited longest runs after `PATIENCE` others.
         """
         if not ready:
             return []
-        ready = self._turns.alternate(ready, _tenant)
-        first = ready[0]
-        self._turns.serve(first.tenant)
-        return self._beside(first, ready[1:], max_decodes) if self._ragged else [first]
+
+        def cost(work: Work) -> float:
+            return decode_rows if work.is_decode else float(work.rows)
+
+        first, *others = self._at_last(ready[0], self._turns.in_order(ready, _tenant, cost))
+        chosen = self._beside(first, others, max_decodes) if self._ragged else [first]
+        for work in chosen:
+            self._turns.serve(work.tenant, cost(work))
+        return chosen
+
+    def _at_last(self, head: Work, row: list[Work]) -> list[Work]:
+        """Return the row, with what has waited longest in front if that was often passed over."""
+        self._passed = self._passed + 1 if head.key == self._head else 0
+        self._head = head.key
+        if self._passed <= PATIENCE:
+            return row
+        return [head, *(work for work in row if work is not head)]
 
     def _beside(self, first: Work, others: list[Work], max_decodes: int | None) -> list[Work]:
         """Return a work with those that run beside it."""
@@ -69,11 +99,8 @@ class Batcher:
         decodes = int(first.is_decode)
         if longer is None:
             room = self._max_rows - rows
-            prompts = (w for w in same if not w.is_decode and w.rows <= room)
-            longer = next(iter(self._prompt_turns.alternate(prompts, _tenant)), None)
+            longer = next((w for w in same if not w.is_decode and w.rows <= room), None)
             rows += longer.rows if longer else 0
-        if longer is not None:
-            self._prompt_turns.serve(longer.tenant)
         for work in same:
             if work is longer:
                 chosen.append(work)

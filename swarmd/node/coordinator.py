@@ -383,7 +383,7 @@ class Coordinator:
             return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:
             if isinstance(error, KVExhausted) and not run.admitted:
-                self._line.join(run.session, run.priority, run.tenant)
+                self._stand_in_line(run)
             missing = tuple((span.start, span.end) for span in need.spans)
             return ev.RouteMissing(need.ask, missing, error)
         return ev.RouteFound(need.ask, hops)
@@ -393,12 +393,13 @@ class Coordinator:
         if run.admitted:
             return
         if isinstance(run.driver.error, KVExhausted):
-            self._line.join(
-                run.session, run.priority, run.tenant
-            )  # refused by a hop, whatever the view says
+            self._stand_in_line(run)  # refused by a hop, whatever the view says
         ahead = self._line.ahead_of(run.session, run.priority, run.tenant)
         if ahead:
             raise KVExhausted(f"{ahead} sessions that wait for KV go before this one: try later")
+
+    def _stand_in_line(self, run: Run) -> None:
+        self._line.join(run.session, run.priority, run.tenant, run.positions)
 
     def _wake_line(self) -> None:
         """Room has come: whoever stands first in line looks again."""

@@ -136,7 +136,8 @@ class Executor:
         torch.set_num_threads(self._threads)  # counts for the thread that calls it
         while self._take_in():
             self.stats.alive_at = time.monotonic()
-            works = self._batcher.choose(self._ready(), self._pace.limit)
+            limit = self._pace.limit
+            works = self._batcher.choose(self._ready(), limit, self._speed.decode_rows(limit))
             if works:
                 self._deliver(self._compute_and_count(works))
 

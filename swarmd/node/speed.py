@@ -6,6 +6,7 @@ apart and weighed by `swarmd.swarm.terms`: a busy node must not look slow twice.
 
 from __future__ import annotations
 
+from swarmd.engine.batcher import DECODE_ROWS
 from swarmd.node.compute_log import ComputeStats
 from swarmd.node.pace import MIN_ROWS, StepCost, moved
 
@@ -20,6 +21,11 @@ class Speed:
         self._decode = StepCost()
         self._row_s = 0.0
         stats.step_ms = stats.prefill_ms = 0.0
+
+    def decode_rows(self, decodes: int) -> float:
+        """Return how many rows of a prompt take as long as one of so many decodes."""
+        one = self._decode.of(decodes) / decodes
+        return max(1.0, one / self._row_s) if one and self._row_s else DECODE_ROWS
 
     def note(self, decodes: int, rows: int, blocks: int, seconds: float) -> None:
         """Note a microbatch: its steps of one position, a prompt's rows, the blocks that it ran."""

@@ -9,23 +9,23 @@ MAX_TENANTS = 1024
 
 
 class WaitingLine:
-    """Within a priority tenants take turns, each with its first come first; as in vLLM, lower
-    numbers go before higher ones.
+    """Within a priority tenants get the same of the room, each with its first come first; as in
+    vLLM, lower numbers go before higher ones.
 
     Who stands first is waited for, also when others behind would fit: so a large session gets its
-    room in the end, however many small ones come. A place is given at arrival: the round of turns
-    that is served now, or the one after that of the tenant's last session. A round counts as over,
-    by a part of it, whenever one of those who wait has got its room, so that also tenants who come
+    room in the end, however many small ones come. A place is given at arrival: where the line is
+    now, or behind the tenant's last session, by as much as that takes. The line goes on by what
+    those take who get their room, a part for each tenant that waits, so that also tenants who come
     for the first time, however many, cannot go before somebody for ever.
     """
 
     def __init__(self) -> None:
         self._places: dict[bytes, tuple[int, float, int]] = {}
-        self._tenants: dict[bytes, bytes] = {}
-        """Of those in line."""
-        self._last: dict[bytes, float] = {}
-        """Tenant -> the round of its last session."""
-        self._round = 0.0
+        self._tenants: dict[bytes, tuple[bytes, float]] = {}
+        """Of those in line, and what each takes."""
+        self._next: dict[bytes, float] = {}
+        """Tenant -> the place behind its last session."""
+        self._now = 0.0
         self._count = itertools.count()
 
     def __len__(self) -> int:
@@ -41,29 +41,30 @@ class WaitingLine:
         mine = self._places.get(session) or self._place(priority, tenant)
         return sum(place < mine for place in self._places.values())
 
-    def join(self, session: bytes, priority: int, tenant: bytes = b"") -> None:
-        """Stand in line; who does already keeps the place."""
+    def join(
+        self, session: bytes, priority: int, tenant: bytes = b"", positions: float = 1.0
+    ) -> None:
+        """Stand in line for so much KV; who does already keeps the place."""
         if session not in self._places:
             place = self._places[session] = self._place(priority, tenant)
-            self._tenants[session] = tenant
-            self._note(tenant, place[1])
+            self._tenants[session] = tenant, positions
+            self._note(tenant, place[1] + positions)
 
     def leave(self, session: bytes, *, served: bool = False) -> None:
         """Wait no more; `served`: as there was room."""
-        waiting = len(set(self._tenants.values()))
-        place = self._places.pop(session, None)
-        self._tenants.pop(session, None)
-        if place is not None and served:
-            self._round += 1 / waiting
+        waiting = len({tenant for tenant, _ in self._tenants.values()})
+        self._places.pop(session, None)
+        _, positions = self._tenants.pop(session, (b"", 0.0))
+        if served and waiting:
+            self._now += positions / waiting
         if not self._places:
-            self._round, self._last = 0.0, {}
+            self._now, self._next = 0.0, {}
 
     def _place(self, priority: int, tenant: bytes) -> tuple[int, float, int]:
-        turn = max(self._round, self._last.get(tenant, self._round - 1) + 1)
-        return priority, turn, next(self._count)
+        return priority, max(self._now, self._next.get(tenant, self._now)), next(self._count)
 
-    def _note(self, tenant: bytes, turn: float) -> None:
-        self._last[tenant] = turn
-        if len(self._last) > MAX_TENANTS:
-            waiting = set(self._tenants.values())
-            self._last = {key: at for key, at in self._last.items() if key in waiting}
+    def _note(self, tenant: bytes, behind: float) -> None:
+        self._next[tenant] = behind
+        if len(self._next) > MAX_TENANTS:
+            waiting = {tenant for tenant, _ in self._tenants.values()}
+            self._next = {key: at for key, at in self._next.items() if key in waiting}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.engine.batcher import Batcher, Work
+from swarmd.engine.batcher import DECODE_ROWS, PATIENCE, Batcher, Work
 
 works = st.lists(
     st.builds(
@@ -91,6 +92,59 @@ def test_tenants_take_turns_also_where_sessions_run_alone() -> None:
 
 @given(works)
 def test_whoever_waits_runs_before_long(ready: list[Work]) -> None:
-    batcher = Batcher(ragged=True, max_decodes=8, max_rows=512)
-    made = rounds(batcher, ready, 3 * len(ready), limit=2)
-    assert all(any(work in chosen for chosen in made) for work in ready)
+    batcher, waiting = Batcher(ragged=True, max_decodes=8, max_rows=512), ready
+    for _ in range((PATIENCE + 1) * len(ready)):
+        chosen = batcher.choose(waiting, 2)
+        waiting = [work for work in waiting if work not in chosen] + chosen
+        ready = [work for work in ready if work not in chosen]
+        if not ready:
+            break
+    assert not ready
+
+
+def shares(ready: list[Work], count: int = 400) -> dict[bytes, float]:
+    """What each tenant gets of the machine's time, of sessions that always have more to do."""
+    made = rounds(Batcher(ragged=True), ready, count, limit=8)
+    spent: dict[bytes, float] = {}
+    for work in (work for chosen in made for work in chosen):
+        cost = DECODE_ROWS if work.is_decode else work.rows
+        spent[work.tenant] = spent.get(work.tenant, 0.0) + cost
+    return {tenant: cost / sum(spent.values()) for tenant, cost in spent.items()}
+
+
+def test_thirty_long_prompts_get_no_more_time_than_a_short_one_of_somebody_else() -> None:
+    crowd = [prefill(n, rows=512, tenant=b"many") for n in range(30)]
+    short = prefill(99, rows=64, tenant=b"one")
+    assert shares([*crowd, short])[b"one"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_decodes_count_when_their_owner_wants_a_prompt_computed_as_well() -> None:
+    greedy = [decode(n, tenant=b"many") for n in range(7)]
+    greedy += [prefill(100 + n, rows=64, tenant=b"many") for n in range(30)]
+    other = prefill(99, rows=64, tenant=b"one")
+    assert shares([*greedy, other])[b"one"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_who_wants_little_gets_all_of_that_and_the_rest_is_not_left_lying() -> None:
+    crowd = [prefill(n, rows=512, tenant=b"many") for n in range(30)]
+    one = decode(99, tenant=b"one")
+    made = rounds(Batcher(ragged=True), [*crowd, one], 50, limit=8)
+    assert all(one in chosen and len(chosen) == 2 for chosen in made)
+
+
+def test_alone_a_tenant_loses_nothing_by_what_it_had_before_others_came() -> None:
+    crowd = [prefill(n, rows=512, tenant=b"many") for n in range(30)]
+    batcher = Batcher(ragged=True)
+    assert all(len(chosen) == 1 for chosen in rounds(batcher, crowd, 1000, limit=8))
+    both = rounds(batcher, [*crowd, prefill(99, rows=512, tenant=b"one")], 20, limit=8)
+    tenants = [chosen[0].tenant for chosen in both]
+    assert tenants.count(b"one") in (9, 10), "who comes late owes nothing, and is owed nothing"
+    assert tenants[:2].count(b"one") == 1
+
+
+def test_steps_of_other_blocks_run_though_their_owner_is_served_all_the_time() -> None:
+    mine = [decode(n, tenant=b"mine") for n in range(8)]
+    apart = decode(50, entry=2, tenant=b"mine")
+    other = prefill(99, rows=64, tenant=b"other")
+    made = rounds(Batcher(ragged=True), [*mine, apart, other], 100, limit=8)
+    assert sum(apart in chosen for chosen in made) >= 100 // (PATIENCE + 10)

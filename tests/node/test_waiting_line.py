@@ -89,3 +89,13 @@ def test_a_priority_goes_before_turns() -> None:
         line.join(b"m%d" % n, -1, b"many")
     line.join(A, 0, b"one")
     assert line.ahead_of(A, 0) == 3
+
+
+def test_who_asks_for_much_room_gets_as_much_of_it_as_who_asks_for_little() -> None:
+    line = WaitingLine()
+    for n in range(10):
+        line.join(b"m%d" % n, 0, b"much", 8000)
+    for n in range(40):
+        line.join(b"l%d" % n, 0, b"little", 1000)
+    order = served(line, 27)
+    assert sum(session.startswith(b"m") for session in order) == 3
