@@ -1,5 +1,6 @@
-"""Which steps run together in the next microbatch: a choice over what is ready, in which tenants get
-the same of the machine's time while they want it.
+"""Which steps run together in the next microbatch: a choice over what is ready.
+
+Tenants get the same of the machine's time while they want it.
 
 Order within a session, and running what was chosen, are the executor's business.
 """

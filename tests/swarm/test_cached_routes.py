@@ -69,6 +69,15 @@ def test_a_lie_about_prompts_is_worth_no_more_than_what_they_take() -> None:
     assert chosen([slow, modest], request_of({})) == [2]
 
 
+@pytest.mark.parametrize("crowd", range(6))
+def test_who_holds_a_long_prefix_is_left_only_for_a_queue_that_costs_more(crowd: int) -> None:
+    # 2,000 tokens of prompt for 50 new ones: 40 computed for each, which take 0.8 of a step. A
+    # session there already counts a quarter of one.
+    peers = [peer(1, 0, 8, step_ms=40.0), peer(2, 0, 8, step_ms=40.0, sessions=crowd)]
+    request = RouteRequest(2_050, prompt_tokens=2_000, cached={peer_id(2): 2_000})
+    assert chosen(peers, request) == ([2] if crowd <= 3 else [1])
+
+
 def test_what_one_hop_has_is_worth_nothing_when_another_has_it_not() -> None:
     peers = [peer(1, 0, 4, step_ms=20.0), peer(2, 0, 4, step_ms=21.0), peer(3, 4, 8)]
     assert chosen(peers, request_of({2: PROMPT})) == [1, 3]
