@@ -46,8 +46,10 @@ from swarmd.pipeline.events import (
     HopAction,
     HopEvent,
     Import,
+    Lagging,
     NeedLinks,
     NeedRoute,
+    PeerLags,
     PeerLost,
     Received,
     Routed,
@@ -131,8 +133,11 @@ class SimNode:
     def lost(self, peer_id: str) -> None:
         """Notice that a link is gone."""
         self.handle(PeerLost(peer_id))
+        self.tell_all(PeerLost(peer_id))
+
+    def tell_all(self, event: DriverEvent) -> None:
         for run in list(self.drivers.values()):
-            run.handle(PeerLost(peer_id))
+            run.handle(event)
 
     def tick(self) -> None:
         if (self.table.next_deadline() or float("inf")) <= self.swarm.now:
@@ -148,8 +153,7 @@ class SimNode:
         """Take a time for the action that was queued; carry it out at the end of that time."""
         swarm = self.swarm
         self._began.append(max(swarm.now, self.busy_until))
-        took = self.slowed * swarm.draw(swarm.weather.compute)
-        self.busy_until = self._began[-1] + took
+        self.busy_until = self._began[-1] + self.slowed * swarm.draw(swarm.weather.compute)
         swarm.at(self.busy_until, lambda: self.when_awake(self._act))
 
     def _act(self) -> None:
@@ -217,6 +221,8 @@ class SimRun:
             swarm.at(swarm.now, lambda: self.handle(answer))
         elif isinstance(action, NeedLinks):
             swarm.links.reach(self, action)
+        elif isinstance(action, Lagging):
+            swarm.at(swarm.now, lambda: self.node.tell_all(PeerLags(action.peer_id)))
         elif self.client.run is self:
             self._tell(action)
 
@@ -238,7 +244,7 @@ class SimRun:
         others = [n for n in swarm.nodes.values() if n.alive and not n.table.draining]
         choice = swarm.random.choice([node.peer_id for node in others])
         self.client.resumes += bool(self.client.epoch)
-        swarm.at(swarm.now, functools.partial(swarm.begin, self.client, choice))
+        swarm.at(swarm.now, lambda: swarm.start(self.client, choice))
 
     def _deliver(self, action: Emit) -> None:
         client, now = self.client, self.node.swarm.now
@@ -354,10 +360,6 @@ class Swarm:
         self.nodes[coordinator].when_awake(lambda: run.handle(Start()))
         return run
 
-    def begin(self, client: Client, coordinator: str) -> None:
-        """As `start`."""
-        self.start(client, coordinator)
-
     def client(
         self,
         number: int,
@@ -399,14 +401,12 @@ class Swarm:
         """Let a node begin to leave: its sessions move to others."""
         node = self.nodes[peer_id]
         node.handle(Drain())
-        for run in list(node.drivers.values()):
-            run.handle(HandOver())
+        node.tell_all(HandOver())
 
     def announce(self, peer_id: str) -> None:
         """Let everybody see a new node."""
         for node in self.nodes.values():
-            for run in list(node.drivers.values()):
-                node.when_awake(functools.partial(run.handle, RoutesChanged()))
+            node.when_awake(functools.partial(node.tell_all, RoutesChanged()))
 
     # Routes: at random among what the view shows, which lags behind.
 

@@ -298,6 +298,7 @@ class Coordinator:
         elif isinstance(action, ev.Lagging):
             log.warning("a hop is slow peer=%s", action.peer_id[:8])
             self._routes.lagging(action.peer_id)
+            asyncio.get_running_loop().call_soon(self._tell_all, ev.PeerLags(action.peer_id))
         else:
             self._learn(run, action)
             run.outputs.put_nowait(action)

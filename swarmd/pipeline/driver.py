@@ -295,6 +295,7 @@ _ALWAYS: dict[type[Any], Handler] = {
     ev.RouteFound: _ignore,
     ev.RouteMissing: _ignore,
     ev.LinksKnown: _ignore,
+    ev.PeerLags: Driver._peer_lags,
     ev.HandOver: Driver._hand_over,
 }
 

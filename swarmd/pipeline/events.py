@@ -146,6 +146,13 @@ class RoutesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLags:
+    """Another session leaves this peer for being slow."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandOver:
     """This node is about to go: let another coordinator go on as soon as a token has come."""
 
@@ -355,6 +362,7 @@ DriverEvent = (
     | RouteMissing
     | LinksKnown
     | RoutesChanged
+    | PeerLags
     | HandOver
     | Stop
 )

@@ -20,6 +20,10 @@ class Lag:
         """A token came in time, or one was late for that peer."""
         self._held_up.append(peer_id)
 
+    def suspect(self, peer_id: str) -> None:
+        """Have the next token that is late for that peer be the last that it takes."""
+        self._held_up.extend([peer_id] * (self._times - 1))
+
     def is_of(self, peer_id: str) -> bool:
         """Whether that peer lags."""
         return self._held_up.count(peer_id) >= self._times

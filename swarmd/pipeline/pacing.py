@@ -65,6 +65,10 @@ class Pacing(Moving):
         if answer.epoch == self.epoch and self._search.hop(event.peer_id) is not None:
             self._replace(self._watch.answer(event.peer_id, answer, self.route, now), now)
 
+    def _peer_lags(self, event: ev.PeerLags, now: float) -> None:
+        if self._search.hop(event.peer_id) is not None:
+            self._watch.warned_of(event.peer_id)
+
     def _peers_found(self, event: ev.RouteFound, now: float) -> None:
         """Go round a slow hop; not by way of another precision, which would change tokens."""
         slow = self._slow

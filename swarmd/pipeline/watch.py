@@ -226,6 +226,10 @@ class Watch:
         limit = self._lag_limit if answer.waits else self._lag_limit / 2
         return answer.accepted >= self._known and answer.busy_us >= limit * 1e6
 
+    def warned_of(self, peer_id: str) -> None:
+        """Others find that a peer lags: it takes one late token to be sure of it here."""
+        self._lag.suspect(peer_id)
+
     def may_switch(self, now: float) -> bool:
         """Whether the session may leave a hop again."""
         while self._left_at and self._left_at[0] <= now - self.policy.per:

@@ -156,3 +156,33 @@ async def test_nobody_else_takes_a_session_over_that_runs() -> None:
             with pytest.raises(RequestError, match="runs here already"), one.run(stranger):
                 pass
         assert run.driver.state is not DriverState.DONE
+
+
+async def test_what_one_session_finds_of_a_slow_peer_the_others_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Judges(NoRoom):
+        slow = ""
+
+        def lagging(self, peer_id: str) -> None:
+            self.slow = peer_id
+
+    routes = Judges()
+    one = coordinator(routes)
+    with one.run(generation(1)) as first, one.run(generation(2)) as second:
+        told: list[ev.DriverEvent] = []
+        finds: list[ev.DriverAction] = [ev.Lagging("b")]
+
+        def find(event: ev.DriverEvent, now: float) -> list[ev.DriverAction]:
+            return [finds.pop()] if finds else []
+
+        def listen(event: ev.DriverEvent, now: float) -> list[ev.DriverAction]:
+            told.append(event)
+            return []
+
+        monkeypatch.setattr(first.driver, "handle", find)
+        monkeypatch.setattr(second.driver, "handle", listen)
+        one.on_view_changed()
+        await asyncio.sleep(0)
+        assert routes.slow == "b"
+        assert ev.PeerLags("b") in told

@@ -236,6 +236,20 @@ def test_who_holds_up_four_tokens_of_ten_lags() -> None:
     assert not lag.is_of("b"), "the first of them is too long ago"
 
 
+@pytest.mark.parametrize("warned", [True, False])
+def test_a_peer_that_others_leave_is_left_with_the_next_token_that_it_holds_up(
+    warned: bool,
+) -> None:
+    watch = measured(*[0.02] * 10)
+    if warned:
+        watch.warned_of("b")
+    watch.begin(9, 0, 100.0)
+    assert watch.look(100.06)
+    watch.answer("a", polled(9, 9), ROUTE, 100.07)
+    found = watch.answer("b", polled(9, 8), ROUTE, 100.07)
+    assert (found and found.peer_id) == ("b" if warned else None)
+
+
 def test_where_tokens_are_fast_hops_are_asked_early_and_left_for_the_fourth_time() -> None:
     watch = measured(*[0.02] * 10)
     for turn in range(4):
