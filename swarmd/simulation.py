@@ -279,7 +279,7 @@ class Swarm:
         """How long a dead node is still in the view."""
         self.nodes: dict[str, SimNode] = {}
         self.links = LossyLinks(self)
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
 
     def add(
@@ -293,7 +293,7 @@ class Swarm:
     def draw(self, limits: tuple[float, float]) -> float:
         return self.random.uniform(*limits)
 
-    def at(self, when: float, act: Callable[[], None]) -> None:
+    def at(self, when: float, act: Callable[[], object]) -> None:
         """Let something happen at a time, after what was to happen then already."""
         self._count += 1
         heapq.heappush(self._heap, (max(when, self.now), self._count, act))
