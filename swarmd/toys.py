@@ -5,8 +5,8 @@ The swarm that is built of such stages is in `swarmd.simulation`.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from swarmd.core.frames import DType, Payload, Step
 from swarmd.core.peers import ModelInfo
@@ -25,7 +25,7 @@ def toy_model(num_blocks: int = 8, vocab_size: int = 50_000, max_len: int = 4096
 
 
 def _digest(*parts: object) -> bytes:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=4 * TOY_HIDDEN).digest()
+    return blake2b(repr(parts).encode(), digest_size=4 * TOY_HIDDEN).digest()
 
 
 def _toy_token(state: bytes, position: int, submit: Submit, vocab_size: int) -> int:
@@ -149,7 +149,8 @@ class ToyStage:
         states = []
         chunk = 0 if self.chunk_exact else chunk
         for block, before in zip(range(kv.blocks.start, kv.blocks.end), past, strict=True):
-            value = _digest(block, position, chunk, value, before)
+            where = b"%d,%d,%d;" % (block, position, chunk)
+            value = blake2b(where + value + before, digest_size=4 * TOY_HIDDEN).digest()
             states.append(value)
         return states
 

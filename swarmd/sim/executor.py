@@ -107,8 +107,8 @@ class SimExecutor:
         for submit in submits:
             if submit.session in self._lanes:
                 self._settle(submit.session)
-        self._loop.call_soon(self._deliver, results)
-        self._loop.call_soon(self._work)
+        self._work()  # with what has come until now, as the thread does
+        self._deliver(results)
 
     def _one(self, submit: ev.Submit) -> Result:
         if self._failures and self._random.random() < self._failures:

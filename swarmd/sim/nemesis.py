@@ -90,7 +90,7 @@ class Nemesis:
         stage.machines.append(machine)
         return machine
 
-    def _client(self) -> Client:
+    def _client(self, most: int = 80) -> Client:
         draw, clients = self.random, self.world.clients
         prompt = [draw.randrange(50_000) for _ in range(draw.randint(1, 60))]
         if draw.random() < 0.5:  # as agents do: the same beginning, then what each has to say
@@ -99,7 +99,7 @@ class Nemesis:
             other = draw.choice(clients)
             prompt = [*other.prompt_ids, *other.expected][:120] + prompt[:8]
         penalty = draw.choice([0.0, 0.5])
-        client = self.world.client(tuple(prompt), draw.randint(10, 80), penalty)
+        client = self.world.client(tuple(prompt), draw.randint(10, most), penalty)
         client.priority = draw.choice([0, 0, 1])
         return client
 
@@ -115,7 +115,7 @@ class Nemesis:
         assert serving, "nobody serves any more"
         clients = []
         for machine in serving:
-            clients.append(self._client())
+            clients.append(self._client(most=16))
             clients[-1].begin(machine.peer_id)
         world.run_until(lambda: all(client.ended for client in clients), 100.0)
         for client in clients:

@@ -86,18 +86,30 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             yield
         finally:
             asyncio._set_running_loop(outer)
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        self._raise()
 
     def do(self, act: Act) -> None:
         """Act now, or when the process is no longer frozen, unless it is dead."""
-        if self.frozen:
+        if self._timeline.now < self.frozen_until:
             self._timeline.at(self.frozen_until, functools.partial(self.do, act))
-        elif self.alive:
-            with self.running():
-                act()
-            self._check()
+            return
+        if not self.alive:
+            return
+        # As `running` does; without its generator, as this is where the time goes.
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            act()
+        finally:
+            asyncio._set_running_loop(outer)
+        if self._error is not None:
+            self._raise()
+        self._check()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that lives no longer than the process."""
@@ -162,13 +174,12 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         return self.call_at(self._timeline.now + delay, callback, *args, context=context)
 
     def _run(self, handle: asyncio.Handle) -> None:
-        if handle.cancelled() or not self.alive:
+        if handle._cancelled:
             return
-        self.do(functools.partial(self._run_unless_cancelled, handle))
-
-    def _run_unless_cancelled(self, handle: asyncio.Handle) -> None:
-        if not handle.cancelled():
-            handle._run()
+        if self._timeline.now < self.frozen_until:
+            self._timeline.at(self.frozen_until, functools.partial(self._run, handle))
+        else:
+            self.do(handle._run)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

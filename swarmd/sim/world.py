@@ -26,7 +26,7 @@ from swarmd.sim.timeline import Timeline
 from swarmd.toys import toy_model
 
 WHOLE_LOGS = 1 << 30
-GRACE = 90.0
+GRACE = 60.0
 """Seconds after which nothing may be left of clients that are gone."""
 SERVING_IN = 60.0
 
