@@ -1,14 +1,18 @@
-"""The simulation finds what it is there to find: faults that are planted into the production code.
+"""Faults that are planted into the production code turn the suite red: each of them.
 
-`SWARMD_MUTATIONS=all` tries every one; otherwise a few that show themselves soon.
+The simulation finds most; `SWARMD_MUTATIONS=all` tries every one, otherwise a few that show
+themselves soon. Those that it cannot find, tests of the state machines do.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from mutations import NOT_FOUND_YET, PLANTS
+from mutations import FOUND_BY_TESTS, PLANTS
 
 from swarmd.sim.seeds import run_seed
 
@@ -25,7 +29,19 @@ SEEDS = 400
 """Within so many seeds a planted fault must be found."""
 
 
-@pytest.mark.parametrize("name", sorted(set(PLANTS) - set(NOT_FOUND_YET)) if ALL else AT_ONCE)
+@pytest.mark.parametrize("name", sorted(set(PLANTS) - set(FOUND_BY_TESTS)) if ALL else AT_ONCE)
 def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTS[name](monkeypatch)
     assert any(run_seed(seed)[2] for seed in range(SEEDS)), f"{name}: not found by {SEEDS} seeds"
+
+
+@pytest.mark.parametrize("name", FOUND_BY_TESTS)
+def test_what_hides_from_the_simulation_fails_a_test_of_its_state_machine(name: str) -> None:
+    here, root = Path(__file__).parent, Path(__file__).parents[2]
+    paths = os.pathsep.join([str(here), str(root)])
+    environment = {**os.environ, "SWARMD_PLANT": name, "PYTHONPATH": paths}
+    test = root / "tests/pipeline" / FOUND_BY_TESTS[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "mutations", str(test)]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    assert f"FAILED tests/pipeline/{FOUND_BY_TESTS[name]}" in done.stdout
