@@ -102,10 +102,13 @@ class Client:
         self.world, self.number = world, number
         self.prompt_ids, self.max_tokens, self.sampling = prompt_ids, max_tokens, sampling
         self.priority = 0
+        self.standby = 0
+        """Copies of each hop's KV that it asks for."""
         self.ids: list[int] = []
         self.session = self.secret = b""
         self.epoch = 0
         self.route: Route = ()
+        self.standbys: Route = ()
         self.chunk_size = 0
         self.begun = False
         self.call: Call | None = None
@@ -177,7 +180,14 @@ class Client:
         resume = None
         if self.begun:
             resume = Resumption(
-                self.session, self.secret, self.epoch, ids, 0, self.chunk_size, self.route
+                self.session,
+                self.secret,
+                self.epoch,
+                ids,
+                0,
+                self.chunk_size,
+                self.route,
+                self.standbys,
             )
         else:
             self.session = b"%08d" % self.number + b"%08d" % self.calls
@@ -194,6 +204,7 @@ class Client:
             ids_only=True,
             resume=resume,
             priority=self.priority,
+            standby=self.standby,
         )
 
     def _delay(self) -> float:
@@ -218,7 +229,8 @@ class Client:
         if not self.begun:
             self.begun, self.chunk_size = True, call.run.chunk_size
             self._expected = None
-        self.route, self.epoch = output.route, max(self.epoch, output.epoch)
+        self.route, self.standbys = output.route, output.standbys
+        self.epoch = max(self.epoch, output.epoch)
 
     def _token(self, output: ev.Emit) -> None:
         index = output.position - len(self.prompt_ids)

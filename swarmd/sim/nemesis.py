@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STORM_S = 6.0
 """Faults begin within so many seconds after the first client."""
+PLENTY = 1 << 20
+"""Bytes of KV that are room for everybody."""
 FREED_IN = 2.0
 """Within so many seconds all KV is free once the clients are served."""
 
@@ -101,6 +103,8 @@ class Nemesis:
         penalty = draw.choice([0.0, 0.5])
         client = self.world.client(tuple(prompt), draw.randint(10, most), penalty)
         client.priority = draw.choice([0, 0, 1])
+        if self.world.kv_bytes == PLENTY:  # copies take room, for which others would wait
+            client.standby = draw.choice([0, 0, 1])
         return client
 
     def _begin(self, client: Client) -> None:

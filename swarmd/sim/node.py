@@ -252,6 +252,7 @@ class Process:
         await self.presence.look_again()
         await self._drain_asked.wait()
         self.host.handle(ev.Drain())
+        self.coordinator.hand_over()
         self.presence.changed()
         deadline = self.loop.time() + DRAIN_TIMEOUT_S
         while self.lifecycle.state is State.DRAINING and self.loop.time() < deadline:
