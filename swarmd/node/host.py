@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from swarmd.core.frames import SessionFrame
+from swarmd.core.frames import Open, SessionFrame
 from swarmd.node.executor import Executor, Result
 from swarmd.node.timer import Deadline
 from swarmd.pipeline import events as ev
@@ -36,7 +36,17 @@ class StageHost:
 
     def on_frames(self, peer_id: str, frames: Iterable[SessionFrame]) -> None:
         """Take frames that are meant for a hop."""
+        frames = tuple(frames)
         self.handle(*(ev.Received(peer_id, frame) for frame in frames))
+        for frame in frames:
+            if isinstance(frame, Open) and frame.donor:
+                self._get_to_know(frame)
+
+    def _get_to_know(self, order: Open) -> None:
+        """Dial the neighbours that a copy will have: when it is put in place, a stream waits."""
+        known = order.session in self.table.sessions
+        for peer_id in {order.prev_peer, order.next_peer} - {""} if known else ():
+            self._send(peer_id, ())
 
     def on_computed(self, results: Iterable[Result]) -> None:
         """Take what a microbatch gave."""

@@ -98,6 +98,7 @@ class Links:
     def send(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
         """Send frames to a peer, dialling it if need be; to this node itself without the wire.
 
+        With no frames the peer is dialled all the same, if there is no link.
         Never blocks. What cannot be sent ends in `on_peer_lost`, never during this call. Raises
         ProtocolError for a frame that is larger than any peer would accept. To be called on the
         event loop; does nothing once `close` has begun.

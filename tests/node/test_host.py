@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from swarmd.core.frames import Keep, Open, SessionFrame
@@ -26,16 +27,8 @@ class Idle:
         """Nothing is computed here."""
 
 
-async def test_a_node_that_overslept_frees_what_has_lapsed_before_it_listens() -> None:
-    loop = asyncio.get_running_loop()
-    sent: list[SessionFrame] = []
-
-    def send(peer_id: str, frames: Sequence[SessionFrame]) -> None:
-        sent.extend(frames)
-
-    facts = StageFacts(MODEL, Span(0, 8))
-    table = HopTable(facts, ToyAccount(1 << 20), HopPolicy(orphan_grace=0.001, reservation=0.001))
-    one = StageHost(table, cast(Executor, Idle()), send)
+def opening(**changes: Any) -> Open:
+    """What a coordinator `a` sends to a peer that is to have all blocks."""
     order = Open(
         session=SESSION,
         secret=bytes(16),
@@ -50,7 +43,37 @@ async def test_a_node_that_overslept_frees_what_has_lapsed_before_it_listens() -
         sampling=SamplingParams(),
         token_ids=(1,) * 5,
     )
+    return replace(order, **changes)
+
+
+async def test_who_takes_a_copy_dials_the_neighbours_it_will_have() -> None:
+    sent: list[tuple[str, Sequence[SessionFrame]]] = []
+
+    def send(peer_id: str, frames: Sequence[SessionFrame]) -> None:
+        sent.append((peer_id, frames))
+
+    facts = StageFacts(MODEL, Span(2, 4))
+    table = HopTable(facts, ToyAccount(1 << 20), HopPolicy())
+    one = StageHost(table, cast(Executor, Idle()), send)
+    order = opening(blocks=Span(2, 4), next_peer="n", prev_peer="p", donor="d", fresh=False)
     one.on_frames("a", [order])
+    one.close()
+    (answer,) = [frames for peer_id, frames in sent if peer_id == "a"]
+    assert len(answer) == 1
+    assert sorted(peer_id for peer_id, frames in sent if not frames) == ["n", "p"]
+
+
+async def test_a_node_that_overslept_frees_what_has_lapsed_before_it_listens() -> None:
+    loop = asyncio.get_running_loop()
+    sent: list[SessionFrame] = []
+
+    def send(peer_id: str, frames: Sequence[SessionFrame]) -> None:
+        sent.extend(frames)
+
+    facts = StageFacts(MODEL, Span(0, 8))
+    table = HopTable(facts, ToyAccount(1 << 20), HopPolicy(orphan_grace=0.001, reservation=0.001))
+    one = StageHost(table, cast(Executor, Idle()), send)
+    one.on_frames("a", [opening()])
     assert SESSION in table.sessions
     # The loop has no chance to tick until all is late: as after a SIGSTOP.
     until = loop.time() + host.OVERSLEPT_S + 0.1
