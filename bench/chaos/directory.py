@@ -47,10 +47,11 @@ async def dht_killed(lab: Lab) -> Findings:
             await asyncio.sleep(EVERY_S)
         load.stop()
     found.streams = load.streams
+    killed, found.counted = found.counted, found.runs
     healed = time.monotonic()
     await lab.settle()
     found.facts = {
-        "children_killed": found.counted,
+        "children_killed": killed,
         "seen_again_s": round(time.monotonic() - healed, 1),
     }
     moved = sum(s.repairs + s.resumes for s in load.streams)

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.chaos.soak import WARM_UP_S
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "failures.md"
@@ -56,6 +58,7 @@ def _row(name: str, verdict: dict[str, Any]) -> tuple[str, ...]:
 
 def _soak(name: str, verdict: dict[str, Any]) -> tuple[str, ...]:
     grows = max(verdict["growth_mib_per_hour"].values(), default=0.0)
+    known = verdict["minutes"] * 60 > WARM_UP_S
     return (
         f"`{name.removeprefix('chaos-')}`",
         f"{verdict['minutes']:g} min",
@@ -66,7 +69,7 @@ def _soak(name: str, verdict: dict[str, Any]) -> tuple[str, ...]:
         str(verdict["repairs_and_resumes"]),
         str(verdict["failed"]),
         str(verdict["leaked_bytes"]),
-        f"grows {grows:g} MiB/h at most",
+        f"grows {grows:g} MiB/h at most" if known else "too short to see memory grow",
         "-",
     )
 
