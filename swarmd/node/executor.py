@@ -169,7 +169,7 @@ class Executor:
         came = [session.came[0] for session in self._sessions.values() if session.came]
         if not came:
             return IDLE_S
-        if len(came) > self._decodes_ready():
+        if len(self._sessions) == 1 or len(came) > self._decodes_ready():
             return 0.0
         now = time.monotonic()
         since = max(self._free_since, min(came))
@@ -276,7 +276,10 @@ class Executor:
         session = self._sessions.get(result.session)
         if not isinstance(result, ev.Computed) or session is None:
             return result
-        result = replace(result, waited_us=int(waited[result.session] * 1e6))
+        waited_us = int(waited[result.session] * 1e6)
+        result = ev.Computed(
+            result.session, result.ticket, result.payload, result.tokens, waited_us
+        )
         ahead = session.ops[0] if session.ops else None
         if isinstance(ahead, ev.Submit) and ahead.ticket == result.ticket:
             session.parts.append(result)

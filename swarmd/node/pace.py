@@ -43,6 +43,8 @@ class Pace:
         """With it."""
         self._step_s = 0.0
         self._cost = StepCost()
+        self._groups: int | None = 1
+        """None: to be found anew."""
 
     def came(self, session: bytes, waited: float, now: float) -> None:
         """A session's next decode came in, having waited so long for stages in all its life."""
@@ -52,6 +54,7 @@ class Pace:
             away = min(absent, max(0.0, absent - max(0.0, waited - before)))
             self._absent_s = moved(self._absent_s, absent)
             self._away_s = moved(self._away_s, away)
+            self._groups = None
 
     def left(
         self, sessions: Mapping[bytes, float], began: float, now: float, *, alone: bool = True
@@ -63,6 +66,7 @@ class Pace:
         if alone or not self._step_s:
             self._step_s = moved(self._step_s, now - began)
             self._cost.add(len(sessions), now - began)
+        self._groups = None
         for session, waited in sessions.items():
             self._left_at[session] = now
             self._left_at.move_to_end(session)
@@ -75,6 +79,7 @@ class Pace:
 
     def gone(self, session: bytes) -> None:
         """A session has ended."""
+        self._groups = None
         self._left_at.pop(session, None)
         self._waited.pop(session, None)
 
@@ -90,8 +95,12 @@ class Pace:
     @property
     def groups(self) -> int:
         """Into how many microbatches the sessions should fall."""
-        count = len(self._left_at)
-        if not count:
+        if self._groups is None:
+            self._groups = self._best_groups(len(self._left_at))
+        return self._groups
+
+    def _best_groups(self, count: int) -> int:
+        if count < 2:
             return 1
         rounds = [self._round_s(count, groups) for groups in range(1, min(MAX_GROUPS, count) + 1)]
         good = _TOLERANCE * min(rounds)

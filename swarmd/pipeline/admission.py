@@ -90,12 +90,12 @@ def misfit(session: HopSession, step: Step, model: ModelInfo) -> str:
         return "a step needs chunks of at least one position"
     if step.end > session.max_positions:
         return f"position {step.end} is beyond the {session.max_positions} reserved"
-    if any(not step.position <= want < step.end for want in step.wants):
+    if step.wants and not step.position <= min(step.wants) <= max(step.wants) < step.end:
         return "a wanted position lies outside the step"
     if session.blocks.start == 0:
         if step.hidden is not None or len(step.token_ids) != step.length:
             return f"the first hop needs {step.length} token ids"
-        if not all(0 <= token < model.vocab_size for token in step.token_ids):
+        if not 0 <= min(step.token_ids) <= max(step.token_ids) < model.vocab_size:
             return f"token ids must be below {model.vocab_size}"
         return ""
     if step.hidden is None or step.hidden.shape != (step.length, model.hidden_size):

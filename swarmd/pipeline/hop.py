@@ -348,8 +348,9 @@ class HopTable:
         if done is None:
             return []
         copied = self.copies.advance(session, now)
-        logs = (other.log for other in self.sessions.values())
-        self.counters.evicted_positions += self.budget.enforce(chain(logs, self.leases.logs))
+        if self.budget.is_exceeded:
+            logs = (other.log for other in self.sessions.values())
+            self.counters.evicted_positions += self.budget.enforce(chain(logs, self.leases.logs))
         onward = session.onward(done)
         shared = [*copied, *self.prefixes.share(session, session.computed)]
         return shared if onward is None else [Send(session.next_peer, onward), *shared]

@@ -115,7 +115,9 @@ class HopSession:
     @property
     def computed(self) -> int:
         """Positions `[0, computed)` are computed; those above are with the executor, or unknown."""
-        return min((step.position for step in self.pending.values()), default=self.length)
+        if not self.pending:
+            return self.length
+        return min(step.position for step in self.pending.values())
 
     @property
     def last(self) -> bool:
@@ -204,8 +206,16 @@ class HopSession:
         if payload.shape[0] < step.length:
             raise SessionError(f"{payload.shape[0]} rows came out of {step.length} positions")
         hidden = rows(payload, 0, step.length)
-        waited_us += step.waited_us
-        done = replace(step, token_ids=(), hidden=hidden, waited_us=waited_us)
+        done = Step(
+            step.session,
+            step.epoch,
+            step.round,
+            step.position,
+            step.chunks,
+            hidden=hidden,
+            wants=step.wants,
+            waited_us=step.waited_us + waited_us,
+        )
         self.log.append(done)
         return done
 

@@ -30,13 +30,16 @@ class ReplayBudget:
         self.limit = limit
         self.used = 0
 
+    @property
+    def is_exceeded(self) -> bool:
+        return self.used > self.limit
+
     def enforce(self, logs: Iterable[ReplayLog]) -> int:
         """Drop the oldest positions of the longest log until all fit; return how many."""
         dropped = 0
-        if self.used > self.limit:
-            candidates = list(logs)
-            while self.used > self.limit:
-                dropped += max(candidates, key=lambda log: log.nbytes).drop_oldest()
+        candidates = list(logs)
+        while self.is_exceeded:
+            dropped += max(candidates, key=lambda log: log.nbytes).drop_oldest()
         return dropped
 
 

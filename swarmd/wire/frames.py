@@ -63,6 +63,7 @@ def decode(message: pb.Frame) -> Sequence[SessionFrame]:
         raise ProtocolError(f"{kind}: {error}") from error
 
 
+_DTYPES = {int(dtype): dtype for dtype in DType}
 _MAX_WAITED_US = 1 << 53
 """Sums of it stay far below what a field holds."""
 
@@ -182,9 +183,10 @@ def _failed_from_pb(m: pb.Failed) -> tuple[Failed]:
 def _chunks(values: Sequence[int]) -> tuple[int, ...]:
     if not 1 <= len(values) <= limits.MAX_CHUNKS:
         raise ProtocolError(f"a step has 1 to {limits.MAX_CHUNKS} chunks, not {len(values)}")
-    if min(values) < 1 or sum(values) > limits.MAX_POSITIONS:
+    chunks = tuple(values)
+    if min(chunks) < 1 or sum(chunks) > limits.MAX_POSITIONS:
         raise ProtocolError("a chunk is at least one position long, and a step not endless")
-    return tuple(values)
+    return chunks
 
 
 def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
@@ -192,10 +194,9 @@ def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
 
     Raises ProtocolError unless shape and bytes agree.
     """
-    try:
-        dtype = DType(m.dtype)
-    except ValueError:
-        raise ProtocolError(f"unknown dtype {m.dtype}") from None
+    dtype = _DTYPES.get(m.dtype)
+    if dtype is None:
+        raise ProtocolError(f"unknown dtype {m.dtype}")
     shape = tuple(m.shape)
     if not 1 <= len(shape) <= 3 or not all(shape):
         raise ProtocolError(f"a tensor has 1 to 3 dimensions, none of them 0, not {shape[:4]}")
@@ -217,15 +218,17 @@ def _step_from_pb(m: pb.Step) -> Step:
     if (hidden is None) == (not ids) or (ids and len(ids) != length):
         raise ProtocolError(f"a step of {length} positions needs as many ids, or hidden states")
     wants = tuple(m.wants)
-    if len(wants) > length or any(not m.position <= want < end for want in wants):
-        raise ProtocolError(f"a step over {m.position}:{end} cannot give tokens elsewhere")
-    if any(a >= b for a, b in itertools.pairwise(wants)):
-        raise ProtocolError("wanted positions must ascend")
+    position = m.position
+    if wants:
+        if len(wants) > length or not position <= min(wants) <= max(wants) < end:
+            raise ProtocolError(f"a step over {position}:{end} cannot give tokens elsewhere")
+        if len(wants) > 1 and any(a >= b for a, b in itertools.pairwise(wants)):
+            raise ProtocolError("wanted positions must ascend")
     return Step(
         session=_session(m.session),
         epoch=_epoch(m.epoch),
         round=_position(m.round, "round"),
-        position=m.position,
+        position=position,
         chunks=chunks,
         token_ids=ids,
         hidden=hidden,

@@ -16,6 +16,7 @@ from swarmd.core.errors import ConfigError, PeerUnreachable, ProtocolError, Swar
 from swarmd.core.frames import SessionFrame
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
+from swarmd.wire.alarm import Alarm
 from swarmd.wire.assembler import Assembler
 from swarmd.wire.assembly_memory import AssemblyMemory
 from swarmd.wire.outbound import Outbound
@@ -23,8 +24,6 @@ from swarmd.wire.pulse import Pulse
 from swarmd.wire.stream import FrameStream
 
 _MAX_COORDINATE = 8
-_LEAST_SLEEP_S = 1e-3
-"""uvloop counts whole milliseconds: with less the loop spins until it is time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,8 @@ class Link:
         self._wake = asyncio.Event()
         self._heard_at = time.monotonic()
         self._pulse = Pulse(settings.heartbeat, self._heard_at)
+        self._alarm = Alarm()
+        """Wakes the heartbeat: not while frames that are sent stand for it."""
         self._echo: tuple[int, float] = (0, 0.0)
         self._heartbeat_due = False
         self._finishing = False
@@ -167,6 +168,7 @@ class Link:
                 if message is not None:
                     await self._stream.write(message)
                     self._pulse.wrote(time.monotonic())
+                    self._alarm.put_off(self._look_at, self._settings.heartbeat / 4)
             if self._finishing:
                 await self._stream.finish()
                 await asyncio.sleep(self._settings.handshake)
@@ -183,13 +185,17 @@ class Link:
             if self._pulse.take(now):
                 self._heartbeat_due = True
                 self._wake.set()
-            wake_at = min(self._pulse.due_at, self._heard_at + self._settings.timeout)
-            await asyncio.sleep(max(_LEAST_SLEEP_S, wake_at - now))
+            await self._alarm.sleep_until(max(now, self._look_at))
             # Time in which this process itself did not run is no silence of the peer's.
-            self._heard_at += max(0.0, time.monotonic() - max(wake_at, now))
+            self._heard_at += max(0.0, time.monotonic() - self._alarm.at)
             silent = time.monotonic() - self._heard_at
             if silent > self._settings.timeout - 1e-3:
                 raise PeerUnreachable(f"peer {self.peer_id[:8]} was silent for {silent:.1f} s")
+
+    @property
+    def _look_at(self) -> float:
+        """When a heartbeat is owed, or the peer has been silent for too long."""
+        return min(self._pulse.due_at, self._heard_at + self._settings.timeout)
 
     def _heartbeat(self) -> pb.Frame:
         echo_us, heard = self._echo
