@@ -13,8 +13,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(STAMP)
 	$(BIN)/swarmd demo
 
+# Daemons of their own, and how long they take: these tests run one after the other, the rest in two
+# processes, a file in one of them.
+SERIAL := tests/e2e tests/cli
+
 test: $(STAMP) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SERIAL:%=--ignore=%)
+	$(BIN)/python -m pytest $(SERIAL)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
