@@ -26,11 +26,11 @@ import uvloop
 
 from swarmd.core.errors import PeerUnreachable
 from swarmd.core.frames import DType, Payload, SessionFrame, Step
-from swarmd.v1 import peer_pb2 as pb
 from swarmd.v1 import peer_pb2_grpc
-from swarmd.wire import encoding, frames
+from swarmd.wire import encoding, frames, sealed
 from swarmd.wire.channel import dial, new_server
 from swarmd.wire.links import Links, RttSample
+from swarmd.wire.sealed import add_peer_service, call_link
 
 RESULTS = Path(__file__).parent / "results" / "wire.json"
 SIZES = (4 << 10, 32 << 10)
@@ -56,10 +56,10 @@ def microseconds(work: Callable[[], object], times: int = 200, runs: int = 50) -
 
 def codec(nbytes: int) -> dict[str, float]:
     step = step_of(nbytes)
-    raw = encoding.encode_steps([step]).SerializeToString()
+    raw = sealed.seal(encoding.encode_steps([step]))
     return {
-        "encode": microseconds(lambda: encoding.encode_steps([step]).SerializeToString()),
-        "decode": microseconds(lambda: frames.decode(pb.Frame.FromString(raw))),
+        "encode": microseconds(lambda: sealed.seal(encoding.encode_steps([step]))),
+        "decode": microseconds(lambda: frames.decode(sealed.unseal(raw))),
     }
 
 
@@ -78,7 +78,7 @@ class Server(peer_pb2_grpc.PeerServicer):
 
     async def start(self) -> tuple[grpc.aio.Server, str]:
         server = new_server()
-        peer_pb2_grpc.add_PeerServicer_to_server(self, server)
+        add_peer_service(self, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, f"127.0.0.1:{port}"
@@ -132,7 +132,7 @@ async def bare_stream(nbytes: int) -> float:
     server, address = await Server().start()
     frame = encoding.encode_steps([step_of(nbytes)])
     async with dial(address) as channel:
-        call = peer_pb2_grpc.PeerStub(channel).Link()
+        call = call_link(channel)
 
         async def bounce() -> None:
             await call.write(frame)

@@ -9,8 +9,9 @@ from swarmd.core import options
 from swarmd.core.errors import ConfigError
 from swarmd.node.inference import InferenceService
 from swarmd.node.peering import PeerService
-from swarmd.v1 import inference_pb2, inference_pb2_grpc, peer_pb2, peer_pb2_grpc
+from swarmd.v1 import inference_pb2, inference_pb2_grpc, peer_pb2
 from swarmd.wire.channel import new_server
+from swarmd.wire.sealed import add_peer_service
 
 _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name,
@@ -38,7 +39,7 @@ class Server:
     async def start(self, inference: InferenceService, peering: PeerService) -> None:
         """Answer calls. Health says NOT_SERVING until `serving` is called."""
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, self._server)
-        peer_pb2_grpc.add_PeerServicer_to_server(peering, self._server)
+        add_peer_service(peering, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

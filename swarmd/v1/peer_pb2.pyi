@@ -74,7 +74,7 @@ class IntroduceReply(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ..., wall_time_s: _Optional[float] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving", "poll", "polled", "release")
+    __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving", "poll", "polled", "release", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class Frame(_message.Message):
     POLL_FIELD_NUMBER: _ClassVar[int]
     POLLED_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     open: Open
@@ -115,7 +116,8 @@ class Frame(_message.Message):
     poll: Poll
     polled: Polled
     release: Release
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., poll: _Optional[_Union[Poll, _Mapping]] = ..., polled: _Optional[_Union[Polled, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., kv: _Optional[_Union[KV, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., poll: _Optional[_Union[Poll, _Mapping]] = ..., polled: _Optional[_Union[Polled, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "peer_id", "address")

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from swarmd.core.errors import PeerUnreachable, ProtocolError
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.v1.peer_pb2_grpc import PeerStub
+from swarmd.wire.sealed import call_link
 from swarmd.wire.status import printable
 
 # A write to a stream that has just died may raise InvalidStateError instead of an RPC error.
@@ -71,7 +71,7 @@ class DialledStream(_GrpcStream):
     """The stream as the side sees it that called `Peer.Link`."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        super().__init__(PeerStub(channel).Link())
+        super().__init__(call_link(channel))
 
     async def finish(self) -> None:
         try:

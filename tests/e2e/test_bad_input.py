@@ -30,6 +30,7 @@ from swarmd.core.errors import PromptTooLong, RequestError, UnknownModel
 from swarmd.core.results import Completion
 from swarmd.v1 import inference_pb2, inference_pb2_grpc, peer_pb2
 from swarmd.wire import limits
+from swarmd.wire.sealed import seal
 
 PROMPT = "def fibonacci(n):"
 TOKENS = 60
@@ -353,7 +354,7 @@ class Stranger:
         self.say(*messages)
         link = self._channel.stream_stream(
             "/swarmd.v1.Peer/Link",
-            request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
+            request_serializer=lambda m: m if isinstance(m, bytes) else seal(m),
             response_deserializer=peer_pb2.Frame.FromString,
         )
         self._call = link(iter(self._said.get, None), timeout=PATIENCE_S)

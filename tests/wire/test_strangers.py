@@ -36,7 +36,8 @@ def heartbeat(coordinate: list[float]) -> pb.Frame:
     ("first", "complaint"),
     [
         (b"\xff\xff\xff", "not a frame"),
-        (b"", "must be a hello"),
+        (b"", "not a frame"),
+        (pb.Frame(), "must be a hello"),
         (CLOSE, "must be a hello"),
         (heartbeat([]), "must be a hello"),
         (hello(B, protocol=0), "link protocol 0, this node 1"),
@@ -101,7 +102,7 @@ async def test_who_leaves_at_any_moment_leaves_no_trace(first: pb.Frame | bytes)
         (pb.Frame(fragment=pb.Fragment(total_bytes=1 << 40, data=b"x")), "at most"),
         (pb.Frame(fragment=pb.Fragment(total_bytes=2, data=b"\x0a\x00")), "kind hello"),
         (pb.Frame(fragment=pb.Fragment(total_bytes=2, data=b"\x0a\x05")), "does not parse"),
-        (b"\x7a\x03abc", "kind none"),  # a kind that came later
+        (pb.Frame.FromString(b"\xfa\x02\x03abc"), "kind none"),  # a kind that came later
     ],
 )
 async def test_who_breaks_a_rule_loses_its_link_and_no_other(

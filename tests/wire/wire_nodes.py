@@ -20,6 +20,7 @@ from swarmd.wire import encoding, frames, limits
 from swarmd.wire.channel import dial, new_server
 from swarmd.wire.link import LinkSettings, RttSample
 from swarmd.wire.links import Links
+from swarmd.wire.sealed import add_peer_service, seal
 
 A, B, C, D = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 
@@ -125,7 +126,7 @@ class Node(peer_pb2_grpc.PeerServicer):
         await self.links.accept(context)
 
     async def __aenter__(self) -> Node:
-        peer_pb2_grpc.add_PeerServicer_to_server(self, self._server)
+        add_peer_service(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self.view[self.peer_id] = self.address
         await self._server.start()
@@ -155,7 +156,7 @@ class Stranger:
 
     async def say(self, *messages: pb.Frame | bytes) -> None:
         for message in messages:
-            raw = message if isinstance(message, bytes) else message.SerializeToString()
+            raw = message if isinstance(message, bytes) else seal(message)
             await self.call.write(raw)
 
     async def hear(self) -> list[SessionFrame]:
