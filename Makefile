@@ -18,7 +18,7 @@ demo: $(STAMP)
 SERIAL := tests/e2e tests/cli
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(SERIAL:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(SERIAL:%=--ignore=%)
 	$(BIN)/python -m pytest $(SERIAL)
 
 check: $(STAMP)

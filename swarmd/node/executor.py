@@ -17,18 +17,17 @@ from itertools import islice
 
 import torch
 
-from swarmd.core.frames import Payload
-from swarmd.core.span import Span
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
 from swarmd.engine.exhaustion import is_exhaustion
 from swarmd.engine.kv_cache import SEGMENT, KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampler, sample_rows
-from swarmd.engine.stage import Batch, Segment, Stage
+from swarmd.engine.stage import Stage
 from swarmd.node import kv_copy
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.pace import ChunkBudget, Pace
 from swarmd.node.speed import Speed
+from swarmd.node.step_batch import batch_of
 from swarmd.node.step_results import as_drawn, joined
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.steps import cut
@@ -346,7 +345,8 @@ class Executor:
             if error := self._sessions[submit.session].broken:
                 raise error
         blocks = submits[0].blocks
-        batch = self._batch(submits, blocks)
+        caches = [self._sessions[submit.session].cache for submit in submits]
+        batch = batch_of(submits, caches, blocks, self._stage.dtype)
         began, cpu_began = time.perf_counter(), time.thread_time()
         output = self._stage.forward(batch)
         self.stats.forward_cpu_s += time.thread_time() - cpu_began
@@ -361,34 +361,6 @@ class Executor:
             results.append(ev.Computed(submit.session, submit.ticket, payload))
             start = end
         return results
-
-    def _batch(self, submits: Sequence[ev.Submit], blocks: Span) -> Batch:
-        segments: list[Segment] = []
-        logits_at: list[int] = []
-        row = 0
-        for submit in submits:
-            step, cache = submit.step, self._sessions[submit.session].cache
-            position = step.position
-            for length in step.chunks:
-                segments.append(Segment(cache, position, length))
-                position += length
-            logits_at += [row + want - step.position for want in step.wants]
-            row += step.length
-        return Batch(
-            blocks.start,
-            blocks.end,
-            tuple(segments),
-            token_ids=_token_ids(submits) if blocks.start == 0 else None,
-            hidden=self._hidden(submits) if blocks.start else None,
-            logits_at=tuple(logits_at),
-        )
-
-    def _hidden(self, submits: Sequence[ev.Submit]) -> torch.Tensor:
-        payloads: list[Payload] = []
-        for submit in submits:
-            assert submit.step.hidden is not None
-            payloads.append(submit.step.hidden)
-        return codec.gather(payloads, self._stage.dtype)
 
     def _draw(self, submits: Sequence[ev.Submit], logits: torch.Tensor) -> list[Result]:
         draws = [
@@ -441,11 +413,6 @@ def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
         exit=submit.blocks.end,
         tenant=submit.tenant,
     )
-
-
-def _token_ids(submits: Sequence[ev.Submit]) -> torch.Tensor:
-    ids = [token for submit in submits for token in submit.step.token_ids]
-    return torch.tensor(ids, dtype=torch.long)
 
 
 def _reason(error: Exception) -> str:

@@ -191,11 +191,8 @@ class HopTable:
         log = ReplayLog(self.budget)
         session = HopSession(order.session, order.secret, order.blocks, log, self._ticket)
         session.prompt_tokens, session.next_peer = order.prompt_tokens, order.next_peer
-        session.prefix = self.prefixes.names(sender, order.blocks, order.prefix_unit, order.prefix)
-        session.grain = self.prefixes.unit if self.facts.chunk_exact else max(1, order.prefix_grain)
         session.tenant = order.tenant
-        if order.past and not self.facts.chunk_exact:
-            session.prefix = ()  # the outputs in it are not cut as the prompts of others are
+        self.prefixes.name(session, sender, order)
         return session
 
     def free_bytes(self) -> int:

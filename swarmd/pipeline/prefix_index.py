@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from swarmd.core.frames import Step
+from swarmd.core.frames import Open, Step
 from swarmd.core.prefix import KEY_BYTES, PREFIX_UNIT
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Attach, Drop, Freeze, HopAction
@@ -73,6 +73,13 @@ class PrefixIndex:
         if not (self.unit and self._by_key) or unit != self.unit:
             return ()
         return tuple(_name(sender, blocks, key) for key in keys)
+
+    def name(self, session: HopSession, sender: str, order: Open) -> None:
+        """Say of a new session which units its prompt consists of, and how it is cut."""
+        session.prefix = self.names(sender, order.blocks, order.prefix_unit, order.prefix)
+        session.grain = self.unit if self._chunk_exact else max(1, order.prefix_grain)
+        if order.past and not self._chunk_exact:
+            session.prefix = ()  # the outputs in it are not cut as the prompts of others are
 
     def attach(self, session: HopSession) -> list[HopAction]:
         """Let a new session begin with the units that are there, where one of its chunks begins.

@@ -1,0 +1,58 @@
+"""The rows of a microbatch: what the stage is given of the steps that run together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from swarmd.core.frames import Payload
+from swarmd.core.span import Span
+from swarmd.engine import codec
+from swarmd.engine.kv_cache import SequenceCache
+from swarmd.engine.stage import Batch, Segment
+from swarmd.pipeline import events as ev
+
+
+def batch_of(
+    submits: Sequence[ev.Submit],
+    caches: Sequence[SequenceCache],
+    blocks: Span,
+    dtype: torch.dtype,
+) -> Batch:
+    """Return the steps of `submits` over `blocks` end to end; `caches` are those of their sessions.
+
+    Hidden states are brought to `dtype`.
+    """
+    segments: list[Segment] = []
+    logits_at: list[int] = []
+    row = 0
+    for submit, cache in zip(submits, caches, strict=True):
+        step = submit.step
+        position = step.position
+        for length in step.chunks:
+            segments.append(Segment(cache, position, length))
+            position += length
+        logits_at += [row + want - step.position for want in step.wants]
+        row += step.length
+    return Batch(
+        blocks.start,
+        blocks.end,
+        tuple(segments),
+        token_ids=None if blocks.start else _token_ids(submits),
+        hidden=_hidden(submits, dtype) if blocks.start else None,
+        logits_at=tuple(logits_at),
+    )
+
+
+def _token_ids(submits: Sequence[ev.Submit]) -> torch.Tensor:
+    ids = [token for submit in submits for token in submit.step.token_ids]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _hidden(submits: Sequence[ev.Submit], dtype: torch.dtype) -> torch.Tensor:
+    payloads: list[Payload] = []
+    for submit in submits:
+        assert submit.step.hidden is not None
+        payloads.append(submit.step.hidden)
+    return codec.gather(payloads, dtype)
