@@ -16,8 +16,9 @@ import grpc
 from swarmd.cli.local_swarm import free_port
 from swarmd.wire.channel import dial
 
-EVERY_BYTES = 64 << 10
-"""One byte in so many is flipped."""
+EVERY_BYTES = 512 << 10
+"""One byte in so many is flipped. With one in 64 KiB no replay of a whole context would get through
+undamaged: each damaged frame ends its link."""
 QUIET_BYTES = 2048
 """A connection's beginning, which is left alone so that something is there to be broken."""
 LINK = "/swarmd.v1.Peer/Link"
