@@ -143,6 +143,10 @@ class Opening(ABC):
     def _route_found(self, event: ev.RouteFound, now: float) -> None:
         if not self._search.answers(event.ask):
             return
+        self._take_hops(event, now)
+
+    def _take_hops(self, event: ev.RouteFound, now: float) -> None:
+        """Open the session on the hops that were found, and close it on those in whose place."""
         try:
             self._close(self._search.adopt(event.hops))
         except errors.CoverageError as error:

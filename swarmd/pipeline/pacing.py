@@ -76,12 +76,7 @@ class Pacing(Moving):
             self._standby_found(event, now)
         elif all(hop.dtype == slow.dtype for hop in event.hops):
             self._leave_slow(now)
-            try:
-                self._close(self._search.adopt(event.hops))
-            except errors.CoverageError as error:
-                self._fail(error)
-            else:
-                self._open(now)
+            self._take_hops(event, now)
 
     def _leave_slow(self, now: float) -> None:
         slow, self._slow = self._slow, None
