@@ -32,7 +32,7 @@ from swarmd.core.errors import (
 )
 from swarmd.core.results import Completion, Coordinator, RouteHop, TokenOutput
 from swarmd.v1 import inference_pb2 as pb
-from swarmd.wire.status import error_from_rpc
+from swarmd.wire.status import error_from_rpc, is_silence
 
 _Call: TypeAlias = grpc.aio.UnaryStreamCall
 
@@ -65,6 +65,8 @@ class Generation:
         self._attempts = 0
         self._broke = 0.0
         self._at = ""
+        self._silent = False
+        """Whether the coordinator was lost without a word."""
 
     # -- what the caller sees --------------------------------------------------------------------
 
@@ -142,6 +144,7 @@ class Generation:
                     output = self._progress.accept(await self._read(call))
                 except SwarmdError as error:
                     call.cancel()
+                    self._silent = is_silence(error.__cause__)
                     call = await self._resume(error)
                     continue
                 if output is not None:
@@ -230,10 +233,11 @@ class Generation:
                         raise
                     error = refused
             passes += 1
+            self._silent = False  # rather it was this client that nobody could hear
             await self._pause(policy.delay(passes, random.random()))
 
     async def _resume_at(self, address: str) -> _Call:
-        request = self._progress.resumption(self._request)
+        request = self._progress.resumption(self._request, silent=self._silent)
         timeout_s = self._reach.policy.connect_timeout_s
         call, event = await self._open(address, request, timeout_s)
         return self._started(call, event, address)

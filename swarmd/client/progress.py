@@ -100,8 +100,12 @@ class Progress:
             raise ProtocolError(f"the node sent {kind} in the middle of a stream")
         return None
 
-    def resumption(self, request: pb.GenerateRequest) -> pb.GenerateRequest:
+    def resumption(
+        self, request: pb.GenerateRequest, *, silent: bool = False
+    ) -> pb.GenerateRequest:
         """Return the request with which another node goes on; each call is one attempt.
+
+        `silent` says that the coordinator was lost without a word.
 
         A last token whose end was not heard of is asked for again: of a session with nothing left
         to generate no node could say how it ended. It is known here, so nobody sees it twice.
@@ -111,7 +115,8 @@ class Progress:
         ids, chars = self.ids, len(self.text)
         if self._held is not None:
             ids, chars = ids[:-1], chars - len(self._held.text)
-        return resume_request(request, self.started, ids, chars)
+        lost = self.started.coordinator if silent else ""
+        return resume_request(request, self.started, ids, chars, lost)
 
     def _token(self, started: pb.Started, message: pb.Generated) -> TokenOutput | None:
         if message.index < len(self.ids):

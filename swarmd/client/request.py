@@ -197,11 +197,16 @@ def tokenize_request(prompt: Prompt, model: str, special: bool) -> pb.TokenizeRe
 
 
 def resume_request(
-    request: pb.GenerateRequest, started: pb.Started, output_ids: Sequence[int], chars: int
+    request: pb.GenerateRequest,
+    started: pb.Started,
+    output_ids: Sequence[int],
+    chars: int,
+    lost: str = "",
 ) -> pb.GenerateRequest:
     """Return the request that goes on where `started` and the tokens since have come to.
 
-    `started` carries the latest epoch and route. The prompt goes as ids, and only once.
+    `started` carries the latest epoch and route, `lost` is a coordinator that does not answer. The
+    prompt goes as ids, and only once.
     """
     resumed = pb.GenerateRequest()
     resumed.CopyFrom(request)
@@ -223,6 +228,7 @@ def resume_request(
             route=started.route,
             standbys=started.standbys,
             borders=started.borders,
+            lost=lost,
         )
     )
     return resumed

@@ -78,6 +78,8 @@ class Run:
         self.priority = 0
         self.tenant = b""
         self.past: Kept | None = None
+        self.lost = ""
+        """The coordinator before, if its client has lost that one without a word."""
         self.admitted = driver.request.resumed
         """Whether hops hold KV for it, or did."""
         self.emitted_at: float | None = None
@@ -166,9 +168,15 @@ class Coordinator:
         """Start, or wait until another one has computed what begins alike."""
         request = run.driver.request
         if request.resumed or request.past or self._book.begin(run.session, request.prefix):
-            self._handle(run, ev.Start(self._routes.suspected()))
+            self._handle(run, ev.Start(self._routes.suspected() | self._missed_by(run)))
         else:
             asyncio.get_running_loop().call_later(MAX_TURN_S, self._start_late, run)
+
+    def _missed_by(self, run: Run) -> frozenset[str]:
+        """The coordinator that the client has lost, if this node knows no better: to dial it would
+        take as long again as the client has waited for it. What a client says binds no others."""
+        known = not run.lost or self._knocks.reaches(run.lost)
+        return frozenset() if known else frozenset({run.lost})
 
     def _start_late(self, run: Run) -> None:
         if run.driver.state is DriverState.NEW:
@@ -253,6 +261,7 @@ class Coordinator:
         positions = len(generation.prompt_ids) + generation.max_tokens
         run = Run(generation.session, driver, positions, chunk_size)
         run.priority, run.tenant, run.past = generation.priority, generation.tenant, generation.past
+        run.lost = resume.lost if resume else ""
         run.deadline = Deadline(lambda: self._handle(run, ev.Tick()))
         self._runs[run.session] = run
         self.stats.sessions_started += 1

@@ -49,6 +49,10 @@ class Knocks:
         for peer_id in sorted(waiting):
             self._dial(peer_id)
 
+    def reaches(self, peer_id: str) -> bool:
+        """Whether there is a link to a peer now."""
+        return peer_id == self._own_id or peer_id in self._connected()
+
     def up(self, peer_id: str) -> None:
         """There is a link to a peer."""
         self._settle(peer_id)

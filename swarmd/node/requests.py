@@ -43,6 +43,8 @@ class Resumption:
     route: tuple[Hop, ...]
     standbys: tuple[Hop, ...] = ()
     borders: tuple[int, ...] = ()
+    lost: str = ""
+    """The coordinator that the client has lost, if that said nothing; peer id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ def _resumption(message: pb.ResumeFrom) -> Resumption:
         route=_hops(message.route),
         standbys=_hops(message.standbys),
         borders=_borders(message),
+        lost=frames.peer_id(message.lost) if message.lost else "",
     )
 
 

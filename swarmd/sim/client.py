@@ -75,7 +75,8 @@ class Call:
 
     def break_after(self, seconds: float, still: Callable[[], bool] = lambda: True) -> None:
         """The client takes the node for lost, if a condition holds then."""
-        lost = functools.partial(self.client.lost, self, PeerUnreachable("the call broke"))
+        error = PeerUnreachable("the call broke")
+        lost = functools.partial(self.client.lost, self, error, silent=True)
         self._world.timeline.after(seconds, lambda: lost() if still() and not self.over else None)
 
     def leave(self, notice: tuple[float, float]) -> None:
@@ -123,6 +124,8 @@ class Client:
         self._attempts = 0
         self._passes = 0
         self._broke_at = 0.0
+        self._missed = ""
+        """Its last coordinator, if that was lost without a word."""
         self._left_to_try: list[str] = []
         self._expected: list[int] | None = None
 
@@ -188,6 +191,7 @@ class Client:
                 self.chunk_size,
                 self.route,
                 self.standbys,
+                lost=self._missed,
             )
         else:
             self.session = b"%08d" % self.number + b"%08d" % self.calls
@@ -258,8 +262,8 @@ class Client:
             )
         return self._expected
 
-    def lost(self, call: Call, error: SwarmdError) -> None:
-        """The call has failed, or its node seems to be gone."""
+    def lost(self, call: Call, error: SwarmdError, *, silent: bool = False) -> None:
+        """The call has failed, or its node seems to be gone: then without a word."""
         call.leave((0.0, 20.0) if call.accepted else (0.0, 0.0))
         if self.ended:
             return
@@ -271,6 +275,7 @@ class Client:
             return
         if self._attempts == 0:
             self._broke_at, self._passes = self.world.timeline.now, 0
+            self._missed = call.peer_id if silent else ""
             self._left_to_try = self._candidates(call.peer_id)
         self._resume(error)
 
@@ -286,6 +291,7 @@ class Client:
         now = self.world.timeline.now
         if not self._left_to_try:
             self._passes += 1
+            self._missed = ""
             assert self.call is not None
             self._left_to_try = self._candidates(self.call.peer_id)
             pause = POLICY.delay(self._passes, self.world.random.random())
@@ -312,7 +318,7 @@ class Client:
     def desert(self) -> None:
         """Take the coordinator for dead, which is not."""
         if self.begun and not self.ended and self.call is not None and not self.call.over:
-            self.lost(self.call, PeerUnreachable("so it seemed"))
+            self.lost(self.call, PeerUnreachable("so it seemed"), silent=True)
 
     def _end(self, how: str, error: SwarmdError | None) -> None:
         if not self.ended:

@@ -106,7 +106,7 @@ class Kept(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders", "standbys")
+    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders", "standbys", "lost")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,7 @@ class ResumeFrom(_message.Message):
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     BORDERS_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -127,7 +128,8 @@ class ResumeFrom(_message.Message):
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     borders: _containers.RepeatedScalarFieldContainer[int]
     standbys: _containers.RepeatedCompositeFieldContainer[Hop]
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+    lost: str
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., lost: _Optional[str] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("peer_id", "address", "start", "end", "pid", "dtype")

@@ -124,6 +124,11 @@ def error_from_rpc(error: BaseException, address: str = "") -> SwarmdError:
     return named(text)
 
 
+def is_silence(error: BaseException | None) -> bool:
+    """Whether a call has failed without a word of the node's: the way to it, or it, is gone."""
+    return isinstance(error, grpc.RpcError) and ERROR_KEY not in _metadata(error)
+
+
 def printable(text: str) -> str:
     """Return the text without control characters, which could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -66,7 +66,38 @@ async def test_a_stream_that_breaks_goes_on_at_another_node() -> None:
         session=SESSION, secret=SECRET, epoch=1 + EPOCHS_PER_ATTEMPT, prompt_ids=PROMPT_IDS,
         output_ids=ids[:4], text_chars=len(whole(4)[1]), chunk_size=256,
         route=[pb.Hop(peer_id="a" * 40, address=first.address, end=8, pid=11)],
+        lost="a" * 40,
     )  # fmt: skip
+
+
+async def test_a_coordinator_that_said_why_it_ends_is_not_called_lost() -> None:
+    first, second = ScriptedNode(), ScriptedNode()
+
+    async def leaves(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield node.started(request)
+        yield token(0)
+        await abort(context, PeerUnreachable("this node is leaving: go on at another one"))
+
+    first.script = leaves
+    async with serving(first, second), AsyncClient([first.address, second.address]) as client:
+        assert (await client.complete("p", max_tokens=3)).resumes == 1
+    assert second.requests[0].resume.lost == ""
+
+
+async def test_where_nobody_answered_it_was_the_client_that_could_not_be_heard() -> None:
+    node = ScriptedNode()
+
+    async def once_away(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+        away = len(node.requests) < 3
+        async for event in node.answer(request, context):
+            if away and (request.HasField("resume") or event.HasField("finished")):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+            yield event
+
+    node.script = once_away
+    async with serving(node), AsyncClient([node.address, DEAD], resume=EAGER) as client:
+        await client.complete("p", max_tokens=3)
+    assert [request.resume.lost for request in node.requests] == ["", "a" * 40, ""]
 
 
 @pytest.mark.parametrize("fault", [Wire.cut, Wire.silence])
@@ -99,6 +130,7 @@ async def test_a_connection_that_is_cut_or_falls_silent_is_resumed(
     assert stream.result.text == whole(8)[1]
     assert stream.result.resumes == 1
     assert list(second.requests[0].resume.output_ids) == list(whole(3)[0])
+    assert second.requests[0].resume.lost == "a" * 40
 
 
 async def test_tokens_that_a_new_coordinator_repeats_are_seen_once() -> None:

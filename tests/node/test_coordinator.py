@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from swarmd.core.errors import KVExhausted, QueueFull, RequestError, SessionLost
-from swarmd.core.frames import SessionFrame
-from swarmd.core.route import Route
+from swarmd.core.frames import Close, SessionFrame
+from swarmd.core.route import Hop, Route
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.node.coordinator import MAX_UNREAD, Coordinator, CoordinatorLimits
@@ -67,16 +67,16 @@ def generation(number: int) -> Generation:
     )
 
 
-def coordinator(routes: NoRoom) -> Coordinator:
+def coordinator(routes: NoRoom, *connected: str) -> Coordinator:
     def send(peer_id: str, batch: Sequence[SessionFrame]) -> None:
-        raise AssertionError("nothing is to be sent")
+        assert all(isinstance(frame, Close) for frame in batch), "nothing else is to be sent"
 
     def spawn(work: Coroutine[Any, Any, None]) -> object:
         return asyncio.get_running_loop().create_task(work)
 
     policy = DriverPolicy(admission_wait=0.2, gap_poll=0.01)
     limits = CoordinatorLimits(max_sessions=8, chunk_size=64)
-    knocks = Knocks("me", lambda peer_id: None, tuple)
+    knocks = Knocks("me", lambda peer_id: None, lambda: connected)
     return Coordinator("me", toy_model(), send, routes, knocks, policy, limits, spawn)
 
 
@@ -147,6 +147,28 @@ async def test_a_client_that_is_back_before_its_stream_is_missed_goes_on_here() 
         one.stop(lost, "cancelled")  # the old call ends when this node notices; the new one stays
         assert found.driver.state is not DriverState.DONE
     assert len(one) == 0
+
+
+async def test_what_a_client_says_of_a_lost_coordinator_counts_where_nothing_better_is_known() -> (
+    None
+):
+    def hop_of(peer_id: str) -> Hop:
+        return Hop(peer_id, Span(0, toy_model().num_blocks))
+
+    for lost, connected, believed in (
+        ("gone", (), True),
+        ("gone", ("gone",), False),  # its own link to that peer will tell
+        ("me", (), False),
+    ):
+        one = coordinator(NoRoom(), *connected)
+        said = resumed(1)
+        assert said.resume is not None
+        resume = replace(said.resume, lost=lost, route=(hop_of(lost),))
+        with one.run(replace(said, resume=resume)) as run:
+            looks = run.driver.state is DriverState.ROUTING
+            assert (looks, run.driver.state is DriverState.REACHING) == (believed, not believed)
+            with one.run(resumed(2)) as other:
+                assert other.lost == "", "it binds no other session"
 
 
 async def test_nobody_else_takes_a_session_over_that_runs() -> None:
