@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.cli.bench import models, verb
+from swarmd.cli.bench import memory, models, verb
 from swarmd.cli.bench.baselines import CONTINUOUS, STATIC, Job, measure, ratio
 from swarmd.cli.bench.chart import draw
 from swarmd.cli.bench.crowd import (
@@ -525,3 +525,9 @@ def test_a_chart_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
         assert b"<svg" in first
         draw(report, tmp_path / "c.json")
         assert svg.read_bytes() == first
+
+
+def test_memory_that_no_cache_holds_is_slower_than_its_bandwidth() -> None:
+    found = memory.figures()
+    line_ns = 64 / found["memory_gb_per_s"]  # what a line takes where the next ones are foreseen
+    assert found["memory_latency_ns"] > line_ns > 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from swarmd.cli.bench import baselines, models
+from swarmd.cli.bench import baselines, memory, models
 from swarmd.cli.bench.baselines import ratio
 from swarmd.cli.bench.crowd import medians
 from swarmd.cli.bench.lab import Ids, Lab, Prompts
@@ -26,6 +26,7 @@ COLUMNS = (
     Column("own_wall_ms", "besides, wall ms", ".2f"),
     Column("own_cpu_ms", "besides, CPU ms", ".2f"),
     Column("ttft_p50_s", "first token s", ".3f"),
+    Column("memory_latency_ns", "a load that misses all caches, ns", ".0f"),
 )
 
 
@@ -39,6 +40,8 @@ def run(run: Run) -> Report:
     with run.swarm(model, model.spans(settings.stages), *run.without_cache()) as nodes:
         run.wait_ready(nodes)
         ids = asyncio.run(_measure(run, report, nodes, prompts))
+    if report.rows:
+        report.rows[0] |= memory.figures()
     if settings.baselines and ids:
         _baseline(run, report, model, prompts, ids[0])
     return report
