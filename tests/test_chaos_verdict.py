@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.chaos import table
+from bench.chaos.slices import join
 from bench.chaos.verdict import Bar, Calm, Findings, Stream, judge
 
 REFERENCE = {("a", 3): [1, 2, 3]}
@@ -46,6 +49,42 @@ def test_a_stall_is_the_longest_wait_after_the_fault_less_the_usual_one() -> Non
     assert round(calm.stall(one), 3) == 0.5
     one.hit_at = 0.5
     assert round(calm.stall(one), 3) == 1.8
+
+
+def test_a_first_token_is_compared_with_the_slowest_of_those_undisturbed() -> None:
+    calm = Calm(0.1, 0.2, {"a": 1.0, "b": 2.0})
+    one = Stream(0, "a", 1, 0.0, [1], [2.5], "", True, hit_at=0.5)
+    assert calm.stall(one) == 0.5
+    assert calm.later_than_before(one) == 1.5
+
+
+def slice_of(*stalls: float, **more: object) -> dict[str, object]:
+    found = verdict(
+        stream(1, 2, 3),
+        stalls=list(stalls),
+        bars=[Bar("stall_p99_ms", max(stalls), 100), Bar("back_s", 1.0, 10)],
+        facts={"stalls_ms": {"first": list(stalls)}, "stalls_p50_p99_ms": {}, "codes": [0]},
+    )
+    circumstances = {"scenario": "kill", "dtype": "float32", "clients": 8, "full": False}
+    times = {"seed": 1, "took_s": 10.0, "others_share": 0.1, "loaded": False, "load_before": 0.0}
+    return {**found, **circumstances, **times, **more}
+
+
+def test_slices_of_a_scenario_are_judged_together() -> None:
+    whole = join(slice_of(20.0, 30.0), slice_of(90.0, seed=2, others_share=0.3))
+    assert (whole["pass"], whole["requests"], whole["stalls_ms"]) == (True, 2, [20.0, 30.0, 90.0])
+    assert (whole["stall_p50_ms"], whole["stall_p99_ms"], whole["others_share"]) == (30, 90, 0.2)
+    assert whole["facts"]["stalls_p50_p99_ms"] == {"first": [30, 90, 3]}
+    assert whole["facts"]["codes"] == [0, 0]
+    assert whole["slices"] == 2
+    missed = join(whole, slice_of(101.0))
+    assert [(bar["name"], bar["met"]) for bar in missed["bars"]] == [
+        ("stall_p99_ms", False),
+        ("back_s", True),
+    ]
+    assert not missed["pass"]
+    with pytest.raises(ValueError, match="bfloat16"):
+        join(whole, slice_of(1.0, dtype="bfloat16"))
 
 
 def test_the_page_about_failures_shows_the_verdicts_that_are_kept() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from bench.chaos import namespaces
 from bench.chaos.lab import SPANS, Lab, Settings, roomy_model
 from bench.chaos.scenarios import SCENARIOS
+from bench.chaos.slices import join
 from bench.chaos.verdict import judge
 from swarmd.cli.bench.machine import circumstances
 from swarmd.cli.bench.others import Others
@@ -57,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--full", action="store_true", help="as long as the targets say")
     parser.add_argument("--save", action="store_true", help="write bench/results/chaos-*.json")
+    parser.add_argument("--join", action="store_true", help="with --save: add to what is there")
     parser.add_argument("--keep", type=Path, help="directory for the daemons' logs")
     parser.add_argument("--flag", action="append", default=[], help="a flag for every daemon")
     options = parser.parse_args()
@@ -92,7 +94,7 @@ async def run(options: argparse.Namespace, names: list[str]) -> int:
             if not verdict["pass"]:
                 failed.append(name)
             if options.save:
-                save(verdict)
+                save(verdict, add=options.join)
     print(f"failed: {', '.join(failed)}" if failed else "all passed", file=sys.stderr)
     return 1 if failed else 0
 
@@ -130,10 +132,13 @@ async def one(lab: Lab, name: str) -> dict[str, Any]:
     }
 
 
-def save(verdict: dict[str, Any]) -> None:
+def save(verdict: dict[str, Any], *, add: bool = False) -> None:
     name = verdict["scenario"] + ("" if verdict["dtype"] == "float32" else "-" + verdict["dtype"])
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"chaos-{name}.json").write_text(json.dumps(verdict, indent=1) + "\n")
+    path = RESULTS / f"chaos-{name}.json"
+    if add and path.exists():
+        verdict = join(json.loads(path.read_text()), verdict)
+    path.write_text(json.dumps(verdict, indent=1) + "\n")
 
 
 if __name__ == "__main__":

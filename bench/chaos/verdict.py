@@ -54,6 +54,11 @@ class Calm:
     ttft: dict[str, float]
     """By prompt, in seconds."""
 
+    @property
+    def ttft_p99(self) -> float:
+        """What the wait for a first token is at most, nearly always."""
+        return percentile(self.ttft.values(), 99)
+
     @classmethod
     def of(cls, streams: Sequence[Stream]) -> Calm:
         """Sum up undisturbed streams."""
@@ -65,7 +70,7 @@ class Calm:
         )
 
     def stall(self, stream: Stream) -> float:
-        """The longest wait after the fault, less what the same wait is when nothing happens."""
+        """The longest wait after the fault, less the p99 of such waits when nothing happens."""
         hit = stream.hit_at or 0.0
         waits = [
             b - a - self.gap_p99
@@ -73,8 +78,12 @@ class Calm:
             if b > hit
         ]
         if stream.times and stream.times[0] > hit:
-            waits.append(stream.ttft - self.ttft.get(stream.prompt, 0.0))
+            waits.append(stream.ttft - self.ttft_p99)
         return max(0.0, *waits, 0.0)
+
+    def later_than_before(self, stream: Stream) -> float:
+        """How much later its first token came than that of the same prompt undisturbed."""
+        return stream.ttft - self.ttft[stream.prompt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,7 @@ def judge(
         "hit": len(stalls),
         "stall_p50_ms": whole(percentile(stalls, 50)),
         "stall_p99_ms": whole(percentile(stalls, 99)),
+        "stalls_ms": [round(ms, 1) for ms in stalls],
         "undisturbed_gap_p50_ms": whole(calm.gap_p50 * 1000) if calm else None,
         "undisturbed_gap_p99_ms": whole(calm.gap_p99 * 1000) if calm else None,
         "recomputed_tokens": sum(s.recomputed for s in findings.streams),
@@ -181,6 +191,11 @@ def percentile(values: Iterable[float], percent: float) -> float:
     if not ordered:
         return 0.0
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def spread(ms: Sequence[float]) -> list[int]:
+    """Return p50, p99 and how many there are."""
+    return [whole(percentile(ms, 50)), whole(percentile(ms, 99)), len(ms)]
 
 
 def whole(value: float) -> int:

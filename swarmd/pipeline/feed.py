@@ -88,15 +88,19 @@ class Feed:
         Returns from where on each hop is to send its outputs, and steps for the first hop.
         """
         made = plan(held, self.last_chunk, self.chunks)
-        steps = list(self.replay(made.feed_from, made.rewind_to))
+        steps = list(self.replay(made.feed_from, made.rewind_to, made.send_from[0]))
         self.rewind(made.rewind_to)
         return made.send_from, steps
 
-    def replay(self, start: int, end: int) -> Iterator[Step]:
-        """Steps for `[start, end)` that ask for no token: the first hop is to have them again."""
+    def replay(self, start: int, end: int, silent: int) -> Iterator[Step]:
+        """Steps for `[start, end)` that ask for no token: the first hop is to have them again.
+
+        What it makes of positions below `silent` goes no further, so that no stage waits for it:
+        these chunks come several in a step, which are computed in less time together.
+        """
         self.sent = self.chunks.floor(start)
         while self.sent < end:
-            yield self._take(end, mark=False)
+            yield self._take(end, mark=False, silent=silent)
 
     def pump(self) -> Iterator[Step]:
         """As many steps as may be under way; the last known position asks for a token."""
@@ -116,9 +120,9 @@ class Feed:
             self._done = self._under_way.popleft()
         return len(self._under_way) < before
 
-    def _take(self, end: int, mark: bool) -> Step:
+    def _take(self, end: int, mark: bool, silent: int = 0) -> Step:
         start = self.sent
-        sizes = self.chunks.next(start, end, self._replay_step)
+        sizes = self.chunks.together(start, end, self._replay_step, silent)
         self.sent = stop = start + sum(sizes)
         self.resent += max(0, min(stop, self.highest) - start)
         self.highest = max(self.highest, stop)

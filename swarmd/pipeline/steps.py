@@ -123,6 +123,18 @@ class ChunkPlan:
         end = self.floor(position) + self.chunk_size
         return (min(end, border, known) - position,)
 
+    def together(self, position: int, known: int, most: int, until: int) -> tuple[int, ...]:
+        """As `next`, and the chunks after it that begin below `until`, `most` positions in all."""
+        chunks = list(self.next(position, known, most))
+        reached = position + sum(chunks)
+        while reached < min(until, known):
+            more = self.next(reached, known, most)
+            reached += sum(more)
+            if reached > position + most:
+                break
+            chunks += more
+        return tuple(chunks)
+
 
 def borders_of(borders: tuple[int, ...], prompt: int, tokens: int) -> tuple[int, ...]:
     """The borders for a prompt that begins with `tokens` positions of a session.

@@ -74,6 +74,35 @@ def test_a_new_first_hop_is_fed_the_ids_in_the_chunks_of_before() -> None:
     assert sent(actions, "x", Resume) == [Resume(SESSION, 2, 13)]
 
 
+def test_a_new_first_hop_gets_what_nobody_waits_for_in_few_steps_and_the_rest_chunk_by_chunk() -> (
+    None
+):
+    bench = running(Bench(DriverPolicy(replay_step=8)))
+    bench.lose("a")
+    bench.found(hops("x 0:2"))
+    bench.opened("b", 8)
+    bench.opened("c", 8)
+    actions = bench.opened("x", 0)
+    assert [(s.round, s.position, s.chunks) for s in steps(actions, "x")] == [
+        (0, 0, (4, 4)),
+        (1, 8, (2,)),
+        (1, 10, (1, 1, 1)),
+    ]
+    bench = running(Bench(DriverPolicy(replay_step=8)))
+    bench.lose("a")
+    bench.found(hops("x 0:2"))
+    bench.opened("b", 4)
+    bench.opened("c", 12)
+    actions = bench.opened("x", 0)
+    assert [(s.round, s.position, s.chunks) for s in steps(actions, "x")] == [
+        (0, 0, (4,)),
+        (0, 4, (4,)),  # the next hop lacks it
+        (0, 8, (2,)),
+        (0, 10, (1, 1)),
+        (1, 12, (1,)),
+    ]
+
+
 def test_where_the_log_does_not_reach_back_the_ids_go_through_all_hops_again() -> None:
     bench = running(Bench())
     bench.lose("b")
