@@ -43,8 +43,8 @@ from swarmd.pipeline.policy import DriverPolicy
 log = logging.getLogger(__name__)
 
 GAPS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
-MAX_TURN_S = 10.0
-"""How long a session waits for another one's prompt, should that one be held up."""
+TURN_S = 10.0
+"""How long a session waits for another one's prompt that nobody has begun to compute."""
 
 MAX_UNREAD = 4096
 """Outputs that may wait for a client beside what its connection holds: who reads as little as that
@@ -170,17 +170,26 @@ class Coordinator:
         if request.resumed or request.past or self._book.begin(run.session, request.prefix):
             self._handle(run, ev.Start(self._routes.suspected() | self._missed_by(run)))
         else:
-            asyncio.get_running_loop().call_later(MAX_TURN_S, self._start_late, run)
+            asyncio.get_running_loop().call_later(TURN_S, self._wait_on, run)
+
+    def _wait_on(self, run: Run) -> None:
+        """Begin after all, unless the prompt is being computed: then its driver's deadlines hold.
+
+        Else a crowd on slow machines would compute at once what one of it is about to have done.
+        """
+        if run.driver.state is not DriverState.NEW or not self._lives(run):
+            return
+        ahead = self._runs.get(self._book.ahead_of(run.session))
+        if ahead is not None and ahead.admitted:
+            asyncio.get_running_loop().call_later(TURN_S, self._wait_on, run)
+        else:
+            self._handle(run, ev.Start(self._routes.suspected()))
 
     def _missed_by(self, run: Run) -> frozenset[str]:
         """The coordinator that the client has lost, if this node knows no better: to dial it would
         take as long again as the client has waited for it. What a client says binds no others."""
         known = not run.lost or self._knocks.reaches(run.lost)
         return frozenset() if known else frozenset({run.lost})
-
-    def _start_late(self, run: Run) -> None:
-        if run.driver.state is DriverState.NEW:
-            self._handle(run, ev.Start())
 
     def _prompt_done(self, run: Run) -> None:
         """Let those begin that waited for this prompt."""

@@ -71,6 +71,11 @@ class PromptBook:
         self._ahead[session] = keys
         return True
 
+    def ahead_of(self, session: bytes) -> bytes:
+        """Return the session that this one waits for; empty if it waits for none."""
+        waited_for = (other for other, behind in self._behind.items() if session in behind)
+        return next(waited_for, b"")
+
     def done(self, session: bytes) -> list[bytes]:
         """A session's prompt is computed, or will not be; return who may try to start now."""
         self._ahead.pop(session, None)

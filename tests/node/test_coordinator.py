@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from swarmd.core.errors import KVExhausted, QueueFull, RequestError, SessionLost
 from swarmd.core.frames import Close, SessionFrame
+from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.core.route import Hop, Route
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
+from swarmd.node import coordinator as coordinating
 from swarmd.node.coordinator import MAX_UNREAD, Coordinator, CoordinatorLimits
 from swarmd.node.knocks import Knocks
 from swarmd.node.requests import Generation, Resumption
@@ -67,7 +70,7 @@ def generation(number: int) -> Generation:
     )
 
 
-def coordinator(routes: NoRoom, *connected: str) -> Coordinator:
+def coordinator(routes: NoRoom, *connected: str, prefix_unit: int = PREFIX_UNIT) -> Coordinator:
     def send(peer_id: str, batch: Sequence[SessionFrame]) -> None:
         assert all(isinstance(frame, Close) for frame in batch), "nothing else is to be sent"
 
@@ -75,7 +78,7 @@ def coordinator(routes: NoRoom, *connected: str) -> Coordinator:
         return asyncio.get_running_loop().create_task(work)
 
     policy = DriverPolicy(admission_wait=0.2, gap_poll=0.01)
-    limits = CoordinatorLimits(max_sessions=8, chunk_size=64)
+    limits = CoordinatorLimits(max_sessions=8, chunk_size=64, prefix_unit=prefix_unit)
     knocks = Knocks("me", lambda peer_id: None, lambda: connected)
     return Coordinator("me", toy_model(), send, routes, knocks, policy, limits, spawn)
 
@@ -208,3 +211,26 @@ async def test_what_one_session_finds_of_a_slow_peer_the_others_are_told(
         await asyncio.sleep(0)
         assert routes.slow == "b"
         assert ev.PeerLags("b") in told
+
+
+async def test_a_prompt_that_is_being_computed_is_waited_for_however_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[Callable[[], None]] = []
+
+    def call_later(delay: float, look: Callable[..., None], *arguments: object) -> None:
+        if delay == coordinating.TURN_S:
+            looks.append(partial(look, *arguments))
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later, raising=False)
+    long = replace(generation(1), prompt_ids=tuple(range(1, 12)) * 30)
+    one = coordinator(NoRoom(), prefix_unit=64)
+    with one.run(long) as first, one.run(replace(long, session=b"2" * 16)) as second:
+        first.admitted = True  # hops hold KV for it: they compute
+        for _ in range(5):
+            looks.pop()()
+            assert second.driver.state is DriverState.NEW
+        first.admitted = False
+        looks.pop()()
+        assert second.driver.state is not DriverState.NEW, "nobody computes it: no use to wait"
+        assert not looks
