@@ -85,6 +85,9 @@ class Executor:
         self._inbox: queue.SimpleQueue[Sequence[Op] | None] = queue.SimpleQueue()
         self._queued = 0
         self._running: tuple[float, frozenset[bytes]] | None = None
+        self._forward_since: tuple[int, float] | None = None
+        """The clock of the thread's CPU time, and what it showed when a forward began."""
+        self._cpu_clock: int | None = None
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
         self._units: dict[bytes, KVSegment] = {}
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -101,6 +104,18 @@ class Executor:
     def computing(self) -> tuple[float, frozenset[bytes]] | None:
         """Since when, by the monotonic clock, which sessions are computed; None while none is."""
         return self._running
+
+    @property
+    def forward_cpu_s(self) -> float:
+        """CPU time of the thread in `Stage.forward` until now, also in one that is not done yet."""
+        done, since = self.stats.forward_cpu_s, self._forward_since
+        if since is None:
+            return done
+        clock, began = since
+        try:
+            return done + time.clock_gettime(clock) - began
+        except OSError:  # the thread has just ended
+            return done
 
     def put(self, *ops: Op) -> None:
         """Queue operations; those of one session are done in order.
@@ -133,6 +148,7 @@ class Executor:
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)  # counts for the thread that calls it
+        self._cpu_clock = _own_cpu_clock()
         while self._take_in():
             self.stats.alive_at = time.monotonic()
             limit = self._pace.limit
@@ -348,7 +364,11 @@ class Executor:
         caches = [self._sessions[submit.session].cache for submit in submits]
         batch = batch_of(submits, caches, blocks, self._stage.dtype)
         began, cpu_began = time.perf_counter(), time.thread_time()
-        output = self._stage.forward(batch)
+        self._forward_since = (self._cpu_clock, cpu_began) if self._cpu_clock is not None else None
+        try:
+            output = self._stage.forward(batch)
+        finally:
+            self._forward_since = None
         self.stats.forward_cpu_s += time.thread_time() - cpu_began
         self._count(submits, time.perf_counter() - began)
         if blocks.end == self._stage.info.num_blocks:
@@ -413,6 +433,12 @@ def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
         exit=submit.blocks.end,
         tenant=submit.tenant,
     )
+
+
+def _own_cpu_clock() -> int | None:
+    """The clock of this thread's CPU time, for other threads to read; None where there is none."""
+    found = getattr(time, "pthread_getcpuclockid", None)
+    return found(threading.get_ident()) if found else None
 
 
 def _reason(error: Exception) -> str:

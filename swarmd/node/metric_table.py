@@ -284,6 +284,11 @@ ROWS = tuple(
             "Microbatches with steps of one position in them.",
         ),
         # -- the node as a whole
+        (
+            "node_cpu_s",
+            "cpu_seconds_total",
+            "CPU time of the daemon without its children.",
+        ),
         ("node_moves", "moves_total", "Moves to other blocks, while the node served."),
         ("node_moves_given_up", "moves_given_up_total", "Moves that were planned and not made."),
         ("node_notices", "preemption_notices_total", "Notices that the machine is about to go."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -60,12 +61,12 @@ class StatusReport:
     def reply(self, *, microbatches: bool = False) -> pb.StatusReply:
         """Return the whole report."""
         reply = swarm_report(self._presence)
+        for name, value in self.counters().items():  # first: what follows may take milliseconds
+            reply.counters[name] = value
         if microbatches:
             reply.microbatches.extend(
                 pb.Microbatch(**asdict(m)) for m in self._executor.log.latest()
             )
-        for name, value in self.counters().items():
-            reply.counters[name] = value
         return reply
 
     def counters(self) -> Mapping[str, float]:
@@ -92,6 +93,8 @@ class StatusReport:
         values["coordinator_sessions"] = float(len(self._coordinator))
         values["coordinator_suspected_peers"] = float(len(self._routes.suspected()))
         values["coordinator_demoted_peers"] = float(self._routes.demoted())
+        values["node_cpu_s"] = time.process_time()
+        values["compute_forward_cpu_s"] = self._executor.forward_cpu_s
         values["compute_queue_depth"] = float(self._executor.queue_depth)
         return values
 

@@ -108,9 +108,10 @@ def test_overlap_is_what_counting_moments_gives(stages: list[list[tuple[int, int
 
 def test_readings_are_subtracted() -> None:
     counters = {"compute_busy_s": 1.0, "compute_steps": 4.0, "compute_microbatches": 2.0}
-    before = Reading(10.0, 5.0, counters)
+    counters["node_cpu_s"] = 0.75
+    before = Reading(10.0, counters)
     grown = {name: 3 * value for name, value in counters.items()}
-    work = between(before, Reading(12.0, 6.5, grown, ((10.0, 11.0),)))
+    work = between(before, Reading(12.0, grown, ((10.0, 11.0),)))
     assert (work.began, work.ended, work.intervals) == (10.0, 12.0, ((10.0, 11.0),))
     assert (work.seconds, work.cpu_s, work.busy, work.microbatch) == (2.0, 1.5, 1.0, 2.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -193,6 +194,30 @@ def test_what_a_step_takes_is_said_of_one_session_however_many_there_are(
     assert max(sizes) > 2
     assert one.executor.stats.step_ms == pytest.approx(45.0, rel=0.05)
     assert one.executor.stats.prefill_ms == pytest.approx(2.0)
+
+
+def test_cpu_time_of_a_forward_counts_while_it_runs(
+    whole: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, enough, forward = threading.Event(), threading.Event(), whole.forward
+
+    def busy(batch: Batch) -> torch.Tensor:
+        begun.set()
+        while not enough.is_set():
+            pass
+        return forward(batch)
+
+    monkeypatch.setattr(whole, "forward", busy)
+    one = Harness(whole)
+    one.executor.put(submit(A, 1, 0, (5, 6, 7)))
+    one.executor.start()
+    assert begun.wait(60)
+    while one.executor.forward_cpu_s < 0.02:
+        assert one.executor.stats.forward_cpu_s == 0
+    enough.set()
+    one.take(1)
+    one.executor.stop()
+    assert one.executor.forward_cpu_s == one.executor.stats.forward_cpu_s > 0.02
 
 
 def test_a_truncation_keeps_its_place_between_steps(harness: Harness) -> None:

@@ -170,7 +170,7 @@ class Crowd:
         except ExceptionGroup as failed:
             raise _first(failed) from None
         cpu = time.process_time() - cpu
-        whole = _works(before, await self._meter.read())
+        whole = _works(before, await self._meter.read(intervals=True))
         sessions = tuple(task.result() for task in tasks)
         return CrowdRun(sessions, whole, _works(*reader.result()), cpu)
 
@@ -183,7 +183,7 @@ class Crowd:
             return [], []
         start = await self._meter.read()
         await self._one_ended.wait()
-        return start, await self._meter.read()
+        return start, await self._meter.read(intervals=True)
 
     async def _one(self, prompt: Sequence[int], tokens: int) -> SessionRun:
         began, times, ids = time.monotonic(), [], []

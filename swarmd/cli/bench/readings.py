@@ -1,6 +1,6 @@
 """Counters of the daemons at a moment, and what happened between two moments.
 
-What the counters mean is `swarmd.node.status`'s; this reads them over gRPC and the CPU from psutil.
+What the counters mean is `swarmd.node.status`'s; this reads them over gRPC.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ class Reading:
 
     at: float
     """By the wall clock of this machine, as the intervals."""
-    cpu_s: float
-    """User and system time of the daemon, without its children."""
     counters: Mapping[str, float]
     intervals: tuple[Interval, ...] = ()
     """In which it computed, as far back as it remembers."""
@@ -40,6 +38,7 @@ class StageWork:
     began: float
     ended: float
     cpu_s: float
+    """Of the daemon, without its children."""
     busy_s: float
     """In `Stage.forward`, by the wall clock."""
     forward_cpu_s: float
@@ -77,7 +76,7 @@ def between(before: Reading, after: Reading) -> StageWork:
     return StageWork(
         began=before.at,
         ended=after.at,
-        cpu_s=after.cpu_s - before.cpu_s,
+        cpu_s=grown("node_cpu_s"),
         busy_s=grown("compute_busy_s"),
         forward_cpu_s=grown("compute_forward_cpu_s"),
         microbatches=grown("compute_microbatches"),
@@ -118,10 +117,13 @@ class Meter:
     ) -> None:
         await self._stack.aclose()
 
-    async def read(self) -> list[Reading]:
-        """Return one reading per daemon, in the order of the nodes."""
-        pairs = zip(self._nodes, self._clients, strict=True)
-        return list(await asyncio.gather(*(_read(node.pid, one) for node, one in pairs)))
+    async def read(self, *, intervals: bool = False) -> list[Reading]:
+        """Return one reading per daemon, in the order of the nodes.
+
+        With `intervals` at the end only: to tell of thousands takes a daemon milliseconds, which
+        would count as the work of what is measured.
+        """
+        return list(await asyncio.gather(*(_read(one, intervals) for one in self._clients)))
 
     async def exact(self) -> bool:
         """Whether every stage promises the same ids whatever runs beside a session."""
@@ -129,10 +131,7 @@ class Meter:
         return all(peer.ragged and peer.replay_exact for peer in status.peers)
 
 
-async def _read(pid: int, client: AsyncClient) -> Reading:
-    import psutil
-
-    status = await client.status(microbatches=True)
-    times = psutil.Process(pid).cpu_times()
-    intervals = tuple((m.began, m.ended) for m in status.microbatches)
-    return Reading(time.time(), times.user + times.system, status.counters, intervals)
+async def _read(client: AsyncClient, intervals: bool) -> Reading:
+    status = await client.status(microbatches=intervals)
+    found = tuple((m.began, m.ended) for m in status.microbatches)
+    return Reading(time.time(), status.counters, found)
