@@ -36,9 +36,10 @@ async def kill(lab: Lab) -> Findings:
             )
         await lab.revive()
         # Who has just died is avoided for a while, so that prompts crowd elsewhere: in prefill what
-        # is usual is measured anew for each kill, after a round that warms up.
+        # is usual is measured anew for each kill, after short requests that open the links.
         if phase == "prefill":
-            calms[phase, redirect] = await lab.calm(work, rounds=1)
+            await lab.calm(lab.work(tokens=8, allow_redirect=redirect), rounds=0)
+            calms[phase, redirect] = await lab.calm(work, rounds=int(found.runs < 8))
         elif (phase, redirect) not in calms:
             calms[phase, redirect] = await lab.calm(work)
         calm = calms[phase, redirect]

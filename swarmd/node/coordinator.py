@@ -365,7 +365,7 @@ class Coordinator:
         if not self._lives(run):
             return  # nor may it stand in line: nobody would take it out again
         answer = self._look(run, need)
-        if isinstance(answer, ev.RouteFound) or answer.error is not None:
+        if isinstance(answer, ev.RouteFound) or answer.error is not None or need.spare:
             self._handle(run, answer)
         else:
             # The view may be seconds old, and the peer that is missing younger than that.

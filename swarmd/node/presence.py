@@ -76,6 +76,9 @@ class Presence:
         self._describe = describe
         self._on_change = on_change
         self._ask = ask
+        self._looking = asyncio.Lock()
+        self._looks = self._looked = 0
+        """How many looks have begun, and which was the last to end."""
         self._changed = asyncio.Event()
         self._seen = asyncio.Event()
         self._coordinate = Coordinate()
@@ -167,10 +170,20 @@ class Presence:
         self._remember()
 
     async def look_again(self) -> None:
-        """Refresh the view now; the old one stays when the directory does not answer soon."""
-        with contextlib.suppress(DirectoryError, TimeoutError):
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
-                await self.refresh()
+        """Refresh the view now; the old one stays when the directory does not answer soon.
+
+        Who asks while somebody looks gets the next look, with all others who do: of a crowd that
+        has lost the same peer, not everybody asks the directory.
+        """
+        asked = self._looks
+        async with self._looking:
+            if self._looked > asked:
+                return
+            self._looks = number = self._looks + 1
+            with contextlib.suppress(DirectoryError, TimeoutError):
+                async with asyncio.timeout(LOOK_TIMEOUT_S):
+                    await self.refresh()
+            self._looked = number
 
     async def appears(self, peer_id: str) -> str | None:
         """Return where a peer can be dialled; wait a little if the view does not show it yet.

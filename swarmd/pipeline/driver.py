@@ -91,9 +91,11 @@ class Driver(Pacing):
             behind -= self._catch_up()
         else:
             behind -= self._begin()
+        self._copies_wait = self._started and not self.standbys.is_hurried
         self._started = True
         self._slow = None
-        self._begin_standbys(now)
+        if not self._copies_wait:
+            self._begin_standbys(now)
         self._pump()
         self._watch.rest()  # the first token comes after all that is behind
         self._due = now + self.policy.time_for(behind)
@@ -157,6 +159,8 @@ class Driver(Pacing):
             self._due = now + self.policy.time_for(self.feed.outstanding)
             self._settle(now)
             self._pump()
+            if self._copies_wait:
+                self._begin_standbys(now)
             if self.feed.outstanding == 1:
                 self._watch.begin(self.feed.known, self.feed.waited_us, now)
 

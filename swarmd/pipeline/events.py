@@ -297,6 +297,8 @@ class NeedRoute:
     """For each of the spans, what it was computed in: a replay gives the same bits there only."""
     trusted: bool = False
     """Only peers in good standing: nothing is gained by going from one slow peer to another."""
+    spare: bool = False
+    """For a copy that no stream waits for: the view will do as it is."""
 
 
 @dataclass(frozen=True, slots=True)

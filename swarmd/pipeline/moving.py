@@ -21,9 +21,12 @@ class Moving(Opening):
 
     def _begin_standbys(self, now: float) -> None:
         """Have copies made in a new epoch, of the KV of hops that need one."""
+        self._copies_wait = False
+        # Where a hop was lost, or a coordinator, the stream's next tokens come before a new copy.
+        pause = self.policy.standby_after if self.repairs or self.request.resumed else 0.0
         for hop in self.route if self.request.standby else ():
             if self.held.copies(hop.peer_id):
-                self.standbys.want(hop, now, leaving=False)
+                self.standbys.want(hop, now + pause, leaving=False)
         self._out += self.standbys.begin(self.route, self.epoch, tuple(self.feed.ids))
         self._look(now)
 
@@ -82,6 +85,8 @@ class Moving(Opening):
         elif self.held.copies(event.peer_id):
             self.standbys.want(hop, now, leaving=True)
         if self.state is DriverState.RUNNING:
+            if self._copies_wait:
+                self._begin_standbys(now)
             self._look(now)
             self._settle(now)
 

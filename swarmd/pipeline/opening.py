@@ -68,6 +68,8 @@ class Opening(ABC):
         self._agreed = False
         """Whether all hops of some route have agreed to this driver."""
         self._has_run = request.resumed
+        self._copies_wait = False
+        """Whether copies are to be opened in this epoch yet: the first token goes before."""
         self._links_ask = 0
         """Of the last question for links."""
         self._must_move = False

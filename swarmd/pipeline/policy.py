@@ -40,7 +40,10 @@ class DriverPolicy:
     avoid_for: float = 3.0
     """How long a peer that refused, or that others cannot reach, is avoided."""
     standby_retry: float = 0.25
-    """Before peers are looked for again that could hold a copy of a hop's KV."""
+    """Before peers are looked for again that could hold a copy of a hop's KV; doubles each time
+    that there are none, unless the hop is about to leave."""
+    standby_after: float = 1.0
+    """After a repair, before a copy is begun that was not there before."""
     handoff_lag: int = 16
     """A session pauses for its handoff when no copy lacks more positions than that."""
     handoff_pause: float = 1.0

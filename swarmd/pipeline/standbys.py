@@ -16,6 +16,9 @@ from swarmd.pipeline import repair
 from swarmd.pipeline.events import DriverAction, NeedRoute, Send
 from swarmd.pipeline.request import Request, open_frames
 
+RETRY_CAP = 8.0
+"""Seconds between two searches at most. That there is news of peers is told in any case."""
+
 
 @dataclass(slots=True)
 class Standby:
@@ -28,6 +31,8 @@ class Standby:
     """Of the question for peers that is open."""
     look_at: float | None = 0.0
     """When to look for peers, if there are none."""
+    misses: int = 0
+    """How often there were none, one time after the other."""
     peers: Route = ()
     held: dict[str, int] = field(default_factory=dict)
     """By peer, how many positions it holds; no entry until it has answered to its open."""
@@ -55,10 +60,14 @@ class Standby:
 class Standbys:
     """The standbys of one session's hops."""
 
-    def __init__(self, request: Request, retry: float) -> None:
-        """`retry` is how many seconds to wait before peers are looked for again."""
+    def __init__(self, request: Request, retry: float, retry_cap: float = RETRY_CAP) -> None:
+        """`retry` is how many seconds to wait before peers are looked for again.
+
+        Each time that there are none it doubles, up to `retry_cap`, unless the hop is leaving.
+        """
         self._request = request
         self._retry = retry
+        self._retry_cap = retry_cap
         self._of: dict[str, Standby] = {}
 
     def __iter__(self) -> Iterator[Standby]:
@@ -91,10 +100,20 @@ class Standbys:
                 standby = self._of[hop.peer_id] = Standby(hop, peers=tuple(found))
                 standby.held = dict.fromkeys((peer.peer_id for peer in found), 0)
 
-    def want(self, hop: Hop, now: float, *, leaving: bool) -> None:
-        """Find a standby for a hop, if there is none, or make it its successor."""
-        standby = self._of.setdefault(hop.peer_id, Standby(hop, look_at=now))
+    def want(self, hop: Hop, look_at: float, *, leaving: bool) -> None:
+        """Find a standby for a hop from some time on, if there is none, or make it its successor.
+
+        That of a hop that leaves is looked for no later than that either.
+        """
+        standby = self._of.setdefault(hop.peer_id, Standby(hop, look_at=look_at))
         standby.leaving |= leaving
+        if leaving and standby.look_at is not None:
+            standby.look_at = min(standby.look_at, look_at)
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether a hop waits for its copy to leave."""
+        return any(standby.leaving for standby in self)
 
     def leaves(self, peer_id: str) -> bool:
         """Whether that hop is about to go."""
@@ -112,6 +131,8 @@ class Standbys:
             elif any(peer.peer_id in hops for peer in standby.peers):
                 standby.drop_peers(look_at=0.0)
             else:
+                if standby.ask is not None:
+                    standby.look_at = 0.0  # the answer to that counts no more
                 standby.ask, standby.hop = None, hop
                 standby.held.clear()
         actions: list[DriverAction] = []
@@ -139,7 +160,8 @@ class Standbys:
                 standby.ask, standby.look_at = ask, None
                 used = {hop.peer_id for hop in (*route, *self.peers)}
                 kept = tuple(hop for hop in route if hop.peer_id != standby.hop.peer_id)
-                return NeedRoute(ask, (standby.hop.blocks,), exclude | used, kept)
+                lost = (standby.hop.blocks,)
+                return NeedRoute(ask, lost, exclude | used, kept, spare=not standby.leaving)
         return None
 
     def found(
@@ -152,22 +174,28 @@ class Standbys:
         standby.ask = None
         taken = {hop.peer_id for hop in (*route, *self.peers)}
         if not _covers(standby.hop, hops) or any(hop.peer_id in taken for hop in hops):
-            standby.look_at = now + self._retry
+            self._missed(standby, now)
             return []
-        standby.peers = hops
+        standby.peers, standby.misses = hops, 0
         return list(self._open(standby, route, epoch, ids))
 
     def missing(self, ask: int, now: float) -> None:
         """There are no such peers now."""
         for standby in self:
             if standby.ask == ask:
-                standby.ask, standby.look_at = None, now + self._retry
+                standby.ask = None
+                self._missed(standby, now)
+
+    def _missed(self, standby: Standby, now: float) -> None:
+        pause = self._retry if standby.leaving else self._retry * 2.0 ** min(standby.misses, 16)
+        standby.look_at = now + min(self._retry_cap, pause)
+        standby.misses += 1
 
     def look_again(self, now: float) -> None:
         """There may be new peers."""
         for standby in self:
             if standby.look_at is not None:
-                standby.look_at = now
+                standby.look_at, standby.misses = now, 0
 
     # What peers say.
 

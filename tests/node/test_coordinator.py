@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from swarmd.core.errors import KVExhausted, QueueFull, RequestError, SessionLost
+from swarmd.core.errors import CoverageError, KVExhausted, QueueFull, RequestError, SessionLost
 from swarmd.core.frames import Close, SessionFrame
 from swarmd.core.prefix import PREFIX_UNIT
 from swarmd.core.route import Hop, Route
@@ -32,7 +32,7 @@ class NoRoom:
     """Routes of a swarm whose KV is taken."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = self.refreshed = 0
 
     def find(
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
@@ -54,6 +54,7 @@ class NoRoom:
 
     async def refresh(self) -> None:
         """There is nothing new."""
+        self.refreshed += 1
 
 
 def generation(number: int) -> Generation:
@@ -150,6 +151,34 @@ async def test_a_client_that_is_back_before_its_stream_is_missed_goes_on_here() 
         one.stop(lost, "cancelled")  # the old call ends when this node notices; the new one stays
         assert found.driver.state is not DriverState.DONE
     assert len(one) == 0
+
+
+async def test_the_directory_is_not_asked_for_a_holder_of_a_copy_that_no_stream_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Nobody(NoRoom):
+        def find(
+            self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
+        ) -> Route:
+            raise CoverageError("nobody has them", ((0, 1),))
+
+    for spare in (True, False):
+        routes = Nobody()
+        one = coordinator(routes)
+        with one.run(generation(1)) as run:
+            answer: asyncio.Future[ev.DriverEvent] = asyncio.get_running_loop().create_future()
+
+            def listen(
+                event: ev.DriverEvent, now: float, answer: asyncio.Future[ev.DriverEvent] = answer
+            ) -> list[ev.DriverAction]:
+                if not answer.done():
+                    answer.set_result(event)
+                return []
+
+            monkeypatch.setattr(run.driver, "handle", listen)
+            one._find_route(run, ev.NeedRoute(99, (Span(0, 1),), frozenset(), (), spare=spare))
+            assert await answer == ev.RouteMissing(99, ((0, 1),))
+            assert bool(routes.refreshed) is not spare
 
 
 async def test_what_a_client_says_of_a_lost_coordinator_counts_where_nothing_better_is_known() -> (
