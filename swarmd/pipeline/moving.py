@@ -27,7 +27,10 @@ class Moving(Opening):
         for hop in self.route if self.request.standby else ():
             if self.held.copies(hop.peer_id):
                 self.standbys.want(hop, now + pause, leaving=False)
+        before = self._spares()
         self._out += self.standbys.begin(self.route, self.epoch, tuple(self.feed.ids))
+        spares = {peer.peer_id for peer in self._spares()}
+        self._close(peer for peer in before if peer.peer_id not in spares)
         self._look(now)
 
     def _look(self, now: float) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
+from swarmd.pipeline.events import PeerLost
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.simulation import Client, SimNode, Swarm
 from swarmd.toys import toy_model, toy_oracle
@@ -196,4 +197,26 @@ def test_a_copy_is_sent_no_faster_than_the_rate_allows() -> None:
     seconds = made.now - began
     for node in made.nodes.values():
         assert node.table.counters.copied_positions * 2 <= 40 * seconds + 16
+    finish(made, someone)
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_copy_of_a_hop_that_is_lost_before_it_began_is_given_up_at_once(seed: int) -> None:
+    made = swarm(seed)
+    for more in "cdef":
+        made.add(f"{more}1", "2:4")
+    someone = client(made, standby=1, max_tokens=100)
+    run = made.start(someone, "boss")
+    peers = run.driver.standbys
+
+    def is_asked_for() -> bool:
+        lost = someone.route[1:2]
+        return any(s.hop in lost and s.peers and not s.is_open for s in peers)
+
+    made.run(made.now + 30, while_true=lambda: not is_asked_for())
+    run.handle(PeerLost(someone.route[1].peer_id))
+    made.run(made.now + 2)
+    assert someone.repairs == 1
+    holders = {peer for peer, node in made.nodes.items() if node.table.sessions}
+    assert holders == {hop.peer_id for hop in (*someone.route, *someone.standbys)}
     finish(made, someone)
