@@ -173,7 +173,7 @@ class ToyAccount:
     """A KV budget in bytes, one per position and block."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
+        self.total = self.total_bytes = total
         self.reserved: dict[bytes, int] = {}
 
     def reserve(self, session: bytes, blocks: Span, positions: int) -> bool:

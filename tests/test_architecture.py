@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "node": {"core", "wire", "swarm", "engine", "text", "pipeline"},
     "gateway": {"client"},
     "cli": {"core", "client", "node"},
-    "sim": {"core", "wire", "swarm", "pipeline", "client", "node", "toys"},
+    "sim": {"core", "wire", "engine", "swarm", "pipeline", "client", "node", "toys"},
 }
 """Generated code (`swarmd.v1`) and the package's own door are open to all."""
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +24,8 @@ from swarmd.node import loading, preemption
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
 from swarmd.node.inference import InferenceService
-from swarmd.node.lifecycle import COORDINATING, Event, Lifecycle, State
+from swarmd.node.life import Life
+from swarmd.node.lifecycle import Event, State
 from swarmd.node.loading import Progress
 from swarmd.node.membership import Membership
 from swarmd.node.metrics import show_metrics
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-READY_WAIT_S = 5.0
-"""How long a node that is loaded waits to see others before it says that it serves."""
 STOP_GRACE_S = 1.0
 
 
@@ -74,13 +72,11 @@ class Node:
         self._config = config
         self._say = say
         self._progress = progress
-        self._lifecycle = Lifecycle()
+        self._life = Life(config.drain_timeout)
+        self._lifecycle = self._life.lifecycle
         self._notifier = Notifier()
         self._clock = SystemClock()
-        self._state_changed = asyncio.Event()
         self._owned: set[asyncio.Task[Any]] = set()
-        self._failed = False
-        self._drain_s = config.drain_timeout
         self._noticed = False
         """Whether it drains as its machine is about to go."""
 
@@ -101,7 +97,7 @@ class Node:
             raise _first(errors) from None
         finally:
             self._lifecycle.handle(Event.STOP)
-        return 1 if self._failed else 0
+        return 1 if self._life.failed else 0
 
     async def _live(self) -> None:
         # In the group: a model that cannot be opened ends the start at once.
@@ -125,7 +121,7 @@ class Node:
         inference = InferenceService(membership.presence)
         await self._server.start(inference, membership.peering)
         membership.keep_up()
-        loaded = await self._unless_stopped(self._spawn(self._load(membership, opening)))
+        loaded = await self._life.unless_told(self._spawn(self._load(membership, opening)))
         if loaded is None:
             log.info("stopped while loading; what was downloaded is kept for the next start")
             return
@@ -137,10 +133,12 @@ class Node:
             membership,
             self._clock,
             self._spawn,
-            self._fail,
+            self._life.fail,
             self._drain,
         )
-        moves = Moves(self._config, opened, membership, service, self._clock, self._lifecycle)
+        loader = loading.Loader(self._config, opened)
+        patience = self._config.drain_timeout
+        moves = Moves(loader, patience, membership, service, self._clock, self._lifecycle)
         try:
             await self._serve(service, membership, inference, moves)
         finally:
@@ -165,39 +163,25 @@ class Node:
         """Serve until a drain begins, then until the last session has ended or time is up."""
         presence, executor = membership.presence, service.executor
         show_metrics(self._metrics, service.report, executor, presence, membership.directory)
-        self._lifecycle.handle(Event.READY)
-        await presence.announce()
-        await membership.see_others(READY_WAIT_S)
-        inference.parts = service.parts(
-            lambda: self._lifecycle.state in COORDINATING,
-            lambda: self._lifecycle.state is State.SERVING,
-        )
+        await self._life.begin_to_serve(membership)
+        inference.parts = service.parts(lambda: self._life.accepts, lambda: self._life.serves)
         await self._server.serving(True)
         line = ready_line(service.stage, membership.address, presence.view)
         self._say(line)
         self._notifier.ready(line)
         self._spawn(self._notifier.keep_alive(lambda: service.is_alive))
         if membership.moves:
-            self._spawn(moves.watch(self._fail))
+            self._spawn(moves.keep_watch())
+            self._spawn(moves.keep_moving(self._life.fail))
         follow = partial(self._on_notice, service, membership)
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
-        await self._state_changed.wait()
+        await self._life.until_told()
         await self._server.serving(False)
         if alone := held_by_nobody_else(presence.view, membership.own_id):
             blocks = ", ".join(f"{start}:{end}" for start, end in alone)
-            log.warning("waits for another holder blocks=%s seconds=%g", blocks, self._drain_s)
-        service.drain()
-        service.hand_over()
-        presence.changed()
-        await self._until_idle(service)
-        self._lifecycle.handle(Event.DRAINED)
-
-    async def _until_idle(self, service: Service) -> None:
-        deadline = time.monotonic() + self._drain_s
-        while self._lifecycle.state is State.DRAINING and time.monotonic() < deadline:
-            if service.is_idle:
-                break
-            await asyncio.sleep(0.05)
+            patience = self._life.patience
+            log.warning("waits for another holder blocks=%s seconds=%g", blocks, patience)
+        await self._life.depart(service, membership)
 
     # What ends it ---------------------------------------------------------------------------
 
@@ -223,9 +207,9 @@ class Node:
         if notice.advice and held_by_nobody_else(membership.presence.view, membership.own_id):
             return False
         service.report.node.notices += 1
-        self._drain_s = preemption.time_left(notice, self._config.drain_timeout, self._clock)
-        log.warning("notice=%s seconds=%.0f", notice.what, self._drain_s)
-        if self._lifecycle.state in COORDINATING:
+        self._life.patience = preemption.time_left(notice, self._config.drain_timeout, self._clock)
+        log.warning("notice=%s seconds=%.0f", notice.what, self._life.patience)
+        if self._life.accepts:
             self._noticed = True
             self._drain()
         return True
@@ -240,26 +224,9 @@ class Node:
 
     def _drain(self) -> None:
         """Begin to leave; the second time, leave at once."""
-        self._lifecycle.handle(Event.DRAIN)
+        self._life.drain()
         log.info("draining state=%s", self._lifecycle.state.value)
         self._notifier.stopping()
-        self._state_changed.set()
-
-    def _fail(self) -> None:
-        """End at once, as something that the node cannot do without is gone."""
-        self._failed = True
-        self._lifecycle.handle(Event.FAIL)
-        self._state_changed.set()
-
-    async def _unless_stopped(self, work: asyncio.Task[T]) -> T | None:
-        """Wait for work; None when the node is to stop before it is done."""
-        stopped = asyncio.create_task(self._state_changed.wait())
-        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopped.done():
-            stopped.cancel()
-            return work.result()
-        work.cancel()
-        return None
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._tasks.create_task(work)

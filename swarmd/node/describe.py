@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import deque
 from dataclasses import replace
 
 from swarmd import __version__
+from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.engine.stage import Stage
@@ -44,6 +43,8 @@ class Description:
         span: Span,
         dtype: str,
         device: str,
+        clock: Clock,
+        pid: int,
         *,
         moves: bool = False,
     ) -> None:
@@ -59,7 +60,7 @@ class Description:
             expires_at=0.0,
             dtype=dtype,
             device=device,
-            pid=os.getpid(),
+            pid=pid,
             version=__version__,
             moves=moves,
         )
@@ -67,6 +68,7 @@ class Description:
         self._executor: Executor | None = None
         self._host: StageHost | None = None
         self._rate = Rate()
+        self._clock = clock
 
     def loaded(self, stage: Stage, executor: Executor, host: StageHost) -> None:
         """From now on measure these."""
@@ -74,16 +76,18 @@ class Description:
 
     def now(self, state: NodeState, coordinate: tuple[float, ...]) -> Announcement:
         """Return the announcement for this moment."""
-        base = replace(self._base, state=state, coordinate=coordinate, plan=self.plan)
         if self._stage is None or self._executor is None or self._host is None:
-            return base
+            return replace(self._base, state=state, coordinate=coordinate, plan=self.plan)
         stats, budget = self._executor.stats, self._stage.budget
         return replace(
-            base,
+            self._base,
+            state=state,
+            coordinate=coordinate,
+            plan=self.plan,
             device=str(self._stage.device),
             step_ms=stats.step_ms,
             prefill_ms=stats.prefill_ms,
-            tokens_per_s=self._rate.update(stats.tokens, time.monotonic()),
+            tokens_per_s=self._rate.update(stats.tokens, self._clock.monotonic()),
             sessions=len(self._host.table.sessions),
             queue_depth=self._executor.queue_depth,
             kv_total_bytes=budget.total_bytes,

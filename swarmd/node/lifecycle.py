@@ -1,6 +1,6 @@
 """A node's life as a table: state and event give the next state; anything else is an error.
 
-What is done in each state is `swarmd.node.daemon`'s business.
+What is done in each state is `swarmd.node.life`'s and `moves`'s business.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from swarmd.engine.load import (
     model_info,
 )
 from swarmd.engine.stage import Stage
+from swarmd.node.background import in_background
 from swarmd.node.prompts import Prompts
 
 Progress = Callable[[int, int, str], None]
@@ -147,3 +148,23 @@ def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | No
             "give more with --kv-memory, or serve fewer blocks"
         )
     return stage
+
+
+class Loader:
+    """Loads spans of one opened model, on threads that nobody has to wait for."""
+
+    def __init__(self, config: NodeConfig, opened: Opened) -> None:
+        self._config = config
+        self.opened = opened
+
+    async def load(self, span: Span, progress: Progress) -> Stage:
+        """See `load`."""
+        return await in_background(load, self._config, self.opened, span, progress)
+
+    def fits_beside(self, span: Span) -> bool:
+        """See `fits_beside`."""
+        return fits_beside(self._config, self.opened, span)
+
+    def size_kv(self, stage: Stage) -> None:
+        """See `size_kv`."""
+        size_kv(self._config, stage)

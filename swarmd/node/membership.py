@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from swarmd.core import options
@@ -22,11 +23,12 @@ from swarmd.core.span import Span
 from swarmd.node.describe import Description
 from swarmd.node.exchange import Exchange
 from swarmd.node.loading import Opened
-from swarmd.node.peering import PeerService
+from swarmd.node.peering import PeerService, introduce
 from swarmd.node.presence import Presence
 from swarmd.swarm.dht import DhtConfig, DhtDirectory
 from swarmd.swarm.identity import Identity
 from swarmd.swarm.placement import choose_span
+from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire.assembly_memory import AssemblyMemory
 from swarmd.wire.link import LinkSettings
 from swarmd.wire.links import Links
@@ -51,15 +53,24 @@ class Membership:
         clock: Clock,
         state: Callable[[], NodeState],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        ask: Callable[[str, str], Awaitable[pb.IntroduceReply]] = introduce,
+        pid: int = 0,
     ) -> None:
-        """`address` is where others reach this node, `state` where it is in its life."""
+        """`address` is where others reach this node, `state` where it is in its life.
+
+        `ask` has the door at an address introduce itself; `pid` tells this process from the one
+        before it, by default the operating system's.
+        """
         self.own_id = own_id
         self.address = address
         self.directory = directory
         self.description: Description | None = None
+        self.ask = ask
         self._config = config
         self._state = state
         self._spawn = spawn
+        self._clock = clock
+        self._pid = pid or os.getpid()
         self.presence = Presence(
             own_id,
             directory,
@@ -69,18 +80,10 @@ class Membership:
             clock,
             self._describe,
             lambda: self.exchange.on_view_changed(),
+            ask,
         )
         self.exchange = Exchange(self.presence)
-        self._links = Links(
-            own_id,
-            address,
-            self.exchange,
-            self.presence.address_of,
-            spawn,
-            LinkSettings(timeout=config.link_timeout),
-            AssemblyMemory(config.link_memory),
-            self.presence.appears,
-        )
+        self._links = self._new_links()
         self.exchange.links = self._links
         self.peering = PeerService(
             own_id,
@@ -88,6 +91,18 @@ class Membership:
             self.presence.directory_addresses,
             lambda: [address, *self.presence.peer_addresses()],
             clock,
+        )
+
+    def _new_links(self) -> Links:
+        return Links(
+            self.own_id,
+            self.address,
+            self.exchange,
+            self.presence.address_of,
+            self._spawn,
+            LinkSettings(timeout=self._config.link_timeout),
+            AssemblyMemory(self._config.link_memory),
+            self.presence.appears,
         )
 
     @classmethod
@@ -137,7 +152,7 @@ class Membership:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.presence.joined.wait()
-        await self.presence.refresh()
+        await self.presence.look_again()
 
     async def choose_span(self, opened: Opened) -> Span:
         """Take the span of the configuration, or the one that the swarm needs most."""
@@ -150,7 +165,7 @@ class Membership:
         while True:
             await self._plan(opened, span)
             await asyncio.sleep(SETTLE_S)
-            await self.presence.refresh()
+            await self.presence.look_again()
             better = self._best_span(opened, span)
             if better == span:
                 return span
@@ -166,7 +181,15 @@ class Membership:
         """Let others see what is being loaded here."""
         dtype, device = opened.dtype, self._config.device
         self.description = Description(
-            self.own_id, self.address, opened.info, span, dtype, device, moves=self.moves
+            self.own_id,
+            self.address,
+            opened.info,
+            span,
+            dtype,
+            device,
+            self._clock,
+            self._pid,
+            moves=self.moves,
         )
         await self.presence.announce()
 

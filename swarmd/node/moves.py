@@ -11,13 +11,11 @@ import logging
 from collections.abc import Callable
 
 from swarmd.core.clock import Clock
-from swarmd.core.config import NodeConfig
 from swarmd.core.errors import SwarmdError
 from swarmd.core.span import Span
 from swarmd.engine.stage import Stage
-from swarmd.node import loading
-from swarmd.node.background import in_background
 from swarmd.node.lifecycle import Event, Lifecycle, State
+from swarmd.node.loading import Loader
 from swarmd.node.membership import Membership
 from swarmd.node.moving import Moving
 from swarmd.node.service import Service
@@ -37,40 +35,44 @@ class Moves:
 
     def __init__(
         self,
-        config: NodeConfig,
-        opened: loading.Opened,
+        loader: Loader,
+        patience: float,
         membership: Membership,
         service: Service,
         clock: Clock,
         lifecycle: Lifecycle,
     ) -> None:
-        self._config = config
-        self._opened = opened
+        """`patience` is how many seconds sessions get to move away, where nothing is missing."""
+        self._loader = loader
+        self._opened = loader.opened
+        self._patience = patience
         self._membership = membership
         self._service = service
         self._clock = clock
         self._lifecycle = lifecycle
-        self._moving = Moving(membership, opened.max_blocks, clock, service.report.node)
+        self._moving = Moving(membership, self._opened.max_blocks, clock, service.report.node)
 
-    async def watch(self, fail: Callable[[], None]) -> None:
+    async def keep_watch(self) -> None:
+        """Look after other nodes, forever."""
+        await self._moving.keep_watch()
+
+    async def keep_moving(self, fail: Callable[[], None]) -> None:
         """Move whenever it is time to, until the node leaves. `fail` ends the node."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._moving.keep_watch())
-            while self._is(State.SERVING):
-                move = await self._moving.next_move()
-                try:
-                    self._moving.ended(moved=await self._move(move))
-                except SwarmdError as error:
-                    # It has left its blocks and can load none: it is of no use any more.
-                    log.error("no blocks could be loaded after a move error=%s", error)
-                    fail()
+        while self._is(State.SERVING):
+            move = await self._moving.next_move()
+            try:
+                self._moving.ended(moved=await self._move(move))
+            except SwarmdError as error:
+                # It has left its blocks and can load none: it is of no use any more.
+                log.error("no blocks could be loaded after a move error=%s", error)
+                fail()
 
     async def _move(self, move: Move) -> bool:
         """Return whether this node serves the other blocks now. Raises SwarmdError."""
         if not self._is(State.SERVING):
             return False
         stage = None
-        if loading.fits_beside(self._config, self._opened, move.span):
+        if self._loader.fits_beside(move.span):
             stage = await self._try_to_load(move.span)
             if stage is None or not self._is(State.SERVING):
                 return False
@@ -89,7 +91,7 @@ class Moves:
 
     async def _try_to_load(self, span: Span) -> Stage | None:
         try:
-            return await in_background(loading.load, self._config, self._opened, span, self._go_on)
+            return await self._loader.load(span, self._go_on)
         except Exception as error:
             # Whatever it is, memory that does not suffice included: the node had better serve on.
             log.warning("move given up blocks=%s error=%r", span, error)
@@ -97,7 +99,7 @@ class Moves:
 
     async def _left(self, move: Move) -> bool:
         """Wait for the drain; return whether the node may go."""
-        deadline = self._clock.monotonic() + self._config.drain_timeout
+        deadline = self._clock.monotonic() + self._patience
         standstill = Standstill(STANDSTILL_S)
         while not self._service.is_empty and self._clock.monotonic() < deadline:
             if not self._is(State.MOVING):
@@ -117,7 +119,7 @@ class Moves:
         if stage is None:
             stage = await self._try_to_load(span) or await self._load_again(before)
         else:
-            loading.size_kv(self._config, stage)
+            self._loader.size_kv(stage)
         if stage is None or not self._is(State.RELOADING):
             return False
         if stage.span != span:
@@ -129,7 +131,7 @@ class Moves:
 
     async def _load_again(self, span: Span) -> Stage:
         """Load what was there before. Raises SwarmdError."""
-        return await in_background(loading.load, self._config, self._opened, span, self._go_on)
+        return await self._loader.load(span, self._go_on)
 
     def _is(self, state: State) -> bool:
         return self._lifecycle.state is state

@@ -1,6 +1,6 @@
 """A serving node's wish to be where the swarm needs it: watches, announces a plan, says when to go.
 
-Decisions are `swarmd.swarm.mover`'s; draining and loading are `swarmd.node.daemon`'s.
+Decisions are `swarmd.swarm.mover`'s; draining and loading are `swarmd.node.moves`'s.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Moving:
         self._membership = membership
         self._presence = membership.presence
         self._mover = Mover(room)
-        self._patrol = Patrol(membership.own_id)
+        self._patrol = Patrol(membership.own_id, membership.ask)
         self._clock = clock
 
     async def keep_watch(self) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from swarmd.core.errors import PeerError
 from swarmd.core.peers import Announcement
-from swarmd.node.peering import introduce
+from swarmd.v1 import peer_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,12 @@ ANSWER_S = 1.5
 class Patrol:
     """Asks peers for a sign of life."""
 
-    def __init__(self, own_id: str) -> None:
+    def __init__(
+        self, own_id: str, ask: Callable[[str, str], Awaitable[pb.IntroduceReply]]
+    ) -> None:
+        """`ask` has the door at an address introduce itself to a node of this id."""
         self._own_id = own_id
+        self._ask_door = ask
         self._silent: dict[tuple[str, int], int] = {}
         """By peer and process, how often in a row there was no answer."""
 
@@ -56,6 +60,6 @@ class Patrol:
     async def _answers(self, peer: Announcement) -> bool:
         try:
             async with asyncio.timeout(ANSWER_S):
-                return (await introduce(peer.address, self._own_id)).peer_id == peer.peer_id
+                return (await self._ask_door(peer.address, self._own_id)).peer_id == peer.peer_id
         except (PeerError, TimeoutError):
             return False

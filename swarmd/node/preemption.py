@@ -1,6 +1,6 @@
 """Watches for notices that this machine is about to go, and has the node drain in time.
 
-Where notices come from is `swarmd.node.notices`'s; draining is `swarmd.node.daemon`'s.
+Where notices come from is `swarmd.node.notices`'s; draining is `swarmd.node.life`'s.
 """
 
 from __future__ import annotations

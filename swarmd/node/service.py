@@ -29,7 +29,7 @@ from swarmd.node.prompts import Prompts
 from swarmd.node.routes import Routes
 from swarmd.node.status import StatusReport
 from swarmd.pipeline import events as ev
-from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
+from swarmd.pipeline.hop import HopPolicy, HopTable, KVAccount, StageFacts
 from swarmd.pipeline.policy import DriverPolicy
 
 COMPUTE_STUCK_S = 120.0
@@ -59,23 +59,20 @@ class Service:
         self._on_death = on_death
         self._changes_stage = False
         self._start_stage(None)
-        own_id, presence = membership.own_id, membership.presence
-        self._routes = Routes(own_id, stage.info, lambda: presence.view, presence.look_again, clock)
+        self._routes = self._new_routes(clock)
         self._coordinator = Coordinator(
-            own_id,
+            membership.own_id,
             stage.info,
             membership.exchange.send,
             self._routes,
             membership.exchange.knocks,
-            DriverPolicy(gap_wait=config.gap_wait, keep_every=config.orphan_grace / 4),
-            CoordinatorLimits(
-                config.max_sessions, self._chunk_size(), self._prefix_unit(), self._keep_limit()
-            ),
+            self._driver_policy(),
+            self._limits(),
             spawn,
         )
         membership.exchange.open(self._host, self._coordinator, self._routes)
         self.report = StatusReport(
-            presence,
+            membership.presence,
             self._coordinator,
             self._host,
             self.executor,
@@ -145,7 +142,7 @@ class Service:
         """
         self._changes_stage = True
         self._host.handle(ev.Drain(), *(_not_here(key) for key in self._host.table.sessions))
-        await in_background(self.executor.stop)
+        await self._end_executor()
         self.stage.unload()
 
     def change_stage(self, stage: Stage) -> None:
@@ -176,10 +173,8 @@ class Service:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._on_death)
 
-        threads = self._config.threads or default_threads().count
-        executor = self.executor if before else None
-        self.executor = Executor(stage, threads, deliver, died, executor)
-        table = HopTable(self._facts(), StageAccount(stage), self._hop_policy())
+        self.executor = self._new_executor(deliver, died, self.executor if before else None)
+        table = HopTable(self._facts(), self._new_account(), self._hop_policy())
         table.polls.stage = self.executor
         if before is not None:
             for name, count in asdict(before.table.counters).items():
@@ -188,6 +183,39 @@ class Service:
         assert self._membership.description is not None
         self._membership.description.loaded(stage, self.executor, self._host)
         self.executor.start()
+
+    # What a simulated node has others of -----------------------------------------------------
+
+    def _new_executor(
+        self,
+        deliver: Callable[[Sequence[Result]], None],
+        died: Callable[[], None],
+        before: Executor | None,
+    ) -> Executor:
+        threads = self._config.threads or default_threads().count
+        return Executor(self.stage, threads, deliver, died, before)
+
+    async def _end_executor(self) -> None:
+        await in_background(self.executor.stop)
+
+    def _new_account(self) -> KVAccount:
+        return StageAccount(self.stage)
+
+    def _new_routes(self, clock: Clock) -> Routes:
+        own_id, presence = self._membership.own_id, self._membership.presence
+        info = self.stage.info
+        return Routes(own_id, info, lambda: presence.view, presence.look_again, clock)
+
+    # Limits, as the configuration and the stage give them -------------------------------------
+
+    def _driver_policy(self) -> DriverPolicy:
+        config = self._config
+        return DriverPolicy(gap_wait=config.gap_wait, keep_every=config.orphan_grace / 4)
+
+    def _limits(self) -> CoordinatorLimits:
+        return CoordinatorLimits(
+            self._config.max_sessions, self._chunk_size(), self._prefix_unit(), self._keep_limit()
+        )
 
     def _facts(self) -> StageFacts:
         stage, pid = self.stage, self._membership.announcement().pid

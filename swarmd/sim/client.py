@@ -7,86 +7,39 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from swarmd.client.resume import ResumePolicy, another_node_may_do, resumable
-from swarmd.core.errors import PeerUnreachable, SwarmdError
+from swarmd.core.errors import LeaseEnded, PeerUnreachable, SwarmdError
 from swarmd.core.route import EPOCHS_PER_ATTEMPT, Route
 from swarmd.core.sampling import SamplingParams
-from swarmd.node.coordinator import Output, Run
+from swarmd.node.coordinator import Output
 from swarmd.node.requests import Generation, Resumption
 from swarmd.pipeline import events as ev
+from swarmd.sim.call import Call
 from swarmd.toys import toy_oracle
+from swarmd.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from swarmd.sim.world import World
 
 POLICY = ResumePolicy()
-SILENCE = (2.0, 4.0)
-"""After so long a client takes a node that says nothing for lost."""
 
 
-class Call:
-    """One call of `Generate`, from a client to a process; its events come in order."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a client knows of a session that hops keep, to go on from it."""
 
-    def __init__(self, client: Client, peer_id: str, may_be_redirected: bool) -> None:
-        self.client, self.peer_id = client, peer_id
-        self.may_be_redirected = may_be_redirected
-        self.over = False
-        """Whether the client has turned away."""
-        self.accepted = False
-        self.run: Run | None = None
-        self.hang_up: Callable[[], None] = lambda: None
-        """Let the process know, if it has taken the call."""
-        self._world = client.world
-        self._last = 0.0
-        self._lost_after = float("inf")
+    session: bytes
+    secret: bytes
+    ids: tuple[int, ...]
+    peer_id: str
+    """Who has coordinated it."""
 
-    # What the process says.
-
-    def tell(self, output: Output) -> None:
-        self._later(functools.partial(self.client.take, self, output))
-
-    def fail(self, error: SwarmdError) -> None:
-        self._later(functools.partial(self.client.lost, self, error))
-
-    def redirect(self, peer_id: str) -> None:
-        self._later(functools.partial(self.client.redirected, self, peer_id))
-
-    def _later(self, act: Callable[[], None]) -> None:
-        timeline = self._world.timeline
-        delay = self._world.draw(self._world.climate.delay)
-        at = self._last = max(timeline.now + delay, self._last + 1e-6)
-
-        def arrive() -> None:
-            if not self.over and timeline.now <= self._lost_after:
-                act()
-
-        timeline.at(at, arrive)
-
-    # What becomes of it.
-
-    def process_died(self, *, silently: bool) -> None:
-        """Its last words may be lost; the client notices."""
-        world = self._world
-        notice = world.draw(SILENCE if silently else world.climate.notice)
-        self._lost_after = world.timeline.now + notice * world.random.random()
-        self.break_after(notice)
-
-    def break_after(self, seconds: float, still: Callable[[], bool] = lambda: True) -> None:
-        """The client takes the node for lost, if a condition holds then."""
-        error = PeerUnreachable("the call broke")
-        lost = functools.partial(self.client.lost, self, error, silent=True)
-        self._world.timeline.after(seconds, lambda: lost() if still() and not self.over else None)
-
-    def leave(self, notice: tuple[float, float]) -> None:
-        """The client turns away; the process notices in its time."""
-        self.over = True
-        hear = functools.partial(self._hear)
-        self._world.timeline.after(self._world.draw(notice), hear)
-
-    def _hear(self) -> None:
-        self.hang_up()
+    def first(self, tokens: int) -> Kept:
+        """Return its beginning."""
+        return replace(self, ids=self.ids[:tokens])
 
 
 class Client:
@@ -104,7 +57,14 @@ class Client:
         self.prompt_ids, self.max_tokens, self.sampling = prompt_ids, max_tokens, sampling
         self.priority = 0
         self.standby = 0
-        """Copies of each hop's KV that it asks for."""
+        self.keep_s = 0.0
+        self.kept: Kept | None = None
+        """What is kept of it, once it has ended."""
+        self.past: Kept | None = None
+        """The beginning of its prompt, where that is kept; None also once it is not any more."""
+        self.brings_past = True
+        """Whether it sends the ids of its past along."""
+        self.borders: tuple[int, ...] = ()
         self.ids: list[int] = []
         self.session = self.secret = b""
         self.epoch = 0
@@ -140,13 +100,18 @@ class Client:
     def begin(self, *first: str) -> None:
         """Ask nodes in turn, these first."""
         self.began_at = self.world.timeline.now
+        if self.past is not None:
+            first = (self.past.peer_id,)
         others = [peer for peer in self.world.machines if peer not in first]
         self.world.random.shuffle(others)
         self._left_to_try = [*first, *others]
         self._try_next(PeerUnreachable("there is no node"))
 
     def _try_next(self, error: SwarmdError) -> None:
-        if not self._left_to_try or not another_node_may_do(error):
+        if isinstance(error, LeaseEnded) and self.past is not None:
+            self.past = None  # all of the prompt is sent then
+            self._left_to_try = list(self.world.machines)
+        elif not self._left_to_try or not another_node_may_do(error):
             self._end("error", error)
             return
         self._dial(self._left_to_try.pop(0), may_be_redirected=self.world.random.random() < 0.5)
@@ -159,7 +124,7 @@ class Client:
 
     def _dial(self, peer_id: str, *, may_be_redirected: bool) -> None:
         self.calls += 1
-        call = self.call = Call(self, peer_id, may_be_redirected)
+        call = self.call = Call(self, peer_id, may_be_redirected, self._continues())
         self.world.timeline.after(self._delay(), functools.partial(self._knock, call))
         call.break_after(POLICY.connect_timeout_s, lambda: not call.accepted)
 
@@ -167,7 +132,9 @@ class Client:
         machine = self.world.machines[call.peer_id]
         if machine.alive:
             process, generation = machine.running, self._generation()
-            process.loop.do(lambda: self._accept(call, lambda: process.take(call, generation)))
+            process.loop.do(
+                lambda: self._accept(call, lambda: process.doors.take(call, generation))
+            )
         else:
             call.break_after(self._delay())
 
@@ -175,6 +142,17 @@ class Client:
         if not call.over:
             call.accepted = True
             take()
+
+    def _continues(self) -> pb.ContinueFrom | None:
+        past = self.past
+        if past is None or self.begun:
+            return None
+        return pb.ContinueFrom(
+            session=past.session,
+            secret=past.secret,
+            tokens=len(past.ids),
+            past_ids=past.ids if self.brings_past else (),
+        )
 
     def _generation(self) -> Generation:
         ids = tuple(self.ids)
@@ -191,6 +169,7 @@ class Client:
                 self.chunk_size,
                 self.route,
                 self.standbys,
+                self.borders,
                 lost=self._missed,
             )
         else:
@@ -199,7 +178,9 @@ class Client:
         return Generation(
             session=self.session,
             secret=self.secret,
-            prompt_ids=self.prompt_ids,
+            prompt_ids=self.prompt_ids[
+                0 if self.past is None or self.begun else len(self.past.ids) :
+            ],
             sampling=self.sampling,
             max_tokens=self.max_tokens,
             stop=(),
@@ -209,6 +190,7 @@ class Client:
             resume=resume,
             priority=self.priority,
             standby=self.standby,
+            keep_s=self.keep_s,
         )
 
     def _delay(self) -> float:
@@ -226,12 +208,16 @@ class Client:
             self.lost(call, output.error)
         else:
             call.over = True
+            if call.run is not None and call.run.driver.is_kept:
+                ids = (*self.prompt_ids, *self.ids)
+                self.kept = Kept(self.session, self.secret, ids, call.peer_id)
             self._end(output.reason, None)
 
     def _routed(self, call: Call, output: ev.Routed) -> None:
         assert call.run is not None
         if not self.begun:
             self.begun, self.chunk_size = True, call.run.chunk_size
+            self.borders = call.run.driver.request.borders
             self._expected = None
         self.route, self.standbys = output.route, output.standbys
         self.epoch = max(self.epoch, output.epoch)
@@ -259,6 +245,7 @@ class Client:
                 self.max_tokens,
                 self.chunk_size or self.world.chunk_size,
                 chunk_exact=self.world.chunk_exact,
+                borders=self.borders,
             )
         return self._expected
 

@@ -11,11 +11,11 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
+from swarmd.node.compute_log import ComputeStats
+from swarmd.node.executor import Result
 from swarmd.pipeline import events as ev
 from swarmd.sim.timeline import ProcessLoop
 from swarmd.toys import ToyStage
-
-Result = ev.Computed | ev.ComputeFailed | ev.Exported | ev.Imported
 
 
 class SimExecutor:
@@ -29,9 +29,13 @@ class SimExecutor:
         seconds: Callable[[], float],
         failures: float,
         deliver: Callable[[Sequence[Result]], None],
+        before: SimExecutor | None = None,
     ) -> None:
         """`seconds` draws how long a microbatch takes; `failures` is the chance of one."""
+        self.stats: ComputeStats = before.stats if before else ComputeStats()
         self.most_queued = 0
+        self.worked_at = 0.0
+        """When something was computed last."""
         self._stage = stage
         self._loop = loop
         self._random = draw
@@ -43,6 +47,19 @@ class SimExecutor:
         self._broken: set[bytes] = set()
         """Sessions with a step that failed: nothing is computed for them until they are freed."""
         self._busy = False
+        self._stopped = False
+        self._running: tuple[float, frozenset[bytes]] | None = None
+
+    def start(self) -> None:
+        """It works whenever there is something to do."""
+
+    def stop(self) -> None:
+        """Compute nothing any more."""
+        self._stopped = True
+
+    def computing(self) -> tuple[float, frozenset[bytes]] | None:
+        """Since when which sessions are computed; None while none is."""
+        return self._running
 
     @property
     def queue_depth(self) -> int:
@@ -50,6 +67,8 @@ class SimExecutor:
 
     def put(self, *operations: ev.Operation) -> None:
         """Queue operations."""
+        if self._stopped:
+            return
         self._inbox += operations
         self.most_queued = max(self.most_queued, self.queue_depth)
         if not self._busy:
@@ -57,11 +76,13 @@ class SimExecutor:
             self._loop.call_soon(self._work)
 
     def _work(self) -> None:
-        while self._inbox:
+        while self._inbox and not self._stopped:
             self._accept(self._inbox.popleft())
-        chosen = self._choose()
+        chosen = [] if self._stopped else self._choose()
         self._busy = bool(chosen)
+        self._running = None
         if chosen:
+            self._running = self._loop.time(), frozenset(submit.session for submit in chosen)
             self._loop.call_later(self._seconds(), functools.partial(self._compute, chosen))
 
     def _accept(self, op: ev.Operation) -> None:
@@ -103,7 +124,11 @@ class SimExecutor:
         return chosen
 
     def _compute(self, submits: Sequence[ev.Submit]) -> None:
+        if self._stopped:
+            return
         results = [self._one(submit) for submit in submits if submit.session not in self._broken]
+        self.stats.steps += len(results)
+        self.worked_at = self._loop.time() if results else self.worked_at
         for submit in submits:
             if submit.session in self._lanes:
                 self._settle(submit.session)

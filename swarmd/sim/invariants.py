@@ -16,7 +16,8 @@ from swarmd.core.errors import (
     SessionLost,
     UnknownModel,
 )
-from swarmd.core.frames import Open, SessionFrame, Token
+from swarmd.core.frames import Open, SessionFrame, Step, Token
+from swarmd.sim.handoffs import Handoffs
 from swarmd.swarm.health import MAX_PENALTY
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Invariants:
     def __init__(self, world: World) -> None:
         self._world = world
         self._opened: dict[tuple[str, bytes], tuple[int, deque[float]]] = {}
+        self.handoffs = Handoffs(world)
         self.opens = 0
         """Epochs, over all sessions."""
 
@@ -76,7 +78,8 @@ class Invariants:
     def every_second(self) -> None:
         """What lapses goes in time, as soon as its node is awake."""
         now = self._world.timeline.now
-        for process in self._world.processes():
+        for process in self._world.loaded():
+            self._of_leases(process, now)
             table, grace = process.table, process.table.policy.orphan_grace
             if now < process.loop.frozen_until + LATE:
                 continue
@@ -87,9 +90,15 @@ class Invariants:
                 late = now - session.seen_at - grace
                 assert late < LATE, f"{who}: an orphan is kept {late:.1f} s too long"
 
+    def _of_leases(self, process: Process, now: float) -> None:
+        leases, who = process.table.leases, process.machine.peer_id
+        for lease in leases._leases.values():
+            late = now - max(lease.ends_at, process.loop.frozen_until)
+            assert late < LATE, f"{who}: a lease that is over is kept {late:.1f} s too long"
+
     def of_closed(self) -> None:
         """Where nothing is wrong, what clients have left is freed at once."""
-        for process in self._world.processes():
+        for process in self._world.loaded():
             who = process.machine.peer_id
             assert not process.table.sessions, f"{who}: a session outlives its close"
 
@@ -99,7 +108,9 @@ class Invariants:
         for frame in batch:
             if isinstance(frame, Token):
                 self._opened.pop((dst, frame.session), None)
-            elif isinstance(frame, Open):
+            elif isinstance(frame, Step):
+                self.handoffs.sent(src, dst, frame)
+            elif isinstance(frame, Open) and not frame.donor:
                 self._count_open(src, frame, now)
 
     def _count_open(self, src: str, frame: Open, now: float) -> None:
@@ -108,6 +119,7 @@ class Invariants:
             return
         if frame.epoch > epoch + 500:
             times.clear()  # another attempt of its client
+        self.handoffs.opened(src, frame)
         self.opens += 1
         times.append(now)
         self._opened[src, frame.session] = (frame.epoch, times)
@@ -145,7 +157,8 @@ class Invariants:
         assert not len(line), f"{who}: {len(line)} sessions still stand in line"
         assert not book._ahead, f"{who}: prompts that nobody computes"
         assert not book._behind, f"{who}: sessions that wait for prompts that nobody computes"
-        assert not process.calls, f"{who} still serves calls"
+        assert not process.doors.calls, f"{who} still serves calls"
+        assert not len(table.leases), f"{who} still keeps sessions"
         assert table.next_deadline() is None, f"{who} still waits for something"
         for action in table.prefixes.clear():
             process.stage.drop(action.unit)  # type: ignore[union-attr]

@@ -6,25 +6,20 @@ must come to its end. Only in a doomed world some blocks are lost for good.
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swarmd.core.frames import SessionFrame
-from swarmd.sim.client import SILENCE, Client
+from swarmd.sim.call import SILENCE
+from swarmd.sim.clientele import Clientele
 from swarmd.sim.forger import STRANGER, forged
 
 if TYPE_CHECKING:
-    from swarmd.sim.node import Machine
+    from swarmd.sim.machine import Machine
     from swarmd.sim.world import World
 
 STORM_S = 6.0
 """Faults begin within so many seconds after the first client."""
-PLENTY = 1 << 20
-"""Bytes of KV that are room for everybody."""
-FREED_IN = 2.0
-"""Within so many seconds all KV is free once the clients are served."""
 
 
 @dataclass
@@ -37,52 +32,26 @@ class Stage:
 
 
 class Nemesis:
-    """Sets a world up and does it harm."""
+    """Does harm to a world."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, clientele: Clientele) -> None:
         self.world = world
         self.random = world.random
+        self.clientele = clientele
         self.stages: list[Stage] = []
-        self.done: Counter[str] = Counter()
-        """What has happened."""
-        world.history = self.done
 
-    def live(self) -> None:
-        """The whole story."""
-        world, draw = self.world, self.random
-        self._build()
-        world.start()
-        began = world.timeline.now
-        for _ in range(draw.randint(1, 7)):
-            client = self._client()
-            world.timeline.at(began + draw.uniform(0, 2), functools.partial(self._begin, client))
-        world.calm_at = began + STORM_S
+    def storm(self) -> None:
+        """Let misfortunes begin within `STORM_S` seconds from now."""
+        draw, timeline = self.random, self.world.timeline
+        began = timeline.now
+        self.world.calm_at = began + STORM_S
         doom = draw.random() < 0.08
         for _ in range(draw.randint(4, 16)):
-            world.timeline.at(began + draw.uniform(0, STORM_S), self._strike)
+            timeline.at(began + draw.uniform(0, STORM_S), self._strike)
         if doom:
-            world.timeline.at(began + draw.uniform(0, STORM_S), self._doom)
-        world.run_for(STORM_S)
-        world.check_clients()
-        world.run_until(lambda: False, max(0.0, world.calm_at - world.timeline.now))
-        if not world.doomed:
-            self._be_served_again()
-        world.check_rest()
+            timeline.at(began + draw.uniform(0, STORM_S), self._doom)
 
-    # The swarm and its clients.
-
-    def _build(self) -> None:
-        world, draw = self.world, self.random
-        count = draw.randint(2, min(4, world.num_blocks))
-        borders = sorted(draw.sample(range(1, world.num_blocks), count - 1))
-        for start, end in zip([0, *borders], [*borders, world.num_blocks], strict=True):
-            stage = Stage(start, end)
-            self.stages.append(stage)
-            for _ in range(2):
-                self._add(stage)
-        self.preamble = [draw.randrange(50_000) for _ in range(50)]
-
-    def _add(self, stage: Stage) -> Machine:
+    def add(self, stage: Stage) -> Machine:
         """Add a machine for a stage, often with more blocks than that."""
         start, end = stage.start, stage.end
         if self.random.random() < 0.4:
@@ -91,43 +60,6 @@ class Nemesis:
         machine = self.world.add(start, end)
         stage.machines.append(machine)
         return machine
-
-    def _client(self, most: int = 80) -> Client:
-        draw, clients = self.random, self.world.clients
-        prompt = [draw.randrange(50_000) for _ in range(draw.randint(1, 60))]
-        if draw.random() < 0.5:  # as agents do: the same beginning, then what each has to say
-            prompt = [*self.preamble[: draw.randint(1, 50)], *prompt[:10]]
-        if clients and draw.random() < 0.3:  # an agent's next turn
-            other = draw.choice(clients)
-            prompt = [*other.prompt_ids, *other.expected][:120] + prompt[:8]
-        penalty = draw.choice([0.0, 0.5])
-        client = self.world.client(tuple(prompt), draw.randint(10, most), penalty)
-        client.priority = draw.choice([0, 0, 1])
-        if self.world.kv_bytes == PLENTY:  # copies take room, for which others would wait
-            client.standby = draw.choice([0, 0, 1])
-        return client
-
-    def _begin(self, client: Client) -> None:
-        client.begin()
-
-    def _be_served_again(self) -> None:
-        """After the storm a new request is served at every node."""
-        world = self.world
-        # What failed is demoted for minutes; that must not keep anybody from being served.
-        world.run_for(world.lease)
-        serving = [m for m in world.machines.values() if m.serves]
-        assert serving, "nobody serves any more"
-        clients = []
-        for machine in serving:
-            clients.append(self._client(most=16))
-            clients[-1].begin(machine.peer_id)
-        world.run_until(lambda: all(client.ended for client in clients), 100.0)
-        for client in clients:
-            assert client.ended == "length", f"after the storm: {client}"
-            world.invariants.of_client(client)
-        world.run_for(FREED_IN)
-        if not world.climate.replays:  # an open that comes again is one until it lapses
-            world.invariants.of_closed()
 
     # Misfortunes.
 
@@ -153,9 +85,15 @@ class Nemesis:
             self._desert,
             self._forge,
         ]
+        if self.world.hop_policy.keep_bytes:
+            faults += [self._go_on] * 4
+            faults.append(self._release)
+        if self.world.movable:
+            faults += [self._hurry] * 3
+            faults.append(self._gap)
         fault = self.random.choice(faults)
         if self._living() and fault():
-            self.done[fault.__name__.strip("_")] += 1
+            self.world.history[fault.__name__.strip("_")] += 1
 
     def _heals(self, seconds: float) -> float:
         """Note that something is whole again in so many seconds; return them."""
@@ -214,7 +152,10 @@ class Nemesis:
         return True
 
     def _join(self) -> bool:
-        self._add(self.random.choice(self.stages)).boot()
+        if self.world.movable and self.random.random() < 0.3:
+            self.world.add_movable().boot()
+        else:
+            self.add(self.random.choice(self.stages)).boot()
         self._heals(self.world.loading[1])
         return True
 
@@ -229,6 +170,25 @@ class Nemesis:
             self._boot_after(machine, self.random.uniform(1.0, 10.0))
         return True
 
+    def _hurry(self) -> bool:
+        """A node that wishes to move does not wait as long as it might."""
+        wishing = [m for m in self._living() if m.running.moves and m.running.moves.wishes]
+        if not wishing:
+            return False
+        process = self.random.choice(wishing).running
+        assert process.moves is not None
+        process.moves.hurry(self.world.timeline.now)
+        return True
+
+    def _gap(self) -> bool:
+        """Nobody who stays in place holds a stage for a while: nodes that move may fill the gap."""
+        stage = self.random.choice(self.stages)
+        for machine in stage.machines:
+            machine.kill(silently=self.random.random() < 0.2)
+            if not machine.lost:
+                self._boot_after(machine, self._heals(self.random.uniform(6.0, 18.0)))
+        return True
+
     def _freeze(self) -> bool:
         machine = self.random.choice(self._living())
         process = machine.running
@@ -238,7 +198,7 @@ class Nemesis:
         seconds = self._heals(self.random.choice([0.3, 3.0] if short else [3.0, 14.0, 60.0]))
         process.loop.frozen_until = self.world.timeline.now + seconds
         self.world.network.froze(process.links)
-        for call in process.calls:
+        for call in process.doors.calls:
             call.break_after(self.world.draw(SILENCE), lambda: process.loop.frozen)
         return True
 
@@ -334,6 +294,26 @@ class Nemesis:
         self.random.choice(self.world.clients).desert()
         return True
 
+    def _go_on(self) -> bool:
+        """Clients come back to what is kept of a session."""
+        clients = self.clientele.next_turns()
+        for client in clients:
+            client.begin()
+        return bool(clients)
+
+    def _release(self) -> bool:
+        """A client ends a lease early."""
+        kept = [client.kept for client in self.world.clients if client.kept is not None]
+        if not kept:
+            return False
+        chosen = self.random.choice(kept)
+        machine = self.world.machines[chosen.peer_id]
+        if not machine.alive or not machine.running.loaded:
+            return False
+        process = machine.running
+        process.loop.do(lambda: process.doors.release(chosen.session, chosen.secret))
+        return True
+
     def _forge(self) -> bool:
         """A stranger that knows all but the secret meddles with a session, again and again."""
         client = self.random.choice(self.world.clients)
@@ -341,7 +321,7 @@ class Nemesis:
             return False
         for hop in client.route:
             machine = self.world.machines[hop.peer_id]
-            if machine.alive:
+            if machine.alive and machine.running.loaded:
                 known = client.session in machine.running.table.sessions
                 frames = forged(self.random, client, hop, known)
                 self._send_forged(machine, frames)
@@ -359,9 +339,9 @@ class Nemesis:
         """Some blocks are lost for good."""
         stage = self.random.choice(self.stages)
         self.world.doomed = True
-        self.done["doom"] += 1
+        self.world.history["doom"] += 1
         held = range(stage.start, stage.end)
         for machine in list(self.world.machines.values()):
-            if any(block in machine.span for block in held):
+            if machine.span is not None and any(block in machine.span for block in held):
                 machine.kill()
                 machine.lost = True

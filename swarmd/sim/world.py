@@ -17,15 +17,19 @@ from swarmd.core.span import Span
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.sim.client import Client
+from swarmd.sim.clientele import LEASES, PLENTY
 from swarmd.sim.directory import Ledger
 from swarmd.sim.invariants import BOUND, Invariants
-from swarmd.sim.nemesis import Nemesis
+from swarmd.sim.machine import Machine
 from swarmd.sim.network import Climate, Network
-from swarmd.sim.node import Machine, Process
+from swarmd.sim.node import Process
+from swarmd.sim.story import Story
 from swarmd.sim.timeline import Timeline
 from swarmd.toys import toy_model
 
 WHOLE_LOGS = 1 << 30
+FIRST_ID = 0xA0
+"""Peer ids are numbers in hexadecimal, as those of real nodes are."""
 GRACE = 60.0
 """Seconds after which nothing may be left of clients that are gone."""
 SERVING_IN = 60.0
@@ -46,16 +50,21 @@ class World:
         self.chunk_exact = draw.random() < 0.5
         self.random_routes = draw.random() < 0.3
         self.whole_logs = draw.random() < 0.4
+        self.kv_bytes = draw.choice([PLENTY, PLENTY, 256 * self.num_blocks])
+        keeps = self.kv_bytes == PLENTY and self.rewinds and draw.random() < 0.6
         self.hop_policy = HopPolicy(
             replay_log_bytes=WHOLE_LOGS if self.whole_logs else draw.choice([1 << 14, 0]),
-            prefix_unit=draw.choice([0, 4, 8]),
+            prefix_unit=draw.choice([4, 8] if keeps else [0, 4, 8]),
+            keep_bytes=PLENTY // 2 if keeps else 0,
+            keep_limit=max(LEASES),
         )
+        self.movable = draw.choice([0, 0, 1, 2])
+        """How many machines take the blocks that are needed most, and go to others later."""
         self.driver_policy = DriverPolicy(
             window=draw.choice([2, 8, 64]), replay_step=draw.choice([4, 256])
         )
         self.lease = 30.0
         self.loading = (0.2, 2.0)
-        self.kv_bytes = draw.choice([1 << 20, 1 << 20, 256 * self.num_blocks])
         self.chunk_size = draw.choice([2, 4, 8, 3, 16])
         self.invariants = Invariants(self)
         self.network = Network(self.timeline, draw, self.climate)
@@ -78,8 +87,18 @@ class World:
 
     def add(self, start: int, end: int, peer_id: str = "") -> Machine:
         """Add a machine, which is not started yet."""
-        peer_id = peer_id or f"n{len(self.machines)}"
-        machine = Machine(self, peer_id, Span(start, end), self.kv_bytes)
+        return self._add(Span(start, end), peer_id)
+
+    def add_movable(self) -> Machine:
+        """Add a machine that takes the blocks that are needed most, and goes to others later."""
+        machine = self._add(None, "")
+        machine.room = self.random.randint(1, (self.num_blocks + 1) // 2)
+        machine.is_roomy = self.random.random() < 0.5
+        return machine
+
+    def _add(self, span: Span | None, peer_id: str) -> Machine:
+        peer_id = peer_id or f"{FIRST_ID + len(self.machines):x}"
+        machine = Machine(self, peer_id, span, self.kv_bytes)
         if self.random.random() < 0.2:
             machine.chunk_size = self.random.randint(1, 16)
         self.machines[peer_id] = machine
@@ -96,6 +115,10 @@ class World:
     def processes(self) -> list[Process]:
         """Return those that live."""
         return [machine.running for machine in self.machines.values() if machine.alive]
+
+    def loaded(self) -> list[Process]:
+        """Return those that live and have loaded blocks, if only once."""
+        return [process for process in self.processes() if process.loaded]
 
     # What happens.
 
@@ -132,7 +155,7 @@ class World:
         state = random.getstate()
         random.seed(self.seed)  # the shells draw their jitter there
         try:
-            Nemesis(self).live()
+            Story(self).live()
         finally:
             random.setstate(state)
             self.close()
@@ -147,7 +170,7 @@ class World:
     def check_rest(self) -> None:
         """Let grace pass; then nothing is left."""
         self.run_for(GRACE)
-        for process in self.processes():
+        for process in self.loaded():
             self.invariants.of_process(process)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.node import patrol
 from swarmd.node.patrol import Patrol
+from swarmd.node.peering import introduce
 from swarmd.v1 import peer_pb2 as pb
 
 PEER = Announcement(
@@ -27,7 +28,7 @@ PEER = Announcement(
 
 async def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patrol, "AGAIN_S", 0.0)
-    one = Patrol("me")
+    one = Patrol("me", introduce)
     await one.go_round([PEER])
     assert one.gone([PEER]) == {PEER.peer_id}
     assert one.gone([replace(PEER, pid=8)]) == frozenset()
@@ -38,14 +39,13 @@ async def test_one_miss_is_none_and_an_answer_takes_it_back(
 ) -> None:
     answers = iter([False, True, False, False, True])
 
-    async def introduce(address: str, own_id: str) -> pb.IntroduceReply:
+    async def answer(address: str, own_id: str) -> pb.IntroduceReply:
         if not next(answers):
             raise PeerUnreachable("no answer")
         return pb.IntroduceReply(peer_id=PEER.peer_id)
 
-    monkeypatch.setattr(patrol, "introduce", introduce)
     monkeypatch.setattr(patrol, "AGAIN_S", 0.0)
-    one = Patrol("me")
+    one = Patrol("me", answer)
     await one.go_round([PEER])
     assert not one.gone([PEER])
     await one.go_round([PEER])

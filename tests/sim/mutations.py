@@ -16,16 +16,24 @@ import pytest
 
 from swarmd.core.frames import Close
 from swarmd.node.coordinator import Coordinator
+from swarmd.node.kept import Kept
+from swarmd.node.knocks import Knocks
+from swarmd.node.moves import Moves
+from swarmd.node.service import Service
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import admission, driver_state, hop
 from swarmd.pipeline import events as ev
+from swarmd.pipeline.copies import Copies
 from swarmd.pipeline.driver import DRIVER_TABLE, Driver, DriverState
+from swarmd.pipeline.feed import Feed
 from swarmd.pipeline.hop import HopTable
 from swarmd.pipeline.hop_session import HopSession, HopState
+from swarmd.pipeline.leases import Leases
 from swarmd.pipeline.opening import Opened
 from swarmd.pipeline.policy import DriverPolicy, Patience
 from swarmd.pipeline.prefix_index import PrefixIndex
 from swarmd.pipeline.replay_log import ReplayLog
+from swarmd.pipeline.standbys import Standbys
 from swarmd.swarm.announcer import Announcer
 from swarmd.toys import ToyAccount
 
@@ -256,6 +264,71 @@ def a_session_that_runs_elsewhere_is_refused(patch: Patch) -> None:
         raise hop.SessionError("this session runs here already")
 
     patch.setattr(Coordinator, "_turn_out", refuse)
+
+
+@plant
+def opens_are_sent_without_links(patch: Patch) -> None:
+    patch.setattr(Knocks, "ask", lambda self, peers, seconds, answer, *rest: answer(frozenset()))
+
+
+# As sessions and nodes move.
+
+
+@plant
+def a_handoff_does_not_wait_for_the_copy(patch: Patch) -> None:
+    def hasty(original: Any, standbys: Standbys, reach: int) -> Any:
+        return original(standbys, max(1, reach - 3))
+
+    wrap(patch, Standbys, "successors", hasty)
+
+
+@plant
+def a_handoff_computes_again(patch: Patch) -> None:
+    patch.setattr(Feed, "last_chunk", property(lambda feed: feed.chunks.floor(feed.known - 3)))
+
+
+@plant
+def a_copy_that_is_rewound_goes_on_where_it_was(patch: Patch) -> None:
+    patch.setattr(Copies, "rewind", lambda *args: None)
+
+
+@plant
+def a_move_goes_without_handing_off(patch: Patch) -> None:
+    async def at_once(moves: Moves, move: Any) -> bool:
+        return await moves._moving.confirm()
+
+    patch.setattr(Moves, "_left", at_once)
+
+
+@plant
+def sessions_are_not_ended_as_their_stage_is_unloaded(patch: Patch) -> None:
+    async def silent(service: Service) -> None:
+        service.executor.stop()
+
+    patch.setattr(Service, "unload", silent)
+
+
+# Of what is kept.
+
+
+@plant
+def a_lease_never_ends(patch: Patch) -> None:
+    patch.setattr(Leases, "end", lambda *args: None)
+
+
+@plant
+def a_fork_begins_with_more_than_it_says(patch: Patch) -> None:
+    def greedy(original: Any, leases: Leases, session: HopSession, order: Any) -> Any:
+        made = original(leases, session, order)
+        session.length = max(0, session.length - 1) if made else session.length
+        return made
+
+    wrap(patch, Leases, "attach", greedy)
+
+
+@plant
+def borders_of_former_turns_are_forgotten(patch: Patch) -> None:
+    patch.setattr(Kept, "next_borders", ())
 
 
 # In the swarm.

@@ -30,7 +30,7 @@ class Story:
         process = self.world.machines[peer_id].running
         process.loop.frozen_until = now + FROZEN_S
         self.world.network.froze(process.links)
-        for call in process.calls:
+        for call in process.doors.calls:
             call.break_after(NOTICED_S)
         return peer_id
 
@@ -51,7 +51,7 @@ def story(seed: int) -> Story:
         world.add(start, end)
     world.start()
     client = world.client(tuple(range(20)), 200)
-    client.begin("n0")
+    client.begin(next(iter(world.machines)))
     assert world.run_until(lambda: len(client.ids) >= 10, 60.0)
     return Story(world, client)
 
