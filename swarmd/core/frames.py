@@ -126,6 +126,9 @@ class Open:
     donor: str = ""
     """Peer id of the hop whose KV this one is to hold a copy of, without computing anything until
     it is opened again without a donor."""
+    claimed: bool = False
+    """There is only the client's word that the KV that is held belongs to these ids: what the
+    session computes from now on is shared with nobody."""
 
 
 @dataclass(frozen=True, slots=True)

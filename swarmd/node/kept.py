@@ -33,11 +33,15 @@ class Kept:
     route: Route = ()
     lease_s: float = 0.0
     ends_at: float = 0.0
+    told: bool = False
+    """Whether this node has its client's word for the ids alone, and does not know in what chunks
+    they were computed: only hops to which chunks do not matter may begin with it."""
 
     @property
     def past(self) -> Past:
         """What hops are told of it."""
-        return Past(self.session, self.secret, len(self.ids))
+        tokens = len(self.ids)
+        return Past(self.session, self.secret, tokens, run=tokens + 1 if self.told else 0)
 
     @property
     def next_borders(self) -> tuple[int, ...]:
@@ -95,7 +99,7 @@ class KeptBook:
         if asked.past_ids:
             ids = tuple(asked.past_ids)[: asked.tokens or None]
             # The hops may have kept it though its coordinator has gone.
-            return Kept(asked.session, asked.secret, ids, len(ids))
+            return Kept(asked.session, asked.secret, ids, len(ids), told=True)
         if whole:
             return None
         advice = f"{AGAIN}, or keep it for longer" if kept else AGAIN

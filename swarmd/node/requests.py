@@ -259,6 +259,7 @@ def session_request(
         stop_ids=generation.stop_token_ids,
         ignore_eos=True,  # the model's own ids are among stop_ids, unless the client said not
         past=generation.past.past if generation.past else None,
+        claimed=resume is not None or (generation.past is not None and generation.past.told),
         borders=generation.borders,
         keep_s=generation.keep_s,
         tenant=generation.tenant,

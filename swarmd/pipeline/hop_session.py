@@ -90,6 +90,9 @@ class HopSession:
     """Length of the prompt's chunks."""
     keeps: bool = False
     """It is to be kept after its end."""
+    private: bool = False
+    """Nothing more of it is shared: whether its KV belongs to the ids that it is said to have, only
+    its client knows."""
     tenant: bytes = b""
     next_unit: int = 0
     """Units below it have been looked at for sharing."""
@@ -141,6 +144,7 @@ class HopSession:
         self.coordinator, self.epoch, self.round = sender, order.epoch, 0
         self.prev_peer, self.next_peer = order.prev_peer, order.next_peer
         self.donor = order.donor
+        self.private |= order.claimed
         self.copies.clear()
         self.max_positions, self.sampling = order.max_positions, order.sampling
         self.ids, self.prompt_tokens = list(order.token_ids), order.prompt_tokens

@@ -108,6 +108,8 @@ class PrefixIndex:
     def share(self, session: HopSession, computed: int) -> list[HopAction]:
         """Share positions `[0, computed)` of a session, as far as they are named."""
         actions: list[HopAction] = []
+        if session.private:
+            return actions
         while session.prefix and session.next_unit < len(session.prefix):
             if computed < (session.next_unit + 1) * self.unit:
                 break
@@ -151,7 +153,8 @@ class PrefixIndex:
 
     def _known(self, session: HopSession, index: int) -> bytes | None:
         """The unit at this place that the session shares, or that another one was faster with."""
-        name = session.prefix[index] if index < len(session.prefix) else b""
+        named = index < len(session.prefix) and not session.private
+        name = session.prefix[index] if named else b""
         return session.shared.get(index) or (name if name in self._units else None)
 
     def _private(

@@ -51,6 +51,9 @@ class Request:
     """What the keys were made with."""
     past: Past | None = None
     """The kept session with which the prompt begins."""
+    claimed: bool = False
+    """Whether only the client says that hops hold KV of these ids: of a resumed session, or of a
+    past that its coordinator has not driven itself. Others must not come to use it."""
     borders: tuple[int, ...] = ()
     """Where in the prompt former outputs begin and end; see `steps.ChunkPlan`."""
     keep_s: float = 0.0
@@ -69,8 +72,8 @@ class Request:
 
     def located_past(self) -> Past | None:
         """The past, with the places in it at which a hop may begin."""
-        if self.past is None:
-            return None
+        if self.past is None or self.past.run:
+            return self.past  # it says itself that nothing is known of its chunks
         tokens, borders = self.past.tokens, self.borders
         plan = ChunkPlan(len(self.prompt_ids), self.chunk_size, borders)
         floor = plan.floor(min(tokens, len(self.prompt_ids) - 1))
@@ -140,6 +143,7 @@ def open_frames(
                 prefix_grain=request.chunk_size if request.prefix else 0,
                 past=past,
                 keeps=request.keep_s > 0,
+                claimed=request.claimed,
                 tenant=request.tenant,
             ),
         )

@@ -77,6 +77,7 @@ def _open_to_pb(frame: Open) -> pb.Frame:
             prefix_grain=frame.prefix_grain,
             past=past_to_pb(frame.past) if frame.past else None,
             keeps=frame.keeps,
+            claimed=frame.claimed,
             tenant=frame.tenant,
             donor=frame.donor,
         )

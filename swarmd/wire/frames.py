@@ -126,6 +126,7 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             prefix_grain=_position(m.prefix_grain, "prefix_grain"),
             past=past_from_pb(m.past, m.prompt_tokens) if m.HasField("past") else None,
             keeps=m.keeps,
+            claimed=m.claimed,
             tenant=tenant_from_pb(m.tenant),
             donor=peer_id(m.donor, optional=True),
         ),

@@ -8,7 +8,7 @@ import pytest
 
 from swarmd.core.errors import LeaseEnded, RequestError
 from swarmd.node.kept import MAX_TOKENS, Kept, KeptBook
-from swarmd.node.requests import parse
+from swarmd.node.requests import parse, session_request
 from swarmd.toys import toy_model
 from swarmd.v1 import inference_pb2 as pb
 
@@ -40,6 +40,7 @@ def test_who_brings_all_that_is_needed_gets_it_computed() -> None:
     assert found is not None
     assert found.ids == IDS[:7]
     assert not found.route
+    assert found.past.run > len(found.ids), "nobody here knows in what chunks they were computed"
     assert book().find(asked(), 999.0, whole=True) is None
 
 
@@ -114,3 +115,17 @@ def test_ids_follow_the_past_and_a_chat_is_held_against_it() -> None:
 def test_a_number_of_seconds_is_needed() -> None:
     with pytest.raises(RequestError, match="keep_alive"):
         parse(pb.GenerateRequest(keep_alive_s=-1.0), toy_model(), (1,))
+
+
+def test_what_hops_hold_by_the_word_of_a_client_is_claimed() -> None:
+    model = toy_model()
+    request = pb.GenerateRequest(max_tokens=4)
+
+    def claimed(past: Kept | None, request: pb.GenerateRequest = request) -> bool:
+        generation = parse(request, model, (1, 2), past)
+        return session_request(generation, model, "me", 8, 4).claimed
+
+    told = book().find(asked(past_ids=IDS), 999.0, whole=False)
+    assert (claimed(None), claimed(KEPT), claimed(told)) == (False, False, True)
+    resume = pb.ResumeFrom(session=ID, secret=SECRET, epoch=1, chunk_size=8, prompt_ids=IDS)
+    assert claimed(None, pb.GenerateRequest(max_tokens=4, resume=resume))

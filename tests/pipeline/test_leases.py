@@ -286,6 +286,21 @@ def test_nobody_goes_on_from_a_session_whose_secret_he_does_not_know() -> None:
     assert cached(talk.turn((1, 2, 3), past)) == 0
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_past_of_unknown_chunks_is_begun_with_where_chunks_do_not_matter(exact: bool) -> None:
+    """Another coordinator than its own knows the ids alone."""
+    swarm = make(exact)
+    talk = Talk(swarm)
+    past = talk.turn(PROMPT)
+    ids = (*past.request.prompt_ids, *past.ids)[: len(PROMPT) + 16]
+    fork = swarm.client(9, (*ids, 1, 2, 3), TOKENS, SamplingParams(seed=9), CHUNK)
+    told = Past(past.request.session, past.request.secret, len(ids), run=len(ids) + 1)
+    fork.request = replace(fork.request, past=told)
+    swarm.start(fork, "boss")
+    talk.end(fork)
+    assert cached(fork) == (len(ids) if exact else 0)
+
+
 def test_a_session_that_failed_is_not_kept() -> None:
     swarm = make()
     client = Talk(swarm).begin(PROMPT)

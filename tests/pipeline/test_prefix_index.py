@@ -65,10 +65,12 @@ class Shop:
         assert isinstance(answer, Opened)
         return answer
 
-    def step(self, number: int, position: int, length: int, round: int = 0) -> list[HopAction]:
+    def step(
+        self, number: int, position: int, length: int, round: int = 0, epoch: int = 1
+    ) -> list[HopAction]:
         """One chunk comes in and is computed: row r of the output is `position + r`."""
         step = Step(
-            bytes([number]) * 16, 1, round, position, (length,), (), hidden(position, length)
+            bytes([number]) * 16, epoch, round, position, (length,), (), hidden(position, length)
         )
         taken = self.table.handle(Received("before", step), 0.0)
         submit = only(taken, Submit)
@@ -315,3 +317,25 @@ def test_keys_depend_on_all_that_the_kv_depends_on() -> None:
     ]
     for other in others:
         assert not set(other) & set(keys)
+
+
+def test_a_session_of_which_only_its_client_says_what_it_holds_is_shared_with_nobody() -> None:
+    shop = Shop()
+    shop.open(1, claimed=True)
+    assert shop.prefill(1) == []
+    assert shop.open(2).kv_length == 0
+
+
+def test_of_a_session_that_its_client_resumes_nothing_more_is_shared() -> None:
+    """The ids may be others now: neither under the old names nor under those that it ends with."""
+    shop = Shop()
+    shop.open(1)
+    shared = [action for action in shop.step(1, 0, CHUNK) if isinstance(action, Freeze)]
+    assert len(shared) == CHUNK // UNIT
+    shop.open(1, boss="other", epoch=2, fresh=False, claimed=True, prefix=())
+    made = [*shop.step(1, CHUNK, CHUNK, epoch=2), *shop.step(1, 2 * CHUNK, CHUNK, epoch=2)]
+    keys = prefix_keys(PROMPT, MODEL.digest, CHUNK, unit=UNIT)
+    made += shop.table.handle(Received("other", Close(bytes([1]) * 16, 2, keys, UNIT)), 0.0)
+    assert not any(isinstance(action, Freeze) for action in made)
+    assert shop.open(2, boss="other").kv_length == 0
+    assert shop.open(3).kv_length == CHUNK
