@@ -168,7 +168,7 @@ class Coordinator:
         """Start, or wait until another one has computed what begins alike."""
         request = run.driver.request
         if request.resumed or request.past or self._book.begin(run.session, request.prefix):
-            self._handle(run, ev.Start(self._routes.suspected() | self._missed_by(run)))
+            self._handle(run, ev.Start(self._routes.suspected()))
         else:
             asyncio.get_running_loop().call_later(TURN_S, self._wait_on, run)
 
@@ -184,12 +184,6 @@ class Coordinator:
             asyncio.get_running_loop().call_later(TURN_S, self._wait_on, run)
         else:
             self._handle(run, ev.Start(self._routes.suspected()))
-
-    def _missed_by(self, run: Run) -> frozenset[str]:
-        """The coordinator that the client has lost, if this node knows no better: to dial it would
-        take as long again as the client has waited for it. What a client says binds no others."""
-        known = not run.lost or self._knocks.reaches(run.lost)
-        return frozenset() if known else frozenset({run.lost})
 
     def _prompt_done(self, run: Run) -> None:
         """Let those begin that waited for this prompt."""
@@ -375,7 +369,8 @@ class Coordinator:
         def answer(unreachable: frozenset[str]) -> None:
             self._handle(run, ev.LinksKnown(need.ask, unreachable))
 
-        self._knocks.ask(need.peers, self._policy.open_timeout, answer)
+        hurried = {run.lost: self._policy.lost_patience} if run.lost in need.peers else {}
+        self._knocks.ask(need.peers, self._policy.open_timeout, answer, hurried)
 
     async def _look_afresh(self, run: Run, need: ev.NeedRoute) -> None:
         await self._routes.refresh()

@@ -7,7 +7,7 @@ find out for each of them. The links are `swarmd.wire.links`'s; what a loss mean
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 Answer = Callable[[frozenset[str]], None]
 
@@ -18,7 +18,7 @@ class _Question:
     def __init__(self, waiting: set[str], answer: Answer) -> None:
         self.waiting, self.answer = waiting, answer
         self.unreachable: set[str] = set()
-        self.timer: asyncio.TimerHandle | None = None
+        self.timers: list[asyncio.TimerHandle] = []
 
 
 class Knocks:
@@ -33,10 +33,17 @@ class Knocks:
         self._connected = connected
         self._open: list[_Question] = []
 
-    def ask(self, peers: Collection[str], seconds: float, answer: Answer) -> None:
+    def ask(
+        self,
+        peers: Collection[str],
+        seconds: float,
+        answer: Answer,
+        hurried: Mapping[str, float] | None = None,
+    ) -> None:
         """Answer with the peers that cannot be reached, when all are known or time is up.
 
-        Never answers during this call. Who is silent until then counts as out of reach.
+        Never answers during this call. Who is silent until then counts as out of reach; for some
+        peers that may be after fewer seconds, which `hurried` has.
         """
         loop = asyncio.get_running_loop()
         waiting = set(peers).difference(self._connected(), (self._own_id,))
@@ -45,13 +52,11 @@ class Knocks:
             loop.call_soon(answer, frozenset())
             return
         self._open.append(question)
-        question.timer = loop.call_later(seconds, self._time_is_up, question)
+        for peer_id, less in (hurried or {}).items():
+            question.timers.append(loop.call_later(less, self._give_up, question, peer_id))
+        question.timers.append(loop.call_later(seconds, self._time_is_up, question))
         for peer_id in sorted(waiting):
             self._dial(peer_id)
-
-    def reaches(self, peer_id: str) -> bool:
-        """Whether there is a link to a peer now."""
-        return peer_id == self._own_id or peer_id in self._connected()
 
     def up(self, peer_id: str) -> None:
         """There is a link to a peer."""
@@ -63,11 +68,18 @@ class Knocks:
 
     def _settle(self, peer_id: str, is_lost: bool = False) -> None:
         for question in [q for q in self._open if peer_id in q.waiting]:
-            question.waiting.discard(peer_id)
-            if is_lost:
-                question.unreachable.add(peer_id)
-            if not question.waiting:
-                self._answer(question)
+            self._note(question, peer_id, is_lost)
+
+    def _give_up(self, question: _Question, peer_id: str) -> None:
+        if peer_id in question.waiting:
+            self._note(question, peer_id, is_lost=True)
+
+    def _note(self, question: _Question, peer_id: str, is_lost: bool) -> None:
+        question.waiting.discard(peer_id)
+        if is_lost:
+            question.unreachable.add(peer_id)
+        if not question.waiting:
+            self._answer(question)
 
     def _time_is_up(self, question: _Question) -> None:
         question.unreachable |= question.waiting
@@ -75,6 +87,6 @@ class Knocks:
 
     def _answer(self, question: _Question) -> None:
         self._open.remove(question)
-        if question.timer is not None:
-            question.timer.cancel()
+        for timer in question.timers:
+            timer.cancel()
         question.answer(frozenset(question.unreachable))

@@ -17,6 +17,9 @@ class DriverPolicy:
 
     open_timeout: float = 1.5
     """A hop that has not answered an open by then counts as lost."""
+    lost_patience: float = 0.25
+    """How long a hop is dialled that the client says it has waited for in vain already: enough for
+    one that lives, as a broken connection of the client's says little about it."""
     step_timeout: float = 20.0
     """Without an answer for so long, plus `position_timeout` for each position, all is reopened."""
     position_timeout: float = 0.1

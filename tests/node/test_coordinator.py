@@ -80,7 +80,7 @@ def coordinator(routes: NoRoom, *connected: str, prefix_unit: int = PREFIX_UNIT)
 
     policy = DriverPolicy(admission_wait=0.2, gap_poll=0.01)
     limits = CoordinatorLimits(max_sessions=8, chunk_size=64, prefix_unit=prefix_unit)
-    knocks = Knocks("me", lambda peer_id: None, lambda: connected)
+    knocks = Knocks("me", lambda peer_id: None, tuple)
     return Coordinator("me", toy_model(), send, routes, knocks, policy, limits, spawn)
 
 
@@ -181,26 +181,28 @@ async def test_the_directory_is_not_asked_for_a_holder_of_a_copy_that_no_stream_
             assert bool(routes.refreshed) is not spare
 
 
-async def test_what_a_client_says_of_a_lost_coordinator_counts_where_nothing_better_is_known() -> (
-    None
-):
-    def hop_of(peer_id: str) -> Hop:
-        return Hop(peer_id, Span(0, toy_model().num_blocks))
+async def test_a_coordinator_that_a_client_has_lost_is_dialled_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, float]] = []
 
-    for lost, connected, believed in (
-        ("gone", (), True),
-        ("gone", ("gone",), False),  # its own link to that peer will tell
-        ("me", (), False),
-    ):
-        one = coordinator(NoRoom(), *connected)
-        said = resumed(1)
+    def ask(
+        self: Knocks, peers: object, seconds: float, answer: object, hurried: dict[str, float]
+    ) -> None:
+        asked.append(hurried)
+
+    monkeypatch.setattr(Knocks, "ask", ask)
+    route = (Hop("gone", Span(0, toy_model().num_blocks)),)
+    one = coordinator(NoRoom())
+    for number, lost in ((1, "gone"), (2, "no hop"), (3, "")):
+        said = resumed(number)
         assert said.resume is not None
-        resume = replace(said.resume, lost=lost, route=(hop_of(lost),))
+        resume = replace(said.resume, lost=lost, route=route)
         with one.run(replace(said, resume=resume)) as run:
-            looks = run.driver.state is DriverState.ROUTING
-            assert (looks, run.driver.state is DriverState.REACHING) == (believed, not believed)
-            with one.run(resumed(2)) as other:
-                assert other.lost == "", "it binds no other session"
+            assert run.driver.state is DriverState.REACHING
+    patience = DriverPolicy().lost_patience
+    assert asked == [{"gone": patience}, {}, {}]
+    assert patience < DriverPolicy().open_timeout / 4
 
 
 async def test_nobody_else_takes_a_session_over_that_runs() -> None:

@@ -53,3 +53,17 @@ async def test_who_is_silent_for_too_long_is_out_of_reach() -> None:
     answer: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
     Door().knocks.ask(frozenset({"b"}), 0.0, answer.set_result)
     assert await answer == {"b"}
+
+
+async def test_for_some_peers_the_wait_is_shorter_than_for_the_others() -> None:
+    door, answer = Door(), asyncio.get_running_loop().create_future()
+    door.knocks.ask(frozenset({"b", "c"}), 60.0, answer.set_result, {"b": 0.0})
+    asyncio.get_running_loop().call_later(0.001, door.knocks.up, "c")
+    assert await answer == {"b"}
+
+
+async def test_one_that_answers_in_its_short_time_is_there() -> None:
+    door, answer = Door(), asyncio.get_running_loop().create_future()
+    door.knocks.ask(frozenset({"b", "c"}), 0.0, answer.set_result, {"b": 60.0})
+    door.knocks.up("b")
+    assert await answer == {"c"}

@@ -82,7 +82,7 @@ def test_nor_do_nodes_that_start_one_after_the_other_or_never_cost_more() -> Non
 def test_without_links_before_opens_the_budget_is_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What holds the budget is this rule; the test above sees it when it is off."""
 
-    def blind(self: Knocks, peers: object, seconds: float, answer: Answer) -> None:
+    def blind(self: Knocks, peers: object, seconds: float, answer: Answer, *rest: object) -> None:
         answer(frozenset())
 
     monkeypatch.setattr(Knocks, "ask", blind)

@@ -1,4 +1,4 @@
-"""A coordinator falls silent: whoever goes on does not wait for it as the client has done."""
+"""A coordinator falls silent: whoever goes on does not wait for it as long as the client has."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def story(seed: int) -> Story:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_coordinator_that_fell_silent_is_not_dialled_by_whoever_goes_on(seed: int) -> None:
+def test_whoever_goes_on_waits_only_for_a_moment_for_a_coordinator_that_fell_silent(
+    seed: int,
+) -> None:
     state = random.getstate()
     random.seed(seed)  # the shells draw their jitter there
     told = story(seed)
@@ -69,6 +71,26 @@ def test_a_coordinator_that_fell_silent_is_not_dialled_by_whoever_goes_on(seed: 
         told.world.run_until(lambda: bool(told.client.ended), 60.0)
         assert told.client.ended == "length"
         assert not any(process.routes.distrusted() - {lost} for process in others)
+    finally:
+        told.world.close()
+        random.setstate(state)
+
+
+def test_one_that_was_taken_for_lost_and_lives_keeps_its_part_and_nothing_is_computed_again() -> (
+    None
+):
+    state = random.getstate()
+    random.seed(1)
+    told = story(1)
+    try:
+        call, route = told.client.call, told.client.route
+        assert call is not None
+        assert call.peer_id in {hop.peer_id for hop in route}
+        told.client.desert()
+        told.seconds_to_a_token()
+        assert told.client.route == route
+        tables = [process.table.counters for process in told.world.processes()]
+        assert sum(table.recomputed_positions for table in tables) <= 2 * len(route)
     finally:
         told.world.close()
         random.setstate(state)
