@@ -152,7 +152,7 @@ class Membership:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.presence.joined.wait()
-        await self.presence.look_again()
+        await self.presence.see()
 
     async def choose_span(self, opened: Opened) -> Span:
         """Take the span of the configuration, or the one that the swarm needs most."""
@@ -165,7 +165,7 @@ class Membership:
         while True:
             await self._plan(opened, span)
             await asyncio.sleep(SETTLE_S)
-            await self.presence.look_again()
+            await self.presence.see()
             better = self._best_span(opened, span)
             if better == span:
                 return span

@@ -169,6 +169,15 @@ class Presence:
             self._on_change()
         self._remember()
 
+    async def see(self) -> None:
+        """Refresh the view now, however long the directory takes to answer."""
+        while True:
+            try:
+                return await self.refresh()
+            except DirectoryError as error:
+                log.warning("view not refreshed error=%s", error)
+                await asyncio.sleep(RETRY_S)
+
     async def look_again(self) -> None:
         """Refresh the view now; the old one stays when the directory does not answer soon.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from swarmd.core.errors import DirectoryError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.span import Span
 from swarmd.node.presence import Presence
@@ -99,6 +100,27 @@ async def test_a_look_that_is_given_up_leaves_the_next_one_to_others(tmp_path: P
     first.cancel()
     await second
     assert directory.asked == 2
+
+
+async def test_a_directory_that_is_being_started_again_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(MemoryDirectory):
+        times = 2
+
+        async def announcements(self, wait_s: float = 0.0) -> list[Announcement]:
+            if self.times:
+                self.times -= 1
+                raise DirectoryError("its process is being started again")
+            return await super().announcements(wait_s)
+
+    monkeypatch.setattr("swarmd.node.presence.RETRY_S", 0.0)
+    clock = FakeClock()
+    directory = Away(clock)
+    presence = Presence("a" * 40, directory, [], 30.0, tmp_path, clock, lambda: None, lambda: None)
+    await directory.publish(announcement("b" * 40, clock))
+    await presence.see()
+    assert presence.view.peer("b" * 40)
 
 
 def announcement(peer_id: str, clock: FakeClock) -> Announcement:
