@@ -37,7 +37,7 @@ class Feed:
         self.resent = 0
         """Positions that were sent more than once."""
         self.paused = False
-        """Whether no steps are to be sent now; ends with the epoch."""
+        """Whether no steps are to be sent now; ends with the round."""
         self._window = window
         self._replay_step = replay_step
         self._under_way: deque[int] = deque()
@@ -74,7 +74,7 @@ class Feed:
 
     def rewind(self, position: int) -> None:
         """Enter a new round in which steps begin at `position`, a chunk's start."""
-        self.round += 1
+        self.round, self.paused = self.round + 1, False
         self._restart(position)
 
     def _restart(self, position: int) -> None:

@@ -96,6 +96,8 @@ class Moving(Opening):
     def _settle(self, now: float) -> None:
         """Hand off what can be: pause when copies are nearly whole, go on when they are."""
         last = self.feed.known - 1
+        if self.feed.sent < last:
+            return  # hops are fed the past yet: to pause now would be for ever
         if not self.standbys.successors(max(1, last - self.policy.handoff_lag)):
             return
         self.feed.paused = True

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from bench_driver import SESSION, Bench, hops, steps
 
+from swarmd.core.frames import Leaving, Opened
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.events import PeerLost
 from swarmd.pipeline.hop import HopPolicy
+from swarmd.pipeline.policy import DriverPolicy
 from swarmd.simulation import Client, SimNode, Swarm
 from swarmd.toys import toy_model, toy_oracle
 
@@ -220,3 +223,31 @@ def test_a_copy_of_a_hop_that_is_lost_before_it_began_is_given_up_at_once(seed: 
     holders = {peer for peer, node in made.nodes.items() if node.table.sessions}
     assert holders == {hop.peer_id for hop in (*someone.route, *someone.standbys)}
     finish(made, someone)
+
+
+def copied(window: int, prompt: int) -> Bench:
+    """A session whose first hop leaves; its successor holds all of the prompt already."""
+    bench = Bench(DriverPolicy(window=window), prompt_ids=tuple(range(prompt)))
+    bench.start()
+    bench.found()
+    for peer in "ab":
+        bench.tell(peer, Opened(SESSION, bench.driver.epoch, copies=True))
+    bench.tell("a", Leaving(SESSION, bench.driver.epoch))
+    bench.found(hops("c 0:4"))
+    bench.opened("c", kv_length=prompt - 1)
+    return bench
+
+
+def test_a_session_does_not_pause_for_its_handoff_while_its_hops_are_fed_the_past() -> None:
+    """The copy may be older than a repair that feeds them anew."""
+    bench = copied(window=2, prompt=60)
+    for position in range(4, 56, 4):
+        assert steps(bench.token(position)), f"nothing follows position {position}"
+    assert bench.driver.repairs == 0
+
+
+def test_a_session_that_pauses_and_is_rewound_goes_on() -> None:
+    bench = copied(window=64, prompt=60)
+    bench.token(4)
+    assert bench.driver.feed.paused
+    assert steps(bench.gap("b", 8))[0].position == 8
