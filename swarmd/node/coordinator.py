@@ -194,7 +194,8 @@ class Coordinator:
 
     def _learn(self, run: Run, output: Output) -> None:
         """Note what hops hold of prompts, when they say it and when they have computed it."""
-        keys, driver = run.driver.request.prefix, run.driver
+        driver, shares = run.driver, not run.driver.request.claimed
+        keys = driver.request.prefix if shares else ()
         if isinstance(output, ev.Routed):
             run.admitted = True
             self._line.leave(run.session, served=True)
@@ -206,7 +207,7 @@ class Coordinator:
             if isinstance(output, ev.Emit):
                 self._book.learn(keys, [hop.peer_id for hop in driver.route])
             self._prompt_done(run)
-        if isinstance(output, ev.Finished) and output.error is None:
+        if isinstance(output, ev.Finished) and output.error is None and shares:
             self._book.learn(driver.keys, [hop.peer_id for hop in driver.route])
 
     def hand_over(self) -> None:
