@@ -116,10 +116,10 @@ class Moves:
         self._lifecycle.handle(Event.LEFT)
         await self._membership.announce_move(self._opened, span)
         await self._service.unload()
-        if stage is None:
-            stage = await self._try_to_load(span) or await self._load_again(before)
-        else:
+        if stage is not None:
             self._loader.size_kv(stage)
+        elif (stage := await self._try_to_load(span)) is None:
+            stage = await self._load_again(before)
         if stage is None or not self._is(State.RELOADING):
             return False
         if stage.span != span:

@@ -5,16 +5,18 @@ What a client does with its calls is `client.Client`'s.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from swarmd.sim.client import Client, Kept
+from swarmd.sim.liar import Liar
 
 if TYPE_CHECKING:
     from swarmd.sim.world import World
 
 PLENTY = 1 << 20
 """Bytes of KV that are room for everybody."""
-LEASES = (3.0, 20.0, 40.0)
+LEASES = (3.0, 10.0, 25.0)
 """Seconds for which sessions are kept."""
 MOST_PAST = 160
 """Tokens of a kept session that a next turn begins with."""
@@ -47,6 +49,30 @@ class Clientele:
         chosen = self._draw.choice(kept)
         return [self._next_turn(chosen) for _ in range(self._draw.randint(1, 3))]
 
+    def liars(self) -> list[Liar]:
+        """Those who are served, and may begin to lie."""
+        clients = self._world.clients
+        return [c for c in clients if isinstance(c, Liar) and c.begun and not c.ended]
+
+    def pretence(self) -> tuple[int, ...]:
+        """A prompt that others may have, too."""
+        return self._draw.choice(self._world.clients).prompt_ids
+
+    def impostor(self) -> Liar | None:
+        """Who goes on from a kept session at another node, and says that it had other ids."""
+        kept = [client.kept for client in self._world.clients if client.kept is not None]
+        if not kept:
+            return None
+        draw, world, chosen = self._draw, self._world, self._draw.choice(kept)
+        count = draw.randint(1, min(MOST_PAST, len(chosen.ids)))
+        past = (*self.pretence(), *chosen.ids)[:count]
+        says = tuple(draw.randrange(50_000) for _ in range(draw.randint(1, 20)))
+        client = world.client((*past, *says), draw.randint(5, 20), kind=Liar)
+        assert isinstance(client, Liar)
+        elsewhere = draw.choice([peer for peer in world.machines if peer != chosen.peer_id])
+        client.past, client.lie = replace(chosen, ids=past, peer_id=elsewhere), client.prompt_ids
+        return client
+
     def _next_turn(self, kept: Kept) -> Client:
         draw, most = self._draw, min(MOST_PAST, len(kept.ids))
         past = kept.first(draw.choice([most, draw.randint(1, most)]))
@@ -58,7 +84,8 @@ class Clientele:
 
     def _client(self, prompt: tuple[int, ...], max_tokens: int) -> Client:
         draw, world = self._draw, self._world
-        client = world.client(prompt, max_tokens, penalty=draw.choice([0.0, 0.5]))
+        kind = Liar if draw.random() < 0.15 else Client
+        client = world.client(prompt, max_tokens, draw.choice([0.0, 0.5]), kind)
         client.priority = draw.choice([0, 0, 1])
         if world.kv_bytes == PLENTY:  # copies take room, for which others would wait
             client.standby = draw.choice([0, 0, 1])

@@ -18,6 +18,7 @@ from swarmd.core.errors import (
 )
 from swarmd.core.frames import Open, SessionFrame, Step, Token
 from swarmd.sim.handoffs import Handoffs
+from swarmd.sim.liar import Liar
 from swarmd.swarm.health import MAX_PENALTY
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Invariants:
         assert client.ids == client.expected[: len(client.ids)], f"{client}: an id differs"
         calm = max(client.began_at, self._world.calm_at)
         assert client.ended_at <= calm + BOUND, f"{client}: ended {client.ended_at - calm} s late"
-        if client.ended == "left":
+        if client.ended == "left" or (isinstance(client, Liar) and client.lie):
             return
         if client.error is None:
             assert client.ids == client.expected, f"{client}: the output is cut short"

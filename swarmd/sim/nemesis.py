@@ -77,19 +77,20 @@ class Nemesis:
             self._break_disk,
             self._deafen,
             self._directory_away,
-            self._drain,
+            *[self._drain] * 3,
             self._join,
             self._restart,
             self._leave,
             self._vanish,
             self._desert,
             self._forge,
+            *[self._lie] * 2,
         ]
         if self.world.hop_policy.keep_bytes:
             faults += [self._go_on] * 4
-            faults.append(self._release)
+            faults += [self._release, self._pretend]
         if self.world.movable:
-            faults += [self._hurry] * 3
+            faults += [self._hurry] * 6
             faults.append(self._gap)
         fault = self.random.choice(faults)
         if self._living() and fault():
@@ -160,10 +161,13 @@ class Nemesis:
         return True
 
     def _drain(self) -> bool:
-        machine = self.random.choice(self._living())
-        if not machine.serves or not self._may_lose(machine):
+        able = [m for m in self._living() if m.serves and self._may_lose(m)]
+        if not able:
             return False
+        machine = self.random.choice(able)
         machine.running.drain()
+        if self.random.random() < 0.2:  # its heirs leave, too
+            self.world.timeline.after(self.random.uniform(0.05, 0.3), self._drain)
         if self.random.random() < 0.1:
             self.world.timeline.after(self.random.uniform(0, 1), machine.running.drain)
         if self.random.random() < 0.5:
@@ -313,6 +317,20 @@ class Nemesis:
         process = machine.running
         process.loop.do(lambda: process.doors.release(chosen.session, chosen.secret))
         return True
+
+    def _lie(self) -> bool:
+        """A client resumes its session, and says that its prompt was another one."""
+        liars = self.clientele.liars()
+        if liars:
+            self.random.choice(liars).tell(self.clientele.pretence())
+        return bool(liars)
+
+    def _pretend(self) -> bool:
+        """A client says at a node that does not know it what a kept session has begun with."""
+        impostor = self.clientele.impostor()
+        if impostor is not None:
+            impostor.begin()
+        return impostor is not None
 
     def _forge(self) -> bool:
         """A stranger that knows all but the secret meddles with a session, again and again."""

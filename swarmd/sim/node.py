@@ -168,8 +168,6 @@ class Process:
 
     def moved_to(self, span: Span) -> None:
         """Other blocks are served here from now on."""
-        if self.machine.span not in (None, span):
-            self.world.history["moved"] += 1
         self.machine.span = span
 
     @property

@@ -331,6 +331,15 @@ def borders_of_former_turns_are_forgotten(patch: Patch) -> None:
     patch.setattr(Kept, "next_borders", ())
 
 
+@plant
+def what_a_client_says_is_shared_with_others(patch: Patch) -> None:
+    def believing(original: Any, session: HopSession, sender: str, order: Any) -> None:
+        original(session, sender, order)
+        session.private = False
+
+    wrap(patch, HopSession, "point", believing)
+
+
 # In the swarm.
 
 

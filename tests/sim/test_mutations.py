@@ -24,6 +24,8 @@ AT_ONCE = (
     "a close frees nothing",
     "tokens count whatever their position",
     "announcements are not renewed",
+    "opens are sent without links",
+    "a lease never ends",
 )
 SEEDS = 400
 """Within so many seeds a planted fault must be found."""

@@ -1,0 +1,72 @@
+"""Whole nodes move to where they are missing, and sessions are kept and forked, in fair weather."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from swarmd.pipeline.hop import HopPolicy
+from swarmd.sim.client import Client
+from swarmd.sim.network import Climate
+from swarmd.sim.world import World
+
+FAIR = Climate(delay=(0.001, 0.005), notice=(0.001, 0.01), view_delay=(0.01, 0.1))
+
+
+@pytest.fixture(params=range(4))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    state = random.getstate()
+    random.seed(request.param)  # the shells draw their jitter there
+    made = World(request.param, FAIR)
+    made.random_routes, made.kv_bytes, made.rewinds = False, 1 << 20, True
+    made.hop_policy = HopPolicy(prefix_unit=4, keep_bytes=1 << 19)
+    half = made.num_blocks // 2
+    made.add(0, half)
+    made.add(half, made.num_blocks)
+    yield made
+    made.close()
+    random.setstate(state)
+
+
+def served(world: World, *clients: Client) -> None:
+    world.run_until(lambda: all(client.ended for client in clients), 120.0)
+    for client in clients:
+        assert client.ended == "length"
+        assert client.ids == client.expected
+
+
+def test_a_redundant_node_steps_into_a_gap_and_the_stream_goes_on(world: World) -> None:
+    spare = world.add_movable()
+    spare.room = world.num_blocks - world.num_blocks // 2
+    world.start()
+    assert spare.span is not None
+    fixed = [machine for machine in world.machines.values() if not machine.movable]
+    client = world.client(tuple(range(20)), 200)
+    client.begin()
+    assert world.run_until(lambda: len(client.ids) >= 10, 60.0)
+    lost = next(m for m in fixed if m.span and not spare.span.covers(m.span))
+    lost.kill()
+    served(world, client)
+    assert world.history["moved_away"] == 1
+    assert lost.span is not None
+    assert spare.span.covers(lost.span)
+
+
+def test_forks_of_a_kept_session_begin_where_it_ended(world: World) -> None:
+    world.start()
+    client = world.client(tuple(range(20)), 20)
+    client.keep_s = 30.0
+    client.begin()
+    served(world, client)
+    assert client.kept is not None
+    forks = [world.client((*client.kept.ids, 7, n), 10) for n in range(2)]
+    for fork in forks:
+        fork.past = client.kept
+        fork.begin()
+    served(world, *forks)
+    continued = [process.table.counters.continued for process in world.processes()]
+    assert continued == [2, 2]
+    world.run_for(35.0)
+    assert not any(len(process.table.leases) for process in world.processes())
