@@ -1,4 +1,4 @@
-"""What must hold as sessions and nodes move: what is handed off is whole, and nothing of it is
+"""What must hold as sessions and nodes move: what is handed off is whole; what all hops hold is not
 computed again; a node leaves its blocks only when nobody is served by it any more.
 """
 
@@ -26,8 +26,8 @@ class Handoffs:
         self._world = world
         self._seen: dict[int, int] = {}
         """By driver, the handoffs that have been looked at."""
-        self._whole: dict[tuple[bytes, int], int] = {}
-        """By session and epoch, up to where all hops held the same when it began."""
+        self._held: dict[tuple[bytes, int], int] = {}
+        """By session and epoch, what all hops had when it began: nobody is fed positions below."""
 
     def opened(self, src: str, frame: Open) -> None:
         """Look at an epoch that begins: is it a handoff?"""
@@ -47,7 +47,6 @@ class Handoffs:
                 f"{session.computed}"
             )
         self._world.history["handoff"] += 1
-        self._whole[frame.session, frame.epoch] = known - 1
 
     def _holders(self, run: Run) -> dict[str, HopSession] | None:
         """What the hops of the new route hold; None where one is gone."""
@@ -62,17 +61,33 @@ class Handoffs:
         return found
 
     def sent(self, src: str, dst: str, frame: Step) -> None:
-        """Look at a step: after a handoff nothing is sent again."""
-        whole = self._whole.get((frame.session, frame.epoch), 0)
-        assert frame.position >= whole, (
-            f"{src} has {dst} compute position {frame.position} again after a handoff at {whole}"
+        """Look at a step: what all hops have held since the epoch began is not sent again."""
+        least = self._held.get((frame.session, frame.epoch))
+        if least is None:
+            least = self._hold(src, frame)
+        assert frame.position >= least, (
+            f"{src} has {dst} compute position {frame.position} again, all hops held {least}"
         )
+
+    def _hold(self, src: str, frame: Step) -> int:
+        """Return the start of the chunk up to which all hops hold the same, by their answers.
+
+        The last chunk is computed again, as its token may be lost: after a handoff it is new.
+        """
+        run = self._world.machines[src].running.coordinator._runs.get(frame.session)
+        if run is None or run.driver.epoch != frame.epoch:
+            return 0  # a hop sends what it has logged, before the first step of this epoch
+        feed, lengths = run.driver.feed, run.driver.held.lengths(run.driver.route)
+        least = feed.chunks.floor(min(*lengths, feed.known - 1)) if self._world.rewinds else 0
+        self._held[frame.session, frame.epoch] = least
+        return least
 
     def leaving(self, process: Process) -> None:
         """Look at a node that goes to other blocks now."""
         assert process.moves is not None
         who, left = process.machine.peer_id, len(process.table.sessions)
         self._world.history["moved_away"] += 1
+        process.left_behind += left
         if process.moves.reason is not Reason.GAP:
             assert not left, f"{who} leaves its blocks, and {left} sessions with them"
         elif left:

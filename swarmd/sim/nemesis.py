@@ -71,6 +71,7 @@ class Nemesis:
             self._cut_one_way,
             self._kill_coordinator,
             self._freeze,
+            self._fail,
             self._slow_node,
             self._slow_path,
             self._step_clock,
@@ -172,6 +173,15 @@ class Nemesis:
             self.world.timeline.after(self.random.uniform(0, 1), machine.running.drain)
         if self.random.random() < 0.5:
             self._boot_after(machine, self.random.uniform(1.0, 10.0))
+        return True
+
+    def _fail(self) -> bool:
+        """A node's compute thread ends: it leaves at once, and is started again."""
+        process = self.random.choice(self._living()).running
+        if process.loop.frozen:
+            return False
+        process.loop.do(process.life.fail)
+        self._heals(2.0 + self.world.loading[1])
         return True
 
     def _hurry(self) -> bool:

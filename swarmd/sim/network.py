@@ -160,10 +160,13 @@ class Network:
             self._timeline.at(hearer.loop.frozen_until + SETTINGS.timeout, again)
             return
         now = self._timeline.now
-        if self.up_at(src, dst) > now or silent.loop.frozen or not silent.loop.alive:
+        speaks = silent.loop.alive and not silent.loop.frozen and wire.open[src]
+        if self.up_at(src, dst) > now or not speaks:
             hearer.loop.do(functools.partial(hearer.down, wire, "the peer was silent"))
             if self.up_at(dst, src) <= now:
                 self._end(wire, silent, now + self.delay(dst, src), "the peer ended the link")
+            else:
+                self._watch_silence(wire, dst, src)
 
     # Dialling.
 

@@ -51,6 +51,8 @@ class Process:
         """Whether clients are served."""
         self.life = Life(DRAIN_TIMEOUT_S)
         self.config = self._config()
+        self.left_behind = 0
+        """Sessions that ended here as it went to other blocks."""
         self.held = 0
         """Sessions and units, when the account was last looked at."""
         self.directory: SimDirectory = SimDirectory(

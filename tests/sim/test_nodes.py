@@ -28,6 +28,7 @@ FAULTS = (
     "directory_away",
     "doom",
     "drain",
+    "fail",
     "forge",
     "freeze",
     "gap",
