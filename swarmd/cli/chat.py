@@ -80,6 +80,7 @@ def chat(
     """Talk with the model; what was said is kept."""
     from swarmd.client import Client
 
+    console.tell_waits()
     arguments: GenerateArguments = {
         "model": model,
         "max_tokens": max_tokens,

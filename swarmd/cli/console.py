@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,21 @@ TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")
 ]
 DEFAULT_NODE = f"127.0.0.1:{GRPC_PORT}"
+
+
+class _Notices(logging.Handler):
+    """What the client library has to tell people goes to stderr, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"swarmd: {' '.join(record.getMessage().split())}", file=sys.stderr)
+
+
+def tell_waits() -> None:
+    """From now on say on stderr when the client waits for a node that is loading."""
+    logger = logging.getLogger("swarmd.client")
+    if not any(isinstance(handler, _Notices) for handler in logger.handlers):
+        logger.addHandler(_Notices(logging.INFO))
+        logger.setLevel(logging.INFO)
 
 
 def verb(function: Callable[P, int | None]) -> Callable[P, int | None]:

@@ -104,6 +104,7 @@ def generate(
     """Continue a prompt; the text streams as it is computed."""
     from swarmd.client import Client
 
+    console.tell_waits()
     text = sys.stdin.read() if prompt == "-" else prompt
     asked: Prompt = _parse_ids(text, may_be_empty=continue_from is not None) if ids else text
     arguments: GenerateArguments = {

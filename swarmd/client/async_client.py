@@ -16,6 +16,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from swarmd.client import values
+from swarmd.client.asking import ask_each
 from swarmd.client.generation import Generation
 from swarmd.client.nodes import Nodes, Reach
 from swarmd.client.request import (
@@ -27,10 +28,10 @@ from swarmd.client.request import (
     release_request,
     tokenize_request,
 )
-from swarmd.client.resume import ResumePolicy, another_node_may_do
+from swarmd.client.resume import ResumePolicy
 from swarmd.core import options
 from swarmd.core.config import GRPC_PORT
-from swarmd.core.errors import ConfigError, PeerUnreachable, RequestError, SwarmdError
+from swarmd.core.errors import ConfigError, RequestError, SwarmdError
 from swarmd.core.results import Completion, KeptSession, SwarmStatus
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1.inference_pb2_grpc import InferenceStub
@@ -190,17 +191,13 @@ class AsyncClient:
     async def _ask(
         self, call: Callable[[InferenceStub, float], Awaitable[Any]], timeout: float | None
     ) -> Any:
-        """Call the first node that answers."""
+        """Call the first node that answers; each has the whole timeout."""
         limit = _positive("timeout", _first(timeout, self._timeout, CALL_TIMEOUT_S))
-        failed: list[str] = []
-        for address in self._nodes.order(self.nodes):
-            try:
-                return await self._ask_one(address, call, limit)
-            except SwarmdError as error:
-                if not another_node_may_do(error) or len(self.nodes) == 1:
-                    raise
-                failed.append(str(error))
-        raise PeerUnreachable(f"none of {len(failed)} nodes answered: {'; '.join(failed)}")
+        return await ask_each(
+            lambda: self._nodes.order(self.nodes),
+            lambda address: self._ask_one(address, call, limit),
+            time.monotonic() + limit,
+        )
 
     async def _ask_one(
         self, address: str, call: Callable[[InferenceStub, float], Awaitable[Any]], limit: float

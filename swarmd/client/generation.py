@@ -14,12 +14,14 @@ from typing import Self, TypeAlias
 
 import grpc
 
+from swarmd.client.asking import ask_each
 from swarmd.client.nodes import Reach
 from swarmd.client.progress import Progress
 from swarmd.client.resume import (
     another_node_may_do,
     candidates,
     dialable,
+    loading_wait,
     resumable,
 )
 from swarmd.core.errors import (
@@ -155,18 +157,8 @@ class Generation:
 
     async def _begin(self) -> _Call:
         """Return the call of the first node that begins; a refusal with a reason is final."""
-        failed: list[SwarmdError] = []
-        for address in self._nodes():
-            try:
-                return await self._begin_at(address)
-            except SwarmdError as error:
-                if not another_node_may_do(error):
-                    raise
-                failed.append(error)
-        if len(failed) == 1:
-            raise failed[0]
-        listed = "; ".join(str(error) for error in failed)
-        raise PeerUnreachable(f"none of {len(failed)} nodes could begin: {listed}")
+        until = self._began + self._timeout_s
+        return await ask_each(self._nodes, self._begin_at, until)
 
     def _nodes(self) -> list[str]:
         given = self._reach.nodes.order(self._reach.given)
@@ -221,6 +213,7 @@ class Generation:
         if self._attempts == 0:
             self._broke = time.monotonic()
         while True:
+            refusals: list[SwarmdError] = []
             for address in self._candidates():
                 if not policy.allows(self._attempts, time.monotonic() - self._broke):
                     raise self._given_up(error)
@@ -232,9 +225,14 @@ class Generation:
                     if not (resumable(refused) or isinstance(refused, UnknownModel)):
                         raise
                     error = refused
+                    refusals.append(refused)
             passes += 1
             self._silent = False  # rather it was this client that nobody could hear
-            await self._pause(policy.delay(passes, random.random()))
+            wait = policy.delay(passes, random.random())
+            if (loading := loading_wait(refusals, random.random())) is not None:
+                # It is there, and will serve: only the timeout of the call bounds this.
+                wait, self._attempts, self._broke = max(wait, loading), 0, time.monotonic()
+            await self._pause(wait)
 
     async def _resume_at(self, address: str) -> _Call:
         request = self._progress.resumption(self._request, silent=self._silent)

@@ -5,11 +5,20 @@ Carrying it out, with calls and waits, is `swarmd.client.generation`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from swarmd.core.errors import CapacityError, ConfigError, PeerUnreachable, SwarmdError
+from swarmd.core.errors import (
+    CapacityError,
+    ConfigError,
+    NodeLoading,
+    PeerUnreachable,
+    SwarmdError,
+)
 from swarmd.core.options import join_address, split_address
+
+LOADING_WAIT_S = (0.05, 10.0)
+"""Shortest and longest time after which a node that loads is asked again, whatever it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,19 @@ class ResumePolicy:
 def another_node_may_do(error: SwarmdError) -> bool:
     """Whether a request that has not begun should be tried at another node."""
     return isinstance(error, PeerUnreachable)
+
+
+def loading_wait(refusals: Sequence[SwarmdError], draw: float) -> float | None:
+    """Return how long to wait before asking all over again; None: none of them will serve soon.
+
+    A node that says that it is loading will serve, whatever becomes of the others. `draw` in [0, 1)
+    adds up to a fifth, so that the clients of a swarm that starts do not come back in step.
+    """
+    hints = [error.retry_after_s for error in refusals if isinstance(error, NodeLoading)]
+    if not hints:
+        return None
+    least, most = LOADING_WAIT_S
+    return min(max(min(hints), least), most) * (1 + 0.2 * draw)
 
 
 def resumable(error: SwarmdError) -> bool:

@@ -22,6 +22,7 @@ The transport's view of these (gRPC status codes) is `swarmd.wire.status`'s busi
       . PeerError               a peer broke a rule or cannot be reached
          . ProtocolError         a malformed or forbidden message
          . PeerUnreachable       dial failed, link broken, or silent for too long
+           . NodeLoading         a node that answers, but loads its model: `retry_after_s`
          . WrongModel            the peer serves other weights than announced
       . HubError                the model hub refused or cannot be reached
       . DirectoryError          the DHT (or its process) cannot be reached
@@ -121,6 +122,14 @@ class ProtocolError(PeerError):
 
 class PeerUnreachable(PeerError):
     """A peer could not be dialled, its link broke, or it was silent for too long."""
+
+
+class NodeLoading(PeerUnreachable):
+    """The node answers, but loads its model; it may serve after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WrongModel(PeerError):

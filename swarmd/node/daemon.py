@@ -36,6 +36,7 @@ from swarmd.node.server import Server
 from swarmd.node.service import Service
 from swarmd.node.status import held_by_nobody_else
 from swarmd.node.systemd import Notifier
+from swarmd.node.warming import Warming
 from swarmd.swarm.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ class Node:
             await membership.directory.close()
 
     async def _take_part(self, membership: Membership, opening: Awaitable[loading.Opened]) -> None:
-        inference = InferenceService(membership.presence)
+        presence, notifier = membership.presence, self._notifier
+        warming = Warming(presence, self._clock, self._drain, lambda: notifier.told)
+        inference = InferenceService(presence, warming)
         await self._server.start(inference, membership.peering)
         membership.keep_up()
         loaded = await self._life.unless_told(self._spawn(self._load(membership, opening)))

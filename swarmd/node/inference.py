@@ -38,6 +38,7 @@ from swarmd.node.requests import Generation
 from swarmd.node.routes import Routes
 from swarmd.node.status import StatusReport, swarm_report
 from swarmd.node.tenants import tenant_of
+from swarmd.node.warming import Warming
 from swarmd.pipeline import events as ev
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1 import inference_pb2_grpc
@@ -74,16 +75,17 @@ class Parts:
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """Serves clients on one node; until `parts` is set it answers that the node is loading."""
+    """Serves clients on one node; until `parts` is set, it is loading: see `Warming`."""
 
-    def __init__(self, presence: Presence) -> None:
+    def __init__(self, presence: Presence, warming: Warming) -> None:
         self.parts: Parts | None = None
         self._presence = presence
+        self._warming = warming
         self._tokenizing = Gate("texts are tokenized", MAX_TOKENIZING)
 
     def _loaded(self) -> Parts:
         if self.parts is None:
-            raise PeerUnreachable("this node is still loading its model: ask another one, or again")
+            raise self._warming.refusal()
         return self.parts
 
     async def Generate(
@@ -91,6 +93,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncGenerator[pb.GenerateEvent]:
         """One generation; see the proto for what the stream carries."""
         try:
+            if self.parts is None and (redirect := self._while_loading(request)):
+                yield redirect
+                return
             parts = self._loaded()
             past = _past(parts, request)
             stays = past is not None and bool(past.route)
@@ -112,6 +117,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         except SwarmdError as error:
             log.info("generation failed error=%s", error)
             await abort(context, error)
+
+    def _while_loading(self, request: pb.GenerateRequest) -> pb.GenerateEvent | None:
+        found = self._warming.elsewhere(request.model) if request.allow_redirect else None
+        return _redirect_to(*found) if found else None
 
     async def _early_ids(self, parts: Parts, request: pb.GenerateRequest) -> Sequence[int] | None:
         """The prompt's ids, if the way to go depends on them; None otherwise."""
@@ -180,7 +189,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return await abort(context, error)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
-        """Finish and leave."""
+        """Finish and leave; a node that is loading just leaves."""
+        if self.parts is None:
+            self._warming.stop()
+            return pb.DrainReply()
         try:
             return pb.DrainReply(sessions=self._loaded().report.drain(force=request.force))
         except SwarmdError as error:

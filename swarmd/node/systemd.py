@@ -23,7 +23,8 @@ class Notifier:
         own = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_s = int(usec) / 1e6 if usec.isdecimal() and own else 0.0
         """Seconds within which the watchdog must be fed; 0: there is none."""
-        self._told = ""
+        self.told = ""
+        """How far loading has come, for people; empty before it begins."""
 
     def ready(self, status: str) -> None:
         """Say that the node serves."""
@@ -32,8 +33,8 @@ class Notifier:
     def loading(self, done: int, total: int, what: str) -> None:
         """Say how far loading has come, when there is news and somebody takes it."""
         status = f"{what}: {100 * done // max(total, 1)} %"
-        if status != self._told:
-            self._told = status
+        if status != self.told:
+            self.told = status
             self._send(f"STATUS={status}", socket.MSG_DONTWAIT)
 
     def stopping(self) -> None:

@@ -86,7 +86,8 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Asks this node to finish its sessions, refuse new ones and exit.
+        """Asks this node to finish its sessions, refuse new ones and exit; a node that loads its model just
+        exits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import grpc
 
 from swarmd.core import errors
-from swarmd.core.errors import CapacityError, CoverageError, SwarmdError
+from swarmd.core.errors import CapacityError, CoverageError, NodeLoading, SwarmdError
 from swarmd.wire.limits import MAX_BLOCKS, MAX_TEXT
 
 ERROR_KEY = "swarmd-error"
@@ -44,6 +44,7 @@ CODES: dict[type[SwarmdError], grpc.StatusCode] = {
     errors.PeerError: _Code.UNAVAILABLE,
     errors.ProtocolError: _Code.INVALID_ARGUMENT,
     errors.PeerUnreachable: _Code.UNAVAILABLE,
+    errors.NodeLoading: _Code.UNAVAILABLE,
     errors.WrongModel: _Code.FAILED_PRECONDITION,
     errors.HubError: _Code.UNAVAILABLE,
     errors.DirectoryError: _Code.UNAVAILABLE,
@@ -85,7 +86,7 @@ def trailing_metadata(error: BaseException) -> tuple[tuple[str, str], ...]:
     """Return the metadata from which `error_from_rpc` makes the same error again."""
     known = next((cls for cls in type(error).__mro__ if cls in CODES), SwarmdError)
     pairs = [(ERROR_KEY, known.__name__)]
-    if isinstance(error, CapacityError):
+    if isinstance(error, CapacityError | NodeLoading):
         pairs.append((RETRY_KEY, str(round(error.retry_after_s * 1000))))
     if isinstance(error, CoverageError):
         ranges = (f"{start}:{end}" for start, end in error.missing[:_MAX_RANGES])
@@ -117,7 +118,7 @@ def error_from_rpc(error: BaseException, address: str = "") -> SwarmdError:
     named = _BY_NAME.get(metadata.get(ERROR_KEY, ""))
     if named is None:
         return _untyped(error.code(), text, address)
-    if issubclass(named, CapacityError):
+    if issubclass(named, CapacityError | NodeLoading):
         return named(text, _retry_after(metadata.get(RETRY_KEY, "")))
     if issubclass(named, CoverageError):
         return named(text, _missing(metadata.get(MISSING_KEY, "")))

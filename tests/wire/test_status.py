@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from swarmd.core import errors
-from swarmd.core.errors import CapacityError, CoverageError, SwarmdError
+from swarmd.core.errors import CapacityError, CoverageError, NodeLoading, SwarmdError
 from swarmd.wire import status
 from swarmd.wire.channel import dial, new_server
 
@@ -28,7 +28,7 @@ CLASSES = sorted(
 
 
 def make(cls: type[SwarmdError]) -> SwarmdError:
-    if issubclass(cls, CapacityError):
+    if issubclass(cls, CapacityError | NodeLoading):
         return cls("full: 3 of 3 in use", retry_after_s=2.5)
     if issubclass(cls, CoverageError):
         return cls("blocks 4:8 are missing", [(4, 8), (12, 16)])

@@ -1,0 +1,60 @@
+"""Asking one node after another, until one of them does it or says why not.
+
+Who may be asked next, and whether to wait, is decided by `resume`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from swarmd.client.resume import another_node_may_do, loading_wait
+from swarmd.core.errors import PeerUnreachable, SwarmdError
+
+T = TypeVar("T")
+
+LEAST_S = 0.1
+"""With less time left than that it is not worth asking again."""
+
+logger = logging.getLogger("swarmd.client")
+
+
+async def ask_each(
+    addresses: Callable[[], Sequence[str]], ask: Callable[[str], Awaitable[T]], until: float
+) -> T:
+    """Return what the first node answers that can; a refusal with a reason is final.
+
+    `addresses` are read anew in each pass over all of them. A node that loads its model is waited
+    for, nearly up to `until` in seconds of `time.monotonic`; then its refusal is raised. Raises
+    PeerUnreachable if nobody answers.
+    """
+    began = time.monotonic()
+    level = logging.INFO
+    while True:
+        failed: list[SwarmdError] = []
+        for address in addresses():
+            try:
+                return await ask(address)
+            except SwarmdError as error:
+                if not another_node_may_do(error):
+                    raise
+                failed.append(error)
+        refusal = failed[0] if len(failed) == 1 else _nobody(failed)
+        wait, now = loading_wait(failed, random.random()), time.monotonic()
+        if wait is None:
+            raise refusal
+        if until - now < LEAST_S:
+            refusal.add_note(f"{now - began:.3g} s were waited for it")
+            raise refusal
+        logger.log(level, "waits for a node that is loading: %s", refusal)
+        level = logging.DEBUG
+        await asyncio.sleep(min(wait, (until - now) / 2))
+
+
+def _nobody(failed: Sequence[SwarmdError]) -> SwarmdError:
+    listed = "; ".join(str(error) for error in failed)
+    return PeerUnreachable(f"none of {len(failed)} nodes could do it: {listed}")
