@@ -148,11 +148,16 @@ class Membership:
         return self.description.now(self._state(), self.presence.coordinate)
 
     async def see_others(self, patience: float) -> None:
-        """Have a fresh view, after the first door has answered if that is soon."""
+        """Have a fresh view, after the first door has answered, if both is soon."""
+        await self._find_a_door(patience)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self.presence.see()
+
+    async def _find_a_door(self, patience: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.presence.joined.wait()
-        await self.presence.see()
 
     async def choose_span(self, opened: Opened) -> Span:
         """Take the span of the configuration, or the one that the swarm needs most."""
@@ -160,7 +165,8 @@ class Membership:
             span = Span.parse(self._config.blocks, opened.info.num_blocks)
             await self._plan(opened, span)
             return span
-        await self.see_others(JOIN_WAIT_S)
+        await self._find_a_door(JOIN_WAIT_S)
+        await self.presence.see()
         span = self._best_span(opened, None)
         while True:
             await self._plan(opened, span)
