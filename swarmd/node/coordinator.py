@@ -391,9 +391,12 @@ class Coordinator:
             self._wait_in_line(run)
             request = run.driver.request
             dtypes = dict(zip(need.spans, need.dtypes, strict=False))
-            asked = Asked(run.positions, len(request.prompt_ids), self._held(run), dtypes)
+            stays = self._book.is_spread(request.prefix)
+            asked = Asked(run.positions, len(request.prompt_ids), self._held(run), stays, dtypes)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
+            if not need.keep and not run.past:
+                self._book.goes(run.session, request.prefix, [hop.peer_id for hop in hops])
         except CoverageError as error:
             return ev.RouteMissing(need.ask, error.missing)
         except SwarmdError as error:

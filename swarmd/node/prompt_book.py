@@ -22,6 +22,7 @@ class PromptBook:
         self._holders: OrderedDict[bytes, set[str]] = OrderedDict()
         self._ahead: dict[bytes, Sequence[bytes]] = {}
         self._behind: dict[bytes, list[bytes]] = {}
+        self._anew: set[bytes] = set()
 
     # Who holds what.
 
@@ -76,9 +77,27 @@ class PromptBook:
         waited_for = (other for other, behind in self._behind.items() if session in behind)
         return next(waited_for, b"")
 
+    def goes(self, session: bytes, keys: Sequence[bytes], peers: Iterable[str]) -> None:
+        """Note over which peers a session goes: it may compute anew what others have computed."""
+        held = self.held(keys)
+        hit = min((held.get(peer, 0) for peer in peers), default=0)
+        if 2 * hit < max(held.values(), default=0):
+            self._ahead[session] = keys
+            self._anew.add(session)
+
+    def is_spread(self, keys: Sequence[bytes]) -> bool:
+        """Whether a session computes anew, elsewhere, most of what is held of this prompt.
+
+        Then others that begin alike stay where it is held, until there is one place more.
+        """
+        known = max(self.held(keys).values(), default=0) // self._unit
+        shared = (_common(keys, self._ahead[session]) for session in self._anew)
+        return any(2 * common > known for common in shared)
+
     def done(self, session: bytes) -> list[bytes]:
         """A session's prompt is computed, or will not be; return who may try to start now."""
         self._ahead.pop(session, None)
+        self._anew.discard(session)
         return self._behind.pop(session, [])
 
 

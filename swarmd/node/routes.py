@@ -14,9 +14,10 @@ from swarmd.core.peers import Announcement, ModelInfo
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
 from swarmd.swarm.health import Fault, Health
-from swarmd.swarm.homes import has_room, home_of
-from swarmd.swarm.placements import Load, Placements
-from swarmd.swarm.router import choose_route, cover
+from swarmd.swarm.holders import choose_among_holders
+from swarmd.swarm.homes import home_of
+from swarmd.swarm.placements import Placements
+from swarmd.swarm.router import cover
 from swarmd.swarm.terms import RouteRequest
 from swarmd.swarm.view import View
 
@@ -33,6 +34,8 @@ class Asked:
     prompt_tokens: int = 0
     cached: Mapping[str, int] = field(default_factory=dict)
     """By peer id, how many of the prompt's first positions it should have computed already."""
+    stays: bool = False
+    """Whether it goes to those who have computed its prompt however busy they are."""
     dtypes: Mapping[Span, str] = field(default_factory=dict)
     """What spans were computed in so far: peers of that precision come first."""
 
@@ -193,35 +196,16 @@ class Routes:
             return tuple(hop for span in spans for hop in self._cover(span, exclude, keep, asked))
         view = self._view()
         unseen = self._placements.unseen(view, self._clock.wall())
-        return choose_route(
-            view,
-            self._model.digest,
-            self.health,
-            RouteRequest(
-                positions=asked.positions,
-                exclude=exclude,
-                same_dtype=asked.dtypes.get(spans[0], ""),
-                prompt_tokens=asked.prompt_tokens,
-                cached=asked.cached,
-                prefer=self._holders(asked, view, unseen),
-            ),
-            self._own_id,
-            unseen,
+        request = RouteRequest(
+            positions=asked.positions,
+            exclude=exclude,
+            same_dtype=asked.dtypes.get(spans[0], ""),
+            prompt_tokens=asked.prompt_tokens,
+            cached=asked.cached,
         )
-
-    def _holders(self, asked: Asked, view: View, unseen: Mapping[str, Load]) -> frozenset[str]:
-        """Peers that have most of the prompt, and room: to compute it elsewhere is no shorter way.
-
-        What a second prefill costs, it costs everybody there; the router sees one session only.
-        """
-        least = asked.prompt_tokens / 2
-        peers = (view.peer(one) for one, tokens in asked.cached.items() if tokens > least)
-        holders = [peer for peer in peers if peer is not None]
-        serving = view.serving(self._model.digest) if holders else ()
-        return frozenset(
-            peer.peer_id
-            for peer in holders
-            if has_room(peer, [p for p in serving if _overlap(p.span, peer.span)], unseen)
+        digest = self._model.digest
+        return choose_among_holders(
+            view, digest, self.health, request, self._own_id, unseen, stays=asked.stays
         )
 
     def _cover(
@@ -243,7 +227,3 @@ class Routes:
             after=after[0].peer_id if after else self._own_id,
             unseen=self._placements.unseen(view, self._clock.wall()),
         )
-
-
-def _overlap(one: Span, other: Span) -> bool:
-    return one.start < other.end and other.start < one.end

@@ -28,6 +28,8 @@ BATCHED_SESSION = 0.25
 """How much of a step a session adds where sessions are batched, for itself and for those that are
 there. With a microbatch of 8 a step takes about a third longer than with one, on CPUs; but each of
 the others waits for that as well, and prefill is not free at all."""
+OWN_WAIT = 0.05
+"""How much of a step a session adds for each single one of them, for that reason."""
 FULL_KV = 0.5
 """How much of a step it counts that no KV is left: of two equals the one with more is taken."""
 
@@ -63,10 +65,13 @@ class Terms:
     """By peer id, what its announcement does not show yet."""
     hit: int = 0
     """Tokens of the prompt that are not computed again: only peers that have them make offers."""
+    batched_session: float = BATCHED_SESSION
+    """How much of a step each session of a peer counts, where sessions are batched."""
 
     def offer(self, peer: Announcement) -> Offer | None:
         """Return what a peer offers; None without a wanted block, or without room for its KV."""
-        plain = plain_offer(peer, self.blocks, self.unseen.get(peer.peer_id, NOTHING))
+        unseen = self.unseen.get(peer.peer_id, NOTHING)
+        plain = plain_offer(peer, self.blocks, unseen, self.batched_session)
         return self.applied_to(plain) if plain else None
 
     def applied_to(self, offer: Offer) -> Offer | None:
@@ -83,7 +88,8 @@ class Terms:
             return None
         fixed_cost = PENALTY_MS * self.health.penalty(peer.peer_id, self.now) + offer.fixed_cost
         if unseen is not NOTHING:
-            fixed_cost += max(0.0, price(peer, unseen)[1] - offer.fixed_cost)
+            loaded = price(peer, unseen, self.batched_session)[1]
+            fixed_cost += max(0.0, loaded - offer.fixed_cost)
         block_cost = offer.block_cost + prefill_block_ms(peer) * self._prompt_part()
         if request.prefer and peer.peer_id not in request.prefer:
             block_cost += STRANGER_BLOCK_MS
@@ -113,18 +119,25 @@ class Terms:
         return self.request.same_dtype not in ("", peer.dtype)
 
 
-def plain_offer(peer: Announcement, blocks: Span, unseen: Load = NOTHING) -> Offer | None:
+def plain_offer(
+    peer: Announcement,
+    blocks: Span,
+    unseen: Load = NOTHING,
+    batched_session: float = BATCHED_SESSION,
+) -> Offer | None:
     """Return what a peer offers of these blocks to anybody, as if it had room for anything."""
     start, end = max(peer.span.start, blocks.start), min(peer.span.end, blocks.end)
     if start >= end:
         return None
-    return Offer(peer, Span(start, end), len(peer.span), *price(peer, unseen))
+    return Offer(peer, Span(start, end), len(peer.span), *price(peer, unseen, batched_session))
 
 
-def price(peer: Announcement, unseen: Load = NOTHING) -> tuple[float, float]:
+def price(
+    peer: Announcement, unseen: Load = NOTHING, batched_session: float = BATCHED_SESSION
+) -> tuple[float, float]:
     """Return what a peer costs per block and for being a hop at all, to anybody whom it serves."""
     block = block_ms(peer)
-    share = BATCHED_SESSION if peer.ragged else 1.0
+    share = batched_session if peer.ragged else 1.0
     waiting = share * (peer.queue_depth + max(0, peer.sessions + unseen.sessions))
     if peer.kv_total_bytes > 0:
         free = (peer.kv_free_bytes - unseen.kv_bytes) / peer.kv_total_bytes

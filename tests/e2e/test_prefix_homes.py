@@ -10,8 +10,9 @@ from e2e_swarm import READY_S, wait_for_replicas
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import AsyncClient
 
-FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "64MiB", "--chunk-size", "64")
-SHARED = [7 * i % 400 for i in range(320)]
+FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "512MiB")
+SHARED = [7 * i % 400 for i in range(3008)]
+"""To compute it takes longer than to wait for all of the crowd, however speeds are measured."""
 CROWD = 32
 
 
@@ -23,7 +24,7 @@ def test_a_crowd_over_replicas_computes_its_beginning_once(model_dir: Path) -> N
 
         async def ask(number: int, clients: list[AsyncClient]) -> tuple[int, str]:
             done = await clients[number % len(clients)].complete(
-                [*SHARED, number], max_tokens=8, ids_only=True, ignore_eos=True
+                [*SHARED, number], max_tokens=4, ids_only=True, ignore_eos=True
             )
             return done.cached_tokens, done.coordinator.peer
 

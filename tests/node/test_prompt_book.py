@@ -75,3 +75,27 @@ def test_a_prompt_without_units_waits_for_nobody() -> None:
     nothing_is_shared.correct([], "p", 0)
     assert nothing_is_shared.held([]) == {}
     assert nothing_is_shared.begin(A, [])
+
+
+def test_one_at_a_time_computes_anew_what_others_have() -> None:
+    book = PromptBook(64)
+    book.learn(keys("system one"), ["p", "q"])
+    book.goes(A, keys("system two"), ["p", "q"])
+    assert not book.is_spread(keys("system six"))
+    book.goes(B, keys("system two"), ["p", "r"])
+    assert book.is_spread(keys("system six"))
+    assert not book.is_spread(keys("other"))
+    book.learn(keys("system two"), ["p", "r"])
+    book.done(B)
+    assert not book.is_spread(keys("system six"))
+    book.goes(C, keys("system six"), ["p", "r"])
+    assert not book.is_spread(keys("system ten")), "it has become a holder itself"
+
+
+def test_one_that_comes_to_nothing_keeps_nobody() -> None:
+    book = PromptBook(64)
+    book.learn(keys("system one"), ["p"])
+    book.goes(A, keys("system two"), ["q"])
+    assert book.is_spread(keys("system six"))
+    assert book.done(A) == []
+    assert not book.is_spread(keys("system six"))
