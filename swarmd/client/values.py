@@ -78,6 +78,7 @@ def _peer(m: pb.PeerStatus) -> PeerStatus:
         state=printable(m.state),
         device=printable(m.device),
         dtype=printable(m.dtype),
+        precision=printable(m.precision),
         sessions=m.sessions,
         kv_total_bytes=m.kv_total_bytes,
         kv_free_bytes=m.kv_free_bytes,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from swarmd.core.span import Span
 
+MAX_PRECISION = 32
+"""Characters of a precision's name."""
 PEER_ID_HEX = 40
 """A peer id is the first 20 bytes of the SHA-256 of the node's public key, in lower-case hex."""
 
@@ -59,6 +61,9 @@ class Announcement:
     expires_at: float
     """Seconds since the Unix epoch; after it the announcement is void."""
     dtype: str = "float32"
+    precision: str = ""
+    """The dtype, and where its last bits may tell, a name of all that they depend on: two stages of
+    one precision give the same bits. Empty: not known yet."""
     device: str = "cpu"
     pid: int = 0
     version: str = ""

@@ -175,6 +175,8 @@ class PeerStatus:
     step_ms: float
     plan: Span | None = None
     """Blocks to which it is about to move, or is moving."""
+    precision: str = ""
+    """The dtype, with a name of what else its last bits depend on, where they tell."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON object, blocks and plan as `"0:4"` or null."""

@@ -26,7 +26,8 @@ class Hop:
     address: str = ""
     """gRPC `HOST:PORT`, for people to read: links are dialled by peer id."""
     pid: int = 0
-    dtype: str = ""
+    precision: str = ""
+    """What it computes in (see `Announcement.precision`); empty: not known."""
 
 
 Route = tuple[Hop, ...]

@@ -302,11 +302,11 @@ class Coordinator:
             for hop in action.hops:
                 log.warning(
                     "no peer of the same precision is left: ids may differ session=%s "
-                    "blocks=%s peer=%s dtype=%s",
+                    "blocks=%s peer=%s precision=%s",
                     run.session.hex()[:8],
                     hop.blocks,
                     hop.peer_id[:8],
-                    hop.dtype,
+                    hop.precision,
                 )
         elif isinstance(action, ev.Lagging):
             log.warning("a hop is slow peer=%s", action.peer_id[:8])
@@ -390,9 +390,10 @@ class Coordinator:
         try:
             self._wait_in_line(run)
             request = run.driver.request
-            dtypes = dict(zip(need.spans, need.dtypes, strict=False))
+            precisions = dict(zip(need.spans, need.precisions, strict=False))
             stays = self._book.is_spread(request.prefix)
-            asked = Asked(run.positions, len(request.prompt_ids), self._held(run), stays, dtypes)
+            held, prompt = self._held(run), len(request.prompt_ids)
+            asked = Asked(run.positions, prompt, held, stays, precisions)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
             if not need.keep and not run.past:

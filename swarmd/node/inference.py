@@ -361,7 +361,7 @@ def _hops(route: Route) -> Sequence[pb.Hop]:
             start=hop.blocks.start,
             end=hop.blocks.end,
             pid=hop.pid,
-            dtype=hop.dtype,
+            precision=hop.precision,
         )
         for hop in route
     ]

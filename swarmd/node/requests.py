@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from swarmd.core.errors import PromptTooLong, RequestError
 from swarmd.core.frames import SECRET_BYTES, SESSION_ID_BYTES
-from swarmd.core.peers import ModelInfo
+from swarmd.core.peers import MAX_PRECISION, ModelInfo
 from swarmd.core.prefix import prefix_keys
 from swarmd.core.route import Hop
 from swarmd.core.sampling import SamplingParams
@@ -27,7 +27,6 @@ MAX_SALT = 256
 MAX_PRIORITY = 1000
 MAX_STANDBY = 1
 MAX_BORDERS = 4096
-MAX_DTYPE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +221,7 @@ def _hops(hops: Sequence[pb.Hop]) -> tuple[Hop, ...]:
             Span(hop.start, hop.end),
             hop.address,
             hop.pid,
-            hop.dtype[:MAX_DTYPE],
+            hop.precision[:MAX_PRECISION],
         )
         for hop in hops[:256]
     )

@@ -36,7 +36,7 @@ class Asked:
     """By peer id, how many of the prompt's first positions it should have computed already."""
     stays: bool = False
     """Whether it goes to those who have computed its prompt however busy they are."""
-    dtypes: Mapping[Span, str] = field(default_factory=dict)
+    precisions: Mapping[Span, str] = field(default_factory=dict)
     """What spans were computed in so far: peers of that precision come first."""
 
 
@@ -140,7 +140,7 @@ class Routes:
         peer = home_of(key, self._first_hops(), self._placements.unseen(view, now))
         if peer is None:
             return None
-        hop = Hop(peer.peer_id, peer.span, peer.address, peer.pid, peer.dtype)
+        hop = Hop(peer.peer_id, peer.span, peer.address, peer.pid, peer.precision)
         if hop.peer_id != self._own_id:
             self._placements.add((hop,), 0, view, now)
         return hop
@@ -199,7 +199,7 @@ class Routes:
         request = RouteRequest(
             positions=asked.positions,
             exclude=exclude,
-            same_dtype=asked.dtypes.get(spans[0], ""),
+            same_precision=asked.precisions.get(spans[0], ""),
             prompt_tokens=asked.prompt_tokens,
             cached=asked.cached,
         )
@@ -221,7 +221,7 @@ class Routes:
             span,
             self.health,
             exclude=exclude,
-            same_dtype=asked.dtypes.get(span, keep[0].dtype if keep else ""),
+            same_precision=asked.precisions.get(span, keep[0].precision if keep else ""),
             positions=asked.positions,
             before=before[-1].peer_id if before else self._own_id,
             after=after[0].peer_id if after else self._own_id,

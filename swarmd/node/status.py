@@ -150,6 +150,7 @@ def peer_status(a: Announcement) -> pb.PeerStatus:
         state=NodeState(a.state).name.lower(),
         device=a.device,
         dtype=a.dtype,
+        precision=a.precision,
         sessions=a.sessions,
         kv_total_bytes=a.kv_total_bytes,
         kv_free_bytes=a.kv_free_bytes,

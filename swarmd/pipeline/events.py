@@ -293,7 +293,7 @@ class NeedRoute:
     spans: tuple[Span, ...]
     exclude: frozenset[str]
     keep: Route
-    dtypes: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
     """For each of the spans, what it was computed in: a replay gives the same bits there only."""
     trusted: bool = False
     """Only peers in good standing: nothing is gained by going from one slow peer to another."""
@@ -338,7 +338,7 @@ class Lagging:
 
 @dataclass(frozen=True, slots=True)
 class OtherPrecision:
-    """Blocks of a session that has begun went to peers of another dtype: there were no others."""
+    """Blocks of a running session went to peers of another precision: there were no others."""
 
     hops: Route
 

@@ -55,7 +55,7 @@ class Opening(ABC):
         )
         self.standbys = Standbys(request, self.policy.standby_retry)
         self.precision_changes = 0
-        """Times that blocks went to peers of another dtype, as there were no others."""
+        """Times that blocks went to peers of another precision, as there were no others."""
         self._computed_on: Route = request.route
         """The last route that has run."""
         self.attempts = 0

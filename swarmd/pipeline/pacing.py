@@ -74,7 +74,7 @@ class Pacing(Moving):
         slow = self._slow
         if slow is None or event.ask != self._slow_ask:
             self._standby_found(event, now)
-        elif all(hop.dtype == slow.dtype for hop in event.hops):
+        elif all(hop.precision == slow.precision for hop in event.hops):
             self._leave_slow(now)
             self._take_hops(event, now)
 

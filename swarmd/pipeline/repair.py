@@ -40,13 +40,13 @@ def splice(kept: Sequence[Hop], found: Sequence[Hop]) -> Route:
             route.append(hop)
         else:
             span = Span(route[again].blocks.start, hop.blocks.end)
-            merged = Hop(hop.peer_id, span, hop.address, hop.pid, hop.dtype)
+            merged = Hop(hop.peer_id, span, hop.address, hop.pid, hop.precision)
             route[again:] = [merged]
     return tuple(route)
 
 
 def other_precision(before: Route, after: Route) -> Route:
-    """Return the hops of a route that compute blocks in another dtype than was done before.
+    """Return the hops of a route that compute blocks in another precision than was done before.
 
     What is not known to differ does not.
     """
@@ -56,7 +56,7 @@ def other_precision(before: Route, after: Route) -> Route:
         if any(
             old.blocks.start < hop.blocks.end
             and hop.blocks.start < old.blocks.end
-            and "" != old.dtype != hop.dtype != ""
+            and "" != old.precision != hop.precision != ""
             for old in before
         )
     )

@@ -86,12 +86,12 @@ class RouteSearch:
         if self.reach < Reach.HOPS:
             exclude |= {hop.peer_id for hop in kept}
         lost = self.lost()
-        return NeedRoute(self.next_ask(), lost, exclude, kept, tuple(map(self._dtype, lost)))
+        return NeedRoute(self.next_ask(), lost, exclude, kept, tuple(map(self._precision, lost)))
 
-    def _dtype(self, span: Span) -> str:
+    def _precision(self, span: Span) -> str:
         """What a span is computed in, by its own hops or, where that is not known, by others."""
         inside = [hop for hop in self.route if span.start <= hop.blocks.start < span.end]
-        return next((hop.dtype for hop in (*inside, *self.route) if hop.dtype), "")
+        return next((hop.precision for hop in (*inside, *self.route) if hop.precision), "")
 
     def next_ask(self) -> int:
         """Return a number for a question; earlier ones about the route are void."""
@@ -109,7 +109,7 @@ class RouteSearch:
         """Ask who could take the place of a hop that is there."""
         kept = tuple(other for other in self.route if other is not hop)
         exclude = self.avoided(now) | taken | {other.peer_id for other in self.route}
-        return NeedRoute(self.next_ask(), (hop.blocks,), exclude, kept, (hop.dtype,), True)
+        return NeedRoute(self.next_ask(), (hop.blocks,), exclude, kept, (hop.precision,), True)
 
     def answers(self, ask: int) -> bool:
         """Whether that was the last question."""

@@ -37,6 +37,6 @@ class RandomRoutes(Routes):
                 raise CoverageError(f"no live peer holds block {block}", missing)
             peer = self.random.choice(holders)
             end = min(span.end, peer.span.end)
-            hops.append(Hop(peer.peer_id, Span(block, end), peer.address, peer.pid, peer.dtype))
+            hops.append(Hop(peer.peer_id, Span(block, end), peer.address, peer.pid, peer.precision))
             block = end
         return hops

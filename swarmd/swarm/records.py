@@ -16,7 +16,7 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from swarmd.core.errors import ConfigError, ProtocolError
-from swarmd.core.peers import Announcement, ModelInfo, NodeState
+from swarmd.core.peers import MAX_PRECISION, Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.swarm.identity import Identity, peer_id_of, verify
 from swarmd.v1 import directory_pb2 as pb
@@ -164,6 +164,7 @@ def _body(a: Announcement) -> bytes:
         issued_at=a.issued_at,
         expires_at=a.expires_at,
         dtype=a.dtype,
+        precision=a.precision if a.precision != a.dtype else "",
         device=a.device,
         pid=a.pid,
         version=a.version,
@@ -204,6 +205,7 @@ def _value(message: pb.Announcement, signed: pb.SignedAnnouncement) -> Announcem
         issued_at=message.issued_at,
         expires_at=message.expires_at,
         dtype=message.dtype,
+        precision=message.precision or message.dtype,
         device=message.device,
         pid=message.pid,
         version=message.version,
@@ -253,6 +255,8 @@ def _node_fault(a: Announcement) -> str | None:
         return f"address {a.address[:80]!r} is not HOST:PORT"
     if a.dtype not in DTYPES:
         return f"dtype {a.dtype[:80]!r} is none of {', '.join(DTYPES)}"
+    if not _is_text(a.precision, 0, MAX_PRECISION):
+        return f"a precision that is not {MAX_PRECISION} printable characters at most"
     if not _is_text(a.device, 1, 64) or not _is_text(a.version, 0, 32):
         return "device or version is too long or not printable"
     return None

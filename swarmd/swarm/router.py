@@ -76,7 +76,7 @@ def cover(
     *,
     exclude: Iterable[str] = (),
     prefer: Iterable[str] = (),
-    same_dtype: str = "",
+    same_precision: str = "",
     positions: int = 0,
     before: str = "",
     after: str = "",
@@ -87,7 +87,7 @@ def cover(
     `before` and `after` are the peers on both sides of the hole. Exclude them and all other hops of
     the route: a peer is one hop of a session at most.
     """
-    request = RouteRequest(positions, frozenset(exclude), frozenset(prefer), same_dtype)
+    request = RouteRequest(positions, frozenset(exclude), frozenset(prefer), same_precision)
     terms = Terms(request, blocks, health, view.now, unseen)
     return _Routing(view, view.find(model), terms, (before, after)).route()
 
@@ -117,7 +117,7 @@ class _Routing:
         if path is None:
             raise _why_not(self._view, self._info, self._terms)
         return tuple(
-            Hop(offer.peer.peer_id, span, offer.peer.address, offer.peer.pid, offer.peer.dtype)
+            Hop(offer.peer.peer_id, span, offer.peer.address, offer.peer.pid, offer.peer.precision)
             for offer, span in path
         )
 
@@ -171,7 +171,7 @@ class _Routing:
     def _best(self, offers: Sequence[Offer], limit: Limit) -> Path | None:
         request = self._terms.request
         # What survivors save is more than any share of what strangers cost.
-        slack = 0.0 if request.prefer or request.same_dtype else SLACK
+        slack = 0.0 if request.prefer or request.same_precision else SLACK
         search = partial(self._search, limit=limit)
         return cheapest_route(offers, self._blocks, *self._ends, search, slack)
 

@@ -23,7 +23,7 @@ PENALTY_MS = 500.0
 """Per unit of `Health.penalty`."""
 STRANGER_BLOCK_MS = 1e6
 """Per block on a peer that is not preferred, while preferred ones hold that block."""
-OTHER_DTYPE_BLOCK_MS = 1e4
+OTHER_PRECISION_BLOCK_MS = 1e4
 BATCHED_SESSION = 0.25
 """How much of a step a session adds where sessions are batched, for itself and for those that are
 there. With a microbatch of 8 a step takes about a third longer than with one, on CPUs; but each of
@@ -44,8 +44,8 @@ class RouteRequest:
     """Peers that must not be used."""
     prefer: frozenset[str] = frozenset()
     """Peers that hold KV of this session already: used wherever they can be."""
-    same_dtype: str = ""
-    """Peers that compute in another dtype are used only where no other is left."""
+    same_precision: str = ""
+    """Peers that compute in another precision are used only where no other is left."""
     prompt_tokens: int = 0
     """Of the positions, those that are computed before the first token is drawn."""
     cached: Mapping[str, int] = field(default_factory=dict)
@@ -93,8 +93,8 @@ class Terms:
         block_cost = offer.block_cost + prefill_block_ms(peer) * self._prompt_part()
         if request.prefer and peer.peer_id not in request.prefer:
             block_cost += STRANGER_BLOCK_MS
-        if self._is_other_dtype(peer):
-            block_cost += OTHER_DTYPE_BLOCK_MS
+        if self._is_other_precision(peer):
+            block_cost += OTHER_PRECISION_BLOCK_MS
         if (room, block_cost, fixed_cost) == (offer.max_blocks, offer.block_cost, offer.fixed_cost):
             return offer
         return Offer(peer, offer.blocks, room, block_cost, fixed_cost)
@@ -107,7 +107,7 @@ class Terms:
         if after is before:
             return 0.0
         extra = after.fixed_cost - before.fixed_cost
-        return extra + (OTHER_DTYPE_BLOCK_MS if self._is_other_dtype(after.peer) else 0.0)
+        return extra + (OTHER_PRECISION_BLOCK_MS if self._is_other_precision(after.peer) else 0.0)
 
     def _prompt_part(self) -> float:
         """Return how many tokens of the prompt are to be computed for each that is drawn."""
@@ -115,8 +115,8 @@ class Terms:
         prefill = max(0, request.prompt_tokens - self.hit)
         return prefill / max(1, request.positions - request.prompt_tokens)
 
-    def _is_other_dtype(self, peer: Announcement) -> bool:
-        return self.request.same_dtype not in ("", peer.dtype)
+    def _is_other_precision(self, peer: Announcement) -> bool:
+        return self.request.same_precision not in ("", peer.precision)
 
 
 def plain_offer(

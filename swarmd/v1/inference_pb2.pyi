@@ -132,20 +132,20 @@ class ResumeFrom(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., lost: _Optional[str] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("peer_id", "address", "start", "end", "pid", "dtype")
+    __slots__ = ("peer_id", "address", "start", "end", "pid", "precision")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     address: str
     start: int
     end: int
     pid: int
-    dtype: str
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., pid: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+    precision: str
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., pid: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("started", "token", "route_changed", "redirect", "finished")
@@ -288,7 +288,7 @@ class Microbatch(_message.Message):
     def __init__(self, began: _Optional[float] = ..., ended: _Optional[float] = ..., steps: _Optional[int] = ..., decodes: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest", "plan")
+    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest", "plan", "precision")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +309,7 @@ class PeerStatus(_message.Message):
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     address: str
     start: int
@@ -329,7 +330,8 @@ class PeerStatus(_message.Message):
     step_ms: float
     model_digest: str
     plan: BlockRange
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ..., plan: _Optional[_Union[BlockRange, _Mapping]] = ...) -> None: ...
+    precision: str
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ..., plan: _Optional[_Union[BlockRange, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class BlockRange(_message.Message):
     __slots__ = ("start", "end")

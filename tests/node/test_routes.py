@@ -56,11 +56,11 @@ def test_a_hole_goes_to_a_peer_of_the_precision_that_computed_it() -> None:
         """There is nothing new."""
 
     routes = Routes("me", model, lambda: seen, look_again, clock)
-    kept = (Hop("k", Span(2, 4), dtype="float32"),)
+    kept = (Hop("k", Span(2, 4), precision="float32"),)
     for dtype, name in (("bfloat16", "h"), ("float32", "f")):
-        asked = Asked(8, dtypes={Span(0, 2): dtype})
+        asked = Asked(8, precisions={Span(0, 2): dtype})
         assert [h.peer_id for h in routes.find((Span(0, 2),), frozenset(), kept, asked)] == [name]
-    alone = Asked(8, dtypes={Span(0, 2): "float16"})
+    alone = Asked(8, precisions={Span(0, 2): "float16"})
     assert routes.find((Span(0, 2),), frozenset(), kept, alone), "another one is better than none"
 
 
@@ -74,7 +74,7 @@ def _peer(clock: FakeClock, peer_id: str, dtype: str) -> Announcement:
         state=NodeState.SERVING,
         issued_at=now,
         expires_at=now + 30,
-        dtype=dtype,
+        precision=dtype,
         kv_total_bytes=1 << 20,
         kv_free_bytes=1 << 20,
         kv_bytes_per_token=2,

@@ -11,22 +11,22 @@ from swarmd.pipeline.events import OtherPrecision
 from swarmd.pipeline.repair import other_precision
 
 
-def of(dtype: str, *parts: str) -> Route:
-    return tuple(replace(hop, dtype=dtype) for hop in hops(*parts))
+def of(precision: str, *parts: str) -> Route:
+    return tuple(replace(hop, precision=precision) for hop in hops(*parts))
 
 
-def repaired_by(dtype: str) -> Bench:
+def repaired_by(precision: str) -> Bench:
     bench = Bench()
     bench.run((*of("float32", "a 0:4"), *of("bfloat16", "b 4:8")))
     bench.lose("b")
-    bench.found(of(dtype, "c 4:8"))
+    bench.found(of(precision, "c 4:8"))
     bench.opened("a")
     bench.opened("c")
     return bench
 
 
 def test_the_lost_hops_own_precision_is_asked_for() -> None:
-    assert repaired_by("bfloat16").need.dtypes == ("bfloat16",)
+    assert repaired_by("bfloat16").need.precisions == ("bfloat16",)
 
 
 def test_a_repair_by_another_precision_is_said_and_counted_once() -> None:

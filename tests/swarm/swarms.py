@@ -61,7 +61,7 @@ def swarm_of(count: int, num_blocks: int, seed: int) -> list[Announcement]:
                 coordinate=(x + draw.gauss(0, 8), y + draw.gauss(0, 8), 0.1 + draw.random() * 4),
                 step_ms=length * draw.uniform(0.8, 1.2) * kind.speeds ** draw.random(),
                 sessions=draw.choice([0, 0, 1, 2, 3, 8, 16]),
-                dtype=draw.choice(["bfloat16", "bfloat16", "float16"]),
+                precision=draw.choice(["bfloat16", "bfloat16", "float16"]),
             )
         )
     return peers
@@ -93,6 +93,6 @@ def request_for(peers: list[Announcement], seed: int) -> tuple[RouteRequest, Hea
         positions=draw.choice([0, 256, 1024]),
         exclude=frozenset(draw.sample(ids, len(ids) // 50)),
         prefer=frozenset(draw.sample(ids, draw.choice([0, 0, 2]))),
-        same_dtype=draw.choice(["", "", "bfloat16"]),
+        same_precision=draw.choice(["", "", "bfloat16"]),
     )
     return request, health

@@ -27,6 +27,7 @@ FULL = peer(
     peer_id=ME.peer_id,
     address="[fe80::1]:65535",
     dtype="bfloat16",
+    precision="bfloat16/3fa94c01",
     device="cuda:1",
     version="0.1.0",
     step_ms=12.5,
@@ -63,7 +64,7 @@ def test_an_announcement_comes_back_as_it_went() -> None:
     data = records.encode(announcement)
     assert records.decode(data, NOW) == announcement
     assert records.encode(records.decode(data, NOW)) == data
-    assert len(data) < 300
+    assert len(data) < 320
 
 
 @settings(max_examples=50, deadline=None)
@@ -129,6 +130,8 @@ def test_an_announcement_has_its_time() -> None:
         ({"address": "host:65536"}, "not HOST:PORT"),
         ({"address": "x" * 241 + ":1"}, "not HOST:PORT"),
         ({"dtype": "int4"}, "is none of"),
+        ({"precision": "x" * 33}, "32 printable"),
+        ({"precision": "bfloat16/\x1b[2J"}, "32 printable"),
         ({"device": "cpu\x1b[2J"}, "not printable"),
         ({"version": "1" * 33}, "too long"),
         ({"span": Span(0, 9)}, "blocks 0:9 or 1:5 of a model with 8"),
@@ -203,3 +206,8 @@ def test_a_tombstone_does_not_list_its_model() -> None:
     assert [r.key for r in records.records_of(signed(state=NodeState.GONE))] == [
         records.model_key("ab" * 32)
     ]
+
+
+def test_an_older_node_that_names_no_precision_is_known_by_its_dtype() -> None:
+    plain = records.decode(records.encode(signed(precision="")), NOW)
+    assert plain.precision == plain.dtype

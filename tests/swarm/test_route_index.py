@@ -259,11 +259,11 @@ def test_preferred_peers_are_used_among_many_whatever_they_cost() -> None:
     ]
 
 
-def test_a_hole_is_covered_among_many_in_the_same_dtype() -> None:
-    peers = [peer(n, n % 5, n % 5 + 4, dtype="float16") for n in range(300)]
-    same = peer(900, 2, 6, dtype="bfloat16", step_ms=900.0)
+def test_a_hole_is_covered_among_many_in_the_same_precision() -> None:
+    peers = [peer(n, n % 5, n % 5 + 4, precision="float16") for n in range(300)]
+    same = peer(900, 2, 6, precision="bfloat16", step_ms=900.0)
     view = View([*peers, same], NOW)
-    hops = cover(view, "demo", Span(3, 6), Health(), same_dtype="bfloat16", before=peer_id(1))
+    hops = cover(view, "demo", Span(3, 6), Health(), same_precision="bfloat16", before=peer_id(1))
     assert [(hop.pid, hop.blocks) for hop in hops] == [(900, Span(3, 6))]
 
 

@@ -40,12 +40,12 @@ def text(route: Sequence[Hop]) -> str:
 
 
 def test_a_route_runs_through_all_blocks() -> None:
-    route = route_over(peer(1, 0, 3), peer(2, 3, 6), peer(3, 6, 8))
+    route = route_over(peer(1, 0, 3), peer(2, 3, 6, precision="float32"), peer(3, 6, 8))
     assert text(route) == "1@0:3 2@3:6 3@6:8"
     check_route(route, 8)
     assert route[1].address == "10.0.0.2:7420"
     assert route[1].pid == 2
-    assert route[1].dtype == "float32"
+    assert route[1].precision == "float32"
 
 
 def test_overlapping_spans_are_entered_in_the_middle() -> None:
@@ -179,10 +179,10 @@ def test_a_hole_is_covered_exactly() -> None:
     assert error.value.missing == ((3, 4),)
 
 
-def test_a_hole_is_covered_in_the_same_dtype_while_anybody_has_it() -> None:
-    fast = peer(1, 0, 8, dtype="float16")
-    slow = peer(2, 0, 4, dtype="bfloat16", step_ms=99.0)
-    hops = cover(View([fast, slow], NOW), "demo", Span(1, 6), Health(), same_dtype="bfloat16")
+def test_a_hole_is_covered_in_the_same_precision_while_anybody_has_it() -> None:
+    fast = peer(1, 0, 8, precision="float16")
+    slow = peer(2, 0, 4, precision="bfloat16", step_ms=99.0)
+    hops = cover(View([fast, slow], NOW), "demo", Span(1, 6), Health(), same_precision="bfloat16")
     assert text(hops) == "2@1:4 1@4:6"
 
 
