@@ -25,8 +25,13 @@ from swarmd.swarm.paths import path_cost
 from swarmd.swarm.placements import Load
 from swarmd.swarm.router import choose_route
 from swarmd.swarm.terms import OWN_WAIT, RouteRequest, Terms
-from swarmd.swarm.view import View
+from swarmd.swarm.view import View, block_ms, prefill_block_ms
 
+FAR = 2.0
+"""What peers measure of their speed moves with what else their machines do. Sessions follow it away
+from their prompt only where it makes so much of a difference."""
+SURE = 1.1
+"""The same for load and links, which are told more exactly."""
 LEAST_HIT = 0.5
 """A holder has more than this part of the prompt."""
 
@@ -58,22 +63,52 @@ def choose_among_holders(
     blocks = Span(0, view.find(model).num_blocks)
     share = 0.0 if stays else OWN_WAIT
     terms = Terms(request, blocks, health, view.now, unseen, batched_session=share)
-    return min((near, elsewhere), key=lambda route: token_ms(view, route, terms, origin))
+    ways = _Ways(view, terms, origin)
+    return elsewhere if ways.is_sooner(elsewhere, near) else near
 
 
-def token_ms(view: View, route: Route, terms: Terms, origin: str) -> float:
-    """Return what a token takes on a route in ms, with its part of what is left of the prompt."""
-    request = terms.request
-    hit = min(request.cached.get(hop.peer_id, 0) for hop in route)
-    terms = replace(terms, hit=min(hit, request.prompt_tokens))
-    path = []
-    for hop in route:
-        peer = view.peer(hop.peer_id)
-        offer = terms.offer(peer) if peer else None
-        assert offer is not None, "the route was found on these terms"
-        path.append((offer, hop.blocks))
-    end = view.peer(origin)
-    return path_cost(path, end, end)
+class _Ways:
+    """Two routes, and what a token takes on them."""
+
+    def __init__(self, view: View, terms: Terms, origin: str) -> None:
+        self._view = view
+        self._terms = terms
+        self._end = view.peer(origin)
+
+    def is_sooner(self, elsewhere: Route, near: Route) -> bool:
+        """Whether a session is done sooner elsewhere, surely: by load, or by far by speed."""
+        gained = self._hit(near) > self._hit(elsewhere)
+        if self._token_ms(near) > (FAR if gained else 1.0) * self._token_ms(elsewhere):
+            return True
+        speed = self._speed(near)
+        return self._token_ms(near, speed) > SURE * self._token_ms(elsewhere, speed)
+
+    def _hit(self, route: Route) -> int:
+        """Return how much of the prompt all of its hops have."""
+        request = self._terms.request
+        return min(request.prompt_tokens, *(request.cached.get(h.peer_id, 0) for h in route))
+
+    def _speed(self, route: Route) -> tuple[float, float]:
+        """Return the milliseconds of a block, for a step and for a position of a prompt."""
+        peers = [peer for hop in route if (peer := self._view.peer(hop.peer_id))]
+        steps, prefills = map(block_ms, peers), map(prefill_block_ms, peers)
+        return sum(steps) / len(peers), sum(prefills) / len(peers)
+
+    def _token_ms(self, route: Route, speed: tuple[float, float] | None = None) -> float:
+        """Return what a token takes, with its part of what is left of the prompt.
+
+        With `speed` as if all peers were so quick.
+        """
+        terms, path = replace(self._terms, hit=self._hit(route)), []
+        for hop in route:
+            peer = self._view.peer(hop.peer_id)
+            if peer is not None and speed is not None:
+                step_ms, prefill_ms = (each * len(peer.span) for each in speed)
+                peer = replace(peer, step_ms=step_ms, prefill_ms=prefill_ms)
+            offer = terms.offer(peer) if peer else None
+            assert offer is not None, "the route was found on these terms"
+            path.append((offer, hop.blocks))
+        return path_cost(path, self._end, self._end)
 
 
 def _holders(view: View, request: RouteRequest) -> list[Announcement]:

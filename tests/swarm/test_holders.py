@@ -50,7 +50,7 @@ def replicas(**of_holder: float) -> list[Announcement]:
 def test_a_holder_that_is_not_busy_gets_the_session() -> None:
     request = request_of({1: SYSTEM}, SYSTEM + OWN, NEW)
     assert chosen(replicas(), request) == [1]
-    assert chosen(replicas(step_ms=1.5 * STEP_MS), request) == [1]
+    assert chosen(replicas(step_ms=1.9 * STEP_MS), request) == [1], "speeds are not so exact"
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,10 @@ def test_a_holder_that_is_not_busy_gets_the_session() -> None:
     [
         # In tokens: what is spared, 2.6 ms each; what comes, 3.25 ms more each for every session.
         (SYSTEM, NEW, AT_HOME - 1),
-        (SYSTEM, 200, 8),
-        (150, NEW, 3),
-        (150, 500, 0),
+        # Ten in a hundred are not worth going elsewhere.
+        (SYSTEM, 200, 11),
+        (150, NEW, 6),
+        (150, 500, 2),
     ],
 )
 def test_an_idle_replica_gets_it_where_the_holder_is_busier_than_its_prefix_is_worth(
@@ -73,8 +74,8 @@ def test_an_idle_replica_gets_it_where_the_holder_is_busier_than_its_prefix_is_w
 
 def test_waiting_steps_count_as_sessions_do() -> None:
     request = request_of({1: SYSTEM}, SYSTEM + OWN, 200)
-    assert chosen(replicas(queue_depth=8), request) == [1]
-    assert chosen(replicas(queue_depth=9), request) == [2]
+    assert chosen(replicas(queue_depth=11), request) == [1]
+    assert chosen(replicas(queue_depth=12), request) == [2]
 
 
 def test_a_crowd_of_agents_with_one_system_prompt_stays_together() -> None:
