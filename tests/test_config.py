@@ -113,6 +113,7 @@ def test_variables_of_kubernetes_services_are_not_mistaken_for_ours() -> None:
         ("gap_wait", "nan", "seconds"),
         ("gap_wait", [1], "number of seconds"),
         ("link_timeout", 0, "between 1 and 600"),
+        ("lease", 121, "between 3 and 120"),
         ("insecure", "maybe", "true or false"),
         ("log_level", "loud", "not one of"),
         ("model", "  ", "expected text"),

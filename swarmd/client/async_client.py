@@ -62,7 +62,7 @@ class AsyncClient:
         connect_timeout: float = 5.0,
         resume: ResumePolicy | None = None,
     ) -> None:
-        given = options.addresses(GRPC_PORT)(nodes)
+        given = options.addresses(GRPC_PORT)(nodes) if nodes else ()
         assert isinstance(given, tuple)
         if not given:
             raise ConfigError("no node given; name at least one HOST:PORT")

@@ -255,7 +255,7 @@ def _sampling(options: GenerateOptions) -> peer_pb2.Sampling:
 
 def _max_tokens(value: int | None) -> int:
     if value is not None and not 1 <= value <= _MAX_ID:
-        raise RequestError(f"max_tokens must be at least 1, not {value}")
+        raise RequestError(f"max_tokens must be between 1 and {_MAX_ID}, not {value}")
     return value or 0
 
 

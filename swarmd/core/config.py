@@ -16,6 +16,7 @@ from typing import Any
 
 from swarmd.core import options
 from swarmd.core.errors import ConfigError
+from swarmd.core.peers import MAX_LEASE_S
 
 GRPC_PORT = 7420
 DHT_PORT = 7421
@@ -222,7 +223,7 @@ class NodeConfig:
     lease: float = _key(
         30.0,
         "How long an announcement is valid; it is renewed well before.",
-        options.seconds(3.0, 3600),
+        options.seconds(3.0, MAX_LEASE_S),
         "SECONDS",
     )
     state_dir: Path = field(

@@ -12,6 +12,8 @@ from swarmd.core.span import Span
 
 MAX_PRECISION = 32
 """Characters of a precision's name."""
+MAX_LEASE_S = 120.0
+"""For which an announcement may be valid: nobody believes one that asks for more."""
 PEER_ID_HEX = 40
 """A peer id is the first 20 bytes of the SHA-256 of the node's public key, in lower-case hex."""
 

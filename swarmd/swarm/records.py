@@ -16,13 +16,18 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from swarmd.core.errors import ConfigError, ProtocolError
-from swarmd.core.peers import MAX_PRECISION, Announcement, ModelInfo, NodeState
+from swarmd.core.peers import (
+    MAX_LEASE_S,
+    MAX_PRECISION,
+    Announcement,
+    ModelInfo,
+    NodeState,
+)
 from swarmd.core.span import Span
 from swarmd.swarm.identity import Identity, peer_id_of, verify
 from swarmd.v1 import directory_pb2 as pb
 
 MAX_RECORD_BYTES = 1024
-MAX_LEASE_S = 120.0
 CLOCK_SKEW_S = 10.0
 """How far ahead of ours another node's clock may be."""
 MAX_BLOCKS = 4096

@@ -111,6 +111,7 @@ async def test_the_three_kinds_of_prompt() -> None:
         {"prompt": [{"role": "user", "content": 3}]},
         {"prompt": None},
         {"max_tokens": 0},
+        {"max_tokens": 1 << 32},
         {"temperature": -1},
         {"top_p": 0},
         {"seed": -1},
@@ -446,9 +447,9 @@ async def test_a_closed_client_says_so() -> None:
         await client.complete("p")
 
 
-@pytest.mark.parametrize("nodes", ["", [], "a:b", "x:0", "http://h:1"])
+@pytest.mark.parametrize("nodes", ["", [], ",", "a:b", "x:0", "http://h:1"])
 def test_a_node_that_is_no_address_is_refused(nodes: Any) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="HOST:PORT|port"):
         AsyncClient(nodes)
 
 
