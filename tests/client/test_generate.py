@@ -449,7 +449,7 @@ async def test_a_closed_client_says_so() -> None:
 
 @pytest.mark.parametrize("nodes", ["", [], ",", "a:b", "x:0", "http://h:1"])
 def test_a_node_that_is_no_address_is_refused(nodes: Any) -> None:
-    with pytest.raises(ConfigError, match="HOST:PORT|port"):
+    with pytest.raises(ConfigError, match=r"HOST:PORT|port"):
         AsyncClient(nodes)
 
 
