@@ -20,6 +20,7 @@ from swarmd.core.span import Span
 from swarmd.engine import attention, packed, probe, tile_attention
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
+from swarmd.engine.precision import precision_of
 from swarmd.engine.progress import Progress
 from swarmd.engine.source import Source, TensorMeta
 from swarmd.engine.stage import Stage
@@ -67,6 +68,7 @@ def load_stage(
     if packed.unpack_those_read(model):
         stage = Stage(model, layout, span, info, kind, where)
         examine(stage)
+    stage.precision = precision_of(stage)
     stage.budget = KVBudget(kv_memory if kv_memory is not None else free_memory(where) // 2)
     return stage
 

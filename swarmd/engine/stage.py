@@ -75,6 +75,8 @@ class Stage:
         """Whether a replay, chunk by chunk, gives the bits of the first time. Set by the probe."""
         self.chunk_exact = False
         """Whether a prompt gives the same bits in whatever chunks it comes. Set by the probe."""
+        self.precision = ""
+        """What it computes in, as others are told (`swarmd.engine.precision`). Set at load."""
         self.kv_bytes_per_token = 0
         """Over the whole span; a session that runs fewer blocks takes its share."""
         self.kv_bytes_fixed = 0

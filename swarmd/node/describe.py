@@ -9,7 +9,6 @@ from swarmd import __version__
 from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
-from swarmd.engine.precision import precision_of
 from swarmd.engine.stage import Stage
 from swarmd.node.executor import Executor
 from swarmd.node.host import StageHost
@@ -74,7 +73,7 @@ class Description:
     def loaded(self, stage: Stage, executor: Executor, host: StageHost) -> None:
         """From now on measure these."""
         self._stage, self._executor, self._host = stage, executor, host
-        self._base = replace(self._base, precision=precision_of(stage))
+        self._base = replace(self._base, precision=stage.precision)
 
     def now(self, state: NodeState, coordinate: tuple[float, ...]) -> Announcement:
         """Return the announcement for this moment."""

@@ -43,6 +43,7 @@ class SimStage(ToyStage):
     """A toy stage with what a node asks of `engine.stage.Stage`."""
 
     device = "toy"
+    precision = "float32"
     replay_exact = True
     chunked_prefill = True
 
