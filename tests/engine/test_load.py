@@ -14,6 +14,7 @@ from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.frames import DType
 from swarmd.core.span import Span
 from swarmd.engine import load
+from swarmd.engine.precision import precision_of
 from swarmd.engine.tiles import LANES
 from tests.engine.architectures import Architecture
 from tests.engine.sources import DirectorySource
@@ -41,6 +42,7 @@ def test_a_stage_says_what_it_is(source: DirectorySource) -> None:
     assert stage.kv_bytes_per_token == 3 * 2 * (12 + LANES) * 2
     assert stage.ragged
     assert stage.ragged_reason == ""
+    assert stage.precision == precision_of(stage)
 
 
 def test_the_models_own_name_is_used_unless_another_is_given(source: DirectorySource) -> None:
