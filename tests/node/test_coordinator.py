@@ -265,3 +265,44 @@ async def test_a_prompt_that_is_being_computed_is_waited_for_however_long_it_tak
         looks.pop()()
         assert second.driver.state is not DriverState.NEW, "nobody computes it: no use to wait"
         assert not looks
+
+
+class Found(NoRoom):
+    """Routes of one hop, each where the test says."""
+
+    def __init__(self, *peers: str) -> None:
+        super().__init__()
+        self._peers = list(peers)
+        self.stayed: list[bool] = []
+
+    def find(
+        self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
+    ) -> Route:
+        self.stayed.append(asked.stays)
+        return (Hop(self._peers.pop(0), Span(0, toy_model().num_blocks)),)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_while_one_computes_a_held_prompt_elsewhere_others_stay_with_its_holders(
+    claimed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Knocks, "ask", lambda *arguments: None)
+    routes = Found("holder", "other", "holder", "holder")
+    one = coordinator(routes, prefix_unit=64)
+    prompt = tuple(range(1, 12)) * 30
+    with ExitStack() as inside:
+
+        async def comes(number: int, request: Generation) -> None:
+            inside.enter_context(one.run(replace(request, prompt_ids=prompt)))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert len(routes.stayed) == number
+
+        await comes(1, generation(1))
+        (first,) = one._runs.values()
+        one._book.learn(first.driver.request.prefix, ["holder"])
+        one._prompt_done(first)
+        # What a client claims of its prompt may not keep others from going where they like.
+        await comes(2, resumed(2) if claimed else generation(2))
+        await comes(3, generation(3))
+    assert routes.stayed == [False, False, not claimed]
