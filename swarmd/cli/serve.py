@@ -70,6 +70,7 @@ def _daemon(settings: NodeConfig) -> ModuleType:
             if importlib.util.find_spec(package) is None:
                 raise _missing(package)
         preflight.check_model(settings)
+        preflight.import_models()
         from swarmd.node import daemon
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from swarmd.core.errors import ModelError
 from swarmd.engine import families
+from swarmd.engine.lean_import import without_compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
 def on_meta(built: type[nn.Module], config: PreTrainedConfig) -> Any:
     """Build a model without any weights. Raises ModelError when the config contradicts itself."""
     try:
-        with quiet(), torch.device("meta"), no_init_weights():
+        with quiet(), without_compiler(), torch.device("meta"), no_init_weights():
             return built._from_config(copy.deepcopy(config))  # type: ignore[attr-defined]
     except Exception as error:
         raise ModelError(
@@ -179,6 +180,7 @@ def _runs_before_blocks(
         for name in names:
             hooks.enter_context(_on_call(getattr(owner, name), lambda name=name: called.add(name)))
         hooks.enter_context(_on_call(first_block, _stop))
+        hooks.enter_context(without_compiler())
         _run_to_first_block(model)
     return called
 

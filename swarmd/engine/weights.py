@@ -28,6 +28,7 @@ from swarmd.engine.layout import (
     on_meta,
     quiet,
 )
+from swarmd.engine.lean_import import without_compiler
 from swarmd.engine.progress import Meter, Progress
 from swarmd.engine.source import Source
 
@@ -67,7 +68,7 @@ def load_span(
     meter = Meter(progress, total, f"load blocks {span}")
     built = _span_class(config, span, layout)
     try:
-        with quiet(), _one_by_one():
+        with quiet(), without_compiler(), _one_by_one():
             model, report = built.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=config,

@@ -18,6 +18,7 @@ from pathlib import Path
 from swarmd.core import options
 from swarmd.core.config import NodeConfig, flag_name
 from swarmd.core.errors import ConfigError
+from swarmd.engine.lean_import import import_lean
 from swarmd.engine.look import look_for
 
 LOCK_FILE = "lock"
@@ -39,6 +40,11 @@ def cleared(config: NodeConfig) -> Iterator[None]:
 def check_model(config: NodeConfig) -> None:
     """Raise what opening the model would, where a look shows it. Raises as `look_for`."""
     look_for(config.model, config.revision)
+
+
+def import_models() -> None:
+    """Import what all models need, before the daemon imports more of it than it uses."""
+    import_lean()
 
 
 @contextmanager

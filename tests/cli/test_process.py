@@ -117,6 +117,38 @@ async def test_a_slip_in_the_model_is_told_without_torch(
     assert imported == "[]"
 
 
+def told_of(*heavy: str) -> str:
+    """Code that makes a process say at once when it imports one of these."""
+    return f"""
+import sys
+
+class Told:
+    def find_spec(name, path=None, target=None):
+        if name in {heavy}:
+            print("imported", name, file=sys.stderr, flush=True)
+
+sys.meta_path.insert(0, Told)
+"""
+
+
+async def test_a_node_loads_its_model_without_what_it_does_not_use(tmp_path: Path) -> None:
+    """Each of these would be half a second of CPU more before it serves, or tens of megabytes."""
+    probe = told_of("scipy.linalg", "torch._inductor", "torch.distributed.tensor")
+    ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
+    limits = ("--threads", "1", "--kv-memory", "16MiB", "--dtype", "float32")
+    line = ("serve", str(demo_model()), *ports, *limits, "--state-dir", str(tmp_path))
+    process = await start(*line, before=probe)
+    assert process.stdout is not None
+    try:
+        said = await asyncio.wait_for(process.stdout.readline(), 120)
+        assert said.startswith(b"serving "), said
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code, _, err = await result(process)
+    assert code == 0
+    assert [line for line in err.splitlines() if line.startswith("imported ")] == []
+
+
 async def test_ctrl_c_ends_it_quietly_and_frees_the_session() -> None:
     node = ScriptedNode(script=two_then_nothing)
     async with serving(node):

@@ -49,6 +49,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
     monkeypatch.setattr(swarmd.node, "daemon", stand_in, raising=False)
     monkeypatch.setattr(preflight, "cleared", lambda config: nullcontext())
     monkeypatch.setattr(preflight, "check_model", lambda config: None)
+    monkeypatch.setattr(preflight, "import_models", lambda: None)
     for name in ("SWARMD_MODEL", "SWARMD_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return stand_in  # type: ignore[no-any-return]
