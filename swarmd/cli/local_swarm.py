@@ -6,7 +6,9 @@ process with its own state directory and log file.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -22,6 +24,8 @@ from swarmd.core.errors import SwarmdError
 
 _READY = re.compile(r"^serving .* at (\S+)", re.MULTILINE)
 _LOG_TAIL = 2000
+_PORTS = (20000, 32768)
+"""Below those that systems give to whoever asks for any: from 32768 on Linux, 49152 elsewhere."""
 
 
 class LocalNode:
@@ -208,7 +212,14 @@ class LocalSwarm:
 
 
 def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a TCP port that was free a moment ago, and still is when a node comes to it.
+
+    The system gives out others by itself, so nobody else takes it in between, or while its node is
+    started again.
+    """
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(*_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
