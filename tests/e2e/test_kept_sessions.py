@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import Client
 from swarmd.core.errors import KVExhausted, LeaseEnded, PromptTooLong, RequestError
-from swarmd.core.results import KeptSession
+from swarmd.core.results import Completion, KeptSession
 
 FLAGS = (
     *("--dtype", "float32", "--threads", "1", "--chunk-size", "64"),
@@ -33,15 +35,38 @@ def pair(model_dir: Path) -> Iterator[LocalSwarm]:
         yield nodes
 
 
+class Keeper(Client):
+    """A client whose leases last for as long as a test may take, and end with it."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        super().__init__(nodes, timeout=60.0)
+        self._kept: list[KeptSession] = []
+
+    def complete(self, *prompt: Any, **options: Any) -> Completion:
+        done = super().complete(*prompt, **options)
+        if done.kept is not None:
+            self._kept.append(done.kept)
+        return done
+
+    def release_all(self) -> None:
+        for kept in self._kept:
+            with suppress(LeaseEnded):
+                self.release(kept)
+
+
+LONG = 100.0
+
+
 @pytest.fixture
 def client(pair: LocalSwarm) -> Iterator[Client]:
-    with Client(pair.addresses, timeout=60.0) as one:
+    with Keeper(pair.addresses) as one:
         yield one
+        one.release_all()
     wait_until_kv_is_free(pair.addresses)
 
 
 def wait_until_kv_is_free(addresses: Sequence[str]) -> None:
-    """Wait until all leases have ended: tests ask for short ones."""
+    """Wait until all leases have ended."""
     deadline = time.monotonic() + 20.0
     for address in addresses:
         with Client(address) as client:
@@ -73,10 +98,10 @@ def kv_bytes(client: Client) -> float:
 
 
 def test_a_next_turn_goes_on_without_prefill(client: Client, model_dir: Path) -> None:
-    first = ask(client, PROMPT, 30, keep_alive=5)
+    first = ask(client, PROMPT, 30, keep_alive=LONG)
     assert first.kept is not None
     assert first.kept.token_ids == (*PROMPT, *first.token_ids)
-    second = ask(client, [5, 6, 7], 20, continue_from=first.kept, keep_alive=5)
+    second = ask(client, [5, 6, 7], 20, continue_from=first.kept, keep_alive=LONG)
     # All but the last id, which no hop has been given yet.
     assert second.cached_tokens == len(PROMPT) + 30 - 1
     assert second.num_prompt_tokens == len(PROMPT) + 30 + 3
@@ -89,7 +114,7 @@ def test_a_next_turn_goes_on_without_prefill(client: Client, model_dir: Path) ->
 def test_forks_share_their_past_and_give_what_they_give_alone(
     client: Client, model_dir: Path
 ) -> None:
-    first = ask(client, PROMPT, 30, keep_alive=6)
+    first = ask(client, PROMPT, 30, keep_alive=LONG)
     held = kv_bytes(client)
     tails = [[n, n + 1] for n in range(6)]
     streams = [
@@ -110,7 +135,7 @@ def test_forks_share_their_past_and_give_what_they_give_alone(
 
 
 def test_a_fork_may_leave_in_the_middle(client: Client, model_dir: Path) -> None:
-    first = ask(client, PROMPT, 30, keep_alive=3)
+    first = ask(client, PROMPT, 30, keep_alive=LONG)
     other = ask(client, [9], 10, continue_from=first.kept.first(len(PROMPT) + 10))
     assert other.cached_tokens >= len(PROMPT) + 9
     assert other.token_ids == alone(model_dir, [*PROMPT, *first.token_ids[:10], 9], 10)
@@ -131,7 +156,7 @@ def test_a_lease_that_has_ended_is_an_error_that_says_what_to_do(
 
 def test_a_lease_can_be_released_early(client: Client) -> None:
     free = kv_bytes(client)
-    first = ask(client, PROMPT, 10, keep_alive=100)
+    first = ask(client, PROMPT, 10, keep_alive=LONG)
     assert first.kept is not None
     assert kv_bytes(client) > free
     with pytest.raises(LeaseEnded, match="not kept by this node"):
@@ -145,7 +170,7 @@ def test_a_lease_can_be_released_early(client: Client) -> None:
 
 
 def test_a_session_that_was_never_kept_is_an_error(client: Client) -> None:
-    first = ask(client, PROMPT, 4, keep_alive=1)
+    first = ask(client, PROMPT, 4, keep_alive=LONG)
     for stranger in (
         replace(first.kept, secret="00" * 16),
         KeptSession(first.kept.address, "00" * 16, "00" * 16, 10),
@@ -160,19 +185,19 @@ def test_keeping_is_bounded_in_time_and_room(client: Client) -> None:
     with pytest.raises(RequestError, match="keeps sessions for 120 s at most"):
         ask(client, PROMPT, 4, keep_alive=121)
     with pytest.raises(PromptTooLong, match="ask without keep_alive, or for fewer tokens"):
-        ask(client, PROMPT, 500, keep_alive=5)
-    ask(client, PROMPT, 300, keep_alive=3)
+        ask(client, PROMPT, 500, keep_alive=LONG)
+    ask(client, PROMPT, 300, keep_alive=LONG)
     with pytest.raises(KVExhausted, match="for kept sessions are taken here"):
-        ask(client, PROMPT[::-1], 300, keep_alive=3)
+        ask(client, PROMPT[::-1], 300, keep_alive=LONG)
     assert len(ask(client, PROMPT[::-1], 5).token_ids) == 5
 
 
 def test_a_conversation_is_continued_as_far_as_it_begins_alike(client: Client) -> None:
-    first = client.complete("def first(", max_tokens=70, ignore_eos=True, keep_alive=3)
+    first = client.complete("def first(", max_tokens=70, ignore_eos=True, keep_alive=LONG)
     second = client.complete("\n\n", max_tokens=5, continue_from=first.kept)
     assert second.cached_tokens == first.num_prompt_tokens + 69
     stopped = client.complete(
-        "def a():\n", max_tokens=60, stop=["\n"], ignore_eos=True, keep_alive=3
+        "def a():\n", max_tokens=60, stop=["\n"], ignore_eos=True, keep_alive=LONG
     )
     assert stopped.kept.tokens == stopped.num_prompt_tokens + len(stopped.token_ids)
     after = client.complete("x", max_tokens=5, continue_from=stopped.kept)

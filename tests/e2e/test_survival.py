@@ -87,6 +87,7 @@ def test_a_coordinator_that_is_no_hop_sees_no_activations_and_is_replaced_when_i
 
 def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: LocalSwarm) -> None:
     undisturbed = client.complete(LONG_PROMPT, max_tokens=24, ignore_eos=True)
+    computed = {node.address: positions(node.address) for node in whole_swarm.nodes}
     tokens = client.generate(LONG_PROMPT, max_tokens=24, ignore_eos=True, cache_salt="afresh")
     came: list[int] = []
     came_before: list[int] = []
@@ -94,8 +95,9 @@ def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: Lo
     def kill_soon() -> None:
         while not tokens.route:
             time.sleep(0.001)
-        # Well within the prefill, which takes most of the time to the first token.
-        time.sleep(undisturbed.ttft_s * 0.3)
+        # Well within the prefill: there are many chunks, and it has had the first.
+        while positions(tokens.route[1].address) == computed[tokens.route[1].address]:
+            time.sleep(0.001)
         whole_swarm.node_of(tokens.route[1].pid).kill()
         came_before.append(len(came))
 
@@ -107,6 +109,12 @@ def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: Lo
     assert came_before == [0]
     assert tokens.result.repairs >= 1
     assert tuple(came) == undisturbed.token_ids
+
+
+def positions(address: str) -> float:
+    """How many positions the node at this address has computed."""
+    with Client(address, timeout=30.0) as one:
+        return one.status().counters["compute_tokens"]
 
 
 def test_a_second_hop_may_die_after_the_first(client: Client, whole_swarm: LocalSwarm) -> None:
