@@ -10,6 +10,7 @@ from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import Client
 
 PROMPT = "def read_file(path):"
+TOKENS = 120
 FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "64MiB", "--gap-wait", "120")
 
 
@@ -18,8 +19,8 @@ def test_a_neighbour_that_holds_everything_takes_over(model_dir: Path) -> None:
         nodes.wait_ready(READY_S)
         wait_for_replicas(nodes, replicas=1)
         with Client(nodes.addresses, timeout=200.0) as client:
-            plain = client.complete(PROMPT, max_tokens=400, ignore_eos=True)
-            tokens = client.generate(PROMPT, max_tokens=400, ignore_eos=True)
+            plain = client.complete(PROMPT, max_tokens=TOKENS, ignore_eos=True)
+            tokens = client.generate(PROMPT, max_tokens=TOKENS, ignore_eos=True)
             for count, _ in enumerate(tokens, start=1):
                 if count == 25:
                     nodes.node_of(tokens.route[1].pid).kill()

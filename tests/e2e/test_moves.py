@@ -48,8 +48,8 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
         rest = [node for node in nodes.nodes if node is not victim]
         assert status_of(rest[0]).models[0].thin == (tuple(map(int, span.split(":"))),)
         with Client([node.address for node in rest], timeout=200.0) as client:
-            plain = client.complete(PROMPT, max_tokens=200, ignore_eos=True)
-            tokens = client.generate(PROMPT, max_tokens=200, ignore_eos=True)
+            plain = client.complete(PROMPT, max_tokens=80, ignore_eos=True)
+            tokens = client.generate(PROMPT, max_tokens=80, ignore_eos=True)
             for count, _ in enumerate(tokens, start=1):
                 if count == 25:
                     victim.kill()
