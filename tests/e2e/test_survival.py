@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import pytest
 from e2e_swarm import wait_for_replicas
@@ -17,7 +18,7 @@ from swarmd.core.errors import CoverageError
 from swarmd.core.results import Completion
 
 PROMPT = "def fibonacci(n):"
-LONG_PROMPT = "\n\n".join(f"def function_{i}(value):\n    return value + {i}" for i in range(60))
+LONG_PROMPT = "\n\n".join(f"def function_{i}(value):\n    return value + {i}" for i in range(120))
 TOKENS = 80
 KILL_AT = 30
 
@@ -87,34 +88,39 @@ def test_a_coordinator_that_is_no_hop_sees_no_activations_and_is_replaced_when_i
 
 def test_a_hop_killed_during_prefill_is_replaced(client: Client, whole_swarm: LocalSwarm) -> None:
     undisturbed = client.complete(LONG_PROMPT, max_tokens=24, ignore_eos=True)
-    computed = {node.address: positions(node.address) for node in whole_swarm.nodes}
-    tokens = client.generate(LONG_PROMPT, max_tokens=24, ignore_eos=True, cache_salt="afresh")
     came: list[int] = []
     came_before: list[int] = []
+    with ExitStack() as doors:
+        ask = {
+            node.address: doors.enter_context(Client(node.address, timeout=30.0))
+            for node in whole_swarm.nodes
+        }
+        before = {address: computed(door) for address, door in ask.items()}
+        tokens = client.generate(LONG_PROMPT, max_tokens=24, ignore_eos=True, cache_salt="afresh")
 
-    def kill_soon() -> None:
-        while not tokens.route:
-            time.sleep(0.001)
-        # Well within the prefill: there are many chunks, and it has had the first.
-        while positions(tokens.route[1].address) == computed[tokens.route[1].address]:
-            time.sleep(0.001)
-        whole_swarm.node_of(tokens.route[1].pid).kill()
-        came_before.append(len(came))
+        def kill_soon() -> None:
+            while not tokens.route:
+                time.sleep(0.001)
+            hop = tokens.route[1]
+            # Well within the prefill: there are dozens of chunks, and it has had the first.
+            while computed(ask[hop.address]) == before[hop.address]:
+                pass
+            whole_swarm.node_of(hop.pid).kill()
+            came_before.append(len(came))
 
-    killer = threading.Thread(target=kill_soon)
-    killer.start()
-    for token in tokens:
-        came.append(token.id)
-    killer.join()
+        killer = threading.Thread(target=kill_soon)
+        killer.start()
+        for token in tokens:
+            came.append(token.id)
+        killer.join()
     assert came_before == [0]
     assert tokens.result.repairs >= 1
     assert tuple(came) == undisturbed.token_ids
 
 
-def positions(address: str) -> float:
-    """How many positions the node at this address has computed."""
-    with Client(address, timeout=30.0) as one:
-        return one.status().counters["compute_tokens"]
+def computed(door: Client) -> float:
+    """How many positions the node behind this client has computed."""
+    return door.status().counters["compute_tokens"]
 
 
 def test_a_second_hop_may_die_after_the_first(client: Client, whole_swarm: LocalSwarm) -> None:
