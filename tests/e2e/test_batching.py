@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from e2e_swarm import READY_S
 
 from swarmd.cli.bench import models
@@ -22,6 +23,7 @@ def overlap(one: Sequence[Microbatch], other: Sequence[Microbatch]) -> float:
     return sum(max(0.0, min(a.ended, b.ended) - max(a.began, b.began)) for a in one for b in other)
 
 
+@pytest.mark.alone
 def test_stages_share_a_crowd_and_compute_at_the_same_time() -> None:
     model = models.find("small", "float32")
     with LocalSwarm(str(model.directory), model.spans(2), flags=FLAGS) as nodes:
