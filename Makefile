@@ -13,13 +13,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(STAMP)
 	$(BIN)/swarmd demo
 
-# Daemons of their own, and how long they take: these tests run one after the other, the rest in two
-# processes, a file in one of them.
-SERIAL := tests/e2e tests/cli
+# In two processes: first what computes in them, a file in one of them; then what starts daemons,
+# where those that share a swarm are in one (tests/conftest.py). Last what needs the machine alone.
+DAEMONS := tests/e2e tests/cli
 
 test: $(STAMP) check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(SERIAL:%=--ignore=%)
-	$(BIN)/python -m pytest $(SERIAL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(DAEMONS:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone" $(DAEMONS)
+	$(BIN)/python -m pytest -m alone $(DAEMONS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -55,14 +56,15 @@ soak: $(STAMP)
 	$(BIN)/python -m bench.chaos.soak $(HOURS)
 
 # torch first and alone: where the machine's index offers a CPU build, a looser
-# range would draw in several gigabytes of CUDA packages.
+# range would draw in several gigabytes of CUDA packages. What is imported is
+# compiled then: a tenth of what there is.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "swarmd needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.13" >&2; exit 1; }
 	@echo "installing into $(VENV), which takes some minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q -c constraints.txt torch
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[node,dev,bench]'
+	@$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
+	@$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[node,dev,bench]'
 	@touch $@
 
 # Seeded storms over simulated hop tables and drivers, then over whole simulated nodes; a failing
