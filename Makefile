@@ -13,14 +13,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(STAMP)
 	$(BIN)/swarmd demo
 
-# In two processes: first what computes in them, a file in one of them; then what starts daemons,
-# where those that share a swarm are in one (tests/conftest.py). Last what needs the machine alone.
+# What computes in the tests' own processes runs in two of them, a file in one; what starts daemons
+# runs one after the other: in two they take as long, as daemons use both cores.
 DAEMONS := tests/e2e tests/cli
 
 test: $(STAMP) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(DAEMONS:%=--ignore=%)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone" $(DAEMONS)
-	$(BIN)/python -m pytest -m alone $(DAEMONS)
+	$(BIN)/python -m pytest $(DAEMONS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -162,7 +162,8 @@ class Opening(ABC):
         if self._search.reach is Reach.OTHERS:
             self._search.reach = Reach.HOPS
             return self._need_route(now)
-        if self._search.reach is Reach.HOPS and self._search.avoided(now):
+        # Not who is avoided now: to look may have taken longer than that was to last.
+        if self._search.reach is Reach.HOPS and self._search.passed_over:
             return self._reuse(event, now)
         self.error = event.error or self._uncovered(event.missing)
         hopeless = not self._has_run and not isinstance(self.error, errors.CapacityError)

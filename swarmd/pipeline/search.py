@@ -30,6 +30,8 @@ class RouteSearch:
     def __init__(self, num_blocks: int) -> None:
         self.route: Route = ()
         self.reach = Reach.OTHERS
+        self.passed_over = False
+        """Whether the last question left out peers that were avoided when it was asked."""
         self._num_blocks = num_blocks
         self._gone: set[str] = set()
         self._avoid_until: dict[str, float] = {}
@@ -83,6 +85,7 @@ class RouteSearch:
         exclude: frozenset[str] = frozenset()
         if self.reach < Reach.AVOIDED:
             exclude |= self.avoided(now)
+        self.passed_over = bool(exclude)
         if self.reach < Reach.HOPS:
             exclude |= {hop.peer_id for hop in kept}
         lost = self.lost()

@@ -300,6 +300,23 @@ def test_without_room_a_session_waits_holding_nothing_and_tries_again() -> None:
     assert steps(bench.opened("b"))
 
 
+def test_a_look_that_takes_longer_than_a_peer_is_avoided_does_not_make_it_missing() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.refuse("b", Refusal.KV_EXHAUSTED)
+    bench.missing((4, 8))
+    assert bench.need.exclude == {"b"}
+    bench.now += bench.driver.policy.avoid_for + 1  # the machine is busy, the directory is slow
+    bench.missing((4, 8))
+    assert bench.driver.state is not DriverState.DONE
+    bench.wait(0.2)
+    assert bench.need.exclude == frozenset()
+    bench.found()
+    bench.opened("a")
+    assert steps(bench.opened("b"))
+
+
 def wait_for_room(bench: Bench, seconds: float) -> None:
     until = bench.now + seconds
     while bench.driver.state is not DriverState.DONE and bench.now < until:
