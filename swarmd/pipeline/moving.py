@@ -63,12 +63,14 @@ class Moving(Opening):
             self._out += actions
             self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
 
-    def _standby_lost(self, peer_id: str, seconds: float, now: float) -> None:
-        """Do without a peer that held a copy."""
+    def _standby_lost(
+        self, peer_id: str, seconds: float, now: float, *, lives: bool = False
+    ) -> None:
+        """Do without a peer that held a copy; it is told so if it `lives`."""
         peers = self.standbys.lose(peer_id, now)
         if peers:
             self._search.avoid(peer_id, now + seconds)
-            self._close(peer for peer in peers if peer.peer_id != peer_id)
+            self._close(peer for peer in peers if lives or peer.peer_id != peer_id)
 
     def _copied(self, event: ev.Received, now: float) -> None:
         news = event.frame
@@ -84,7 +86,7 @@ class Moving(Opening):
         assert isinstance(event.frame, Leaving)
         hop = self._search.hop(event.peer_id)
         if hop is None:
-            self._standby_lost(event.peer_id, self.policy.gap_wait, now)
+            self._standby_lost(event.peer_id, self.policy.gap_wait, now, lives=True)
         elif self.held.copies(event.peer_id):
             self.standbys.want(hop, now, leaving=True)
         if self.state is DriverState.RUNNING:

@@ -191,6 +191,18 @@ def test_copies_end_with_their_session() -> None:
         assert not node.account.reserved
 
 
+def test_a_node_that_leaves_does_not_wait_with_the_copies_that_it_holds() -> None:
+    made = swarm()
+    someone = client(made, standby=1, max_tokens=200)
+    made.start(someone, "boss")
+    run_until(made, someone, 20)
+    holder = someone.standbys[1].peer_id
+    made.drain(holder)
+    made.run(made.now + 1)
+    assert not made.nodes[holder].table.sessions
+    finish(made, someone)
+
+
 def test_a_copy_is_sent_no_faster_than_the_rate_allows() -> None:
     made = swarm(policy=HopPolicy(prefix_unit=0, copy_rate=40.0, copy_frame_bytes=8))
     someone = client(made, standby=1, max_tokens=100)
