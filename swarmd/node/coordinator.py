@@ -258,7 +258,8 @@ class Coordinator:
         if generation.keep_s > self._limits.keep_limit:
             raise RequestError(_too_long_kept(generation.keep_s, self._limits.keep_limit))
         resume = generation.resume
-        chunk_size = resume.chunk_size if resume else self._limits.chunk_size
+        begun = resume or generation.past  # at a node, perhaps, whose chunks are of another length
+        chunk_size = (begun.chunk_size if begun else 0) or self._limits.chunk_size
         prefix_unit = self._limits.prefix_unit
         request = session_request(generation, self._model, self._own_id, chunk_size, prefix_unit)
         driver = Driver(request, self._policy, jitter=random.random())
@@ -344,6 +345,7 @@ class Coordinator:
             request.borders,
             run.driver.route,
             request.keep_s,
+            chunk_size=run.chunk_size,
         )
         self.kept.add(kept, asyncio.get_running_loop().time())
 

@@ -33,6 +33,8 @@ class Kept:
     route: Route = ()
     lease_s: float = 0.0
     ends_at: float = 0.0
+    chunk_size: int = 0
+    """Of its prompt; 0 where that is not known. Who goes on from it must cut its own as long."""
     told: bool = False
     """Whether this node has its client's word for the ids alone, and does not know in what chunks
     they were computed: only hops to which chunks do not matter may begin with it."""

@@ -79,7 +79,8 @@ class PrefixIndex:
         session.prefix = self.names(sender, order.blocks, order.prefix_unit, order.prefix)
         session.grain = self.unit if self._chunk_exact else max(1, order.prefix_grain)
         if order.past and not self._chunk_exact:
-            session.prefix = ()  # the outputs in it are not cut as the prompts of others are
+            # The outputs in it are not cut as the prompts of others are: nor may its end be named.
+            session.prefix, session.private = (), True
 
     def attach(self, session: HopSession) -> list[HopAction]:
         """Let a new session begin with the units that are there, where one of its chunks begins.

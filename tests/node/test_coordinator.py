@@ -19,6 +19,7 @@ from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.node import coordinator as coordinating
 from swarmd.node.coordinator import MAX_UNREAD, Coordinator, CoordinatorLimits
+from swarmd.node.kept import Kept
 from swarmd.node.knocks import Knocks
 from swarmd.node.requests import Generation, Resumption
 from swarmd.node.routes import Asked
@@ -306,3 +307,13 @@ async def test_while_one_computes_a_held_prompt_elsewhere_others_stay_with_its_h
         await comes(2, resumed(2) if claimed else generation(2))
         await comes(3, generation(3))
     assert routes.stayed == [False, False, not claimed]
+
+
+async def test_who_goes_on_from_a_kept_session_is_cut_as_that_was() -> None:
+    """It may have begun at a node whose chunks are of another length."""
+    kept = Kept(bytes(16), bytes(16), (1, 2), prompt_tokens=1, chunk_size=6)
+    one = coordinator(NoRoom())
+    with one.run(replace(generation(1), past=kept)) as run:
+        assert run.chunk_size == 6
+    with one.run(generation(2)) as run:
+        assert run.chunk_size == 64

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench_hop import MODEL, SECRET, hidden, numbers, only
 
-from swarmd.core.frames import Close, Open, Opened, Refusal, Step
+from swarmd.core.frames import Close, Open, Opened, Past, Refusal, Step
 from swarmd.core.prefix import prefix_keys
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
@@ -339,3 +339,14 @@ def test_of_a_session_that_its_client_resumes_nothing_more_is_shared() -> None:
     assert not any(isinstance(action, Freeze) for action in made)
     assert shop.open(2, boss="other").kv_length == 0
     assert shop.open(3).kv_length == CHUNK
+
+
+def test_of_a_session_with_a_past_nothing_is_shared_where_chunks_matter() -> None:
+    """Its outputs came one by one: not even at its end may they go by the names of prompts."""
+    shop = Shop()
+    shop.open(1, past=Past(bytes(16), SECRET, 20))
+    assert shop.prefill(1) == []
+    keys = prefix_keys(PROMPT, MODEL.digest, CHUNK, unit=UNIT)
+    end = shop.table.handle(Received("boss", Close(bytes([1]) * 16, 1, keys, UNIT)), 0.0)
+    assert not any(isinstance(action, Freeze) for action in end)
+    assert shop.open(2).kv_length == 0
