@@ -48,6 +48,10 @@ class Invariants:
     def __init__(self, world: World) -> None:
         self._world = world
         self._opened: dict[tuple[str, bytes], tuple[int, deque[float]]] = {}
+        self._copies: set[tuple[bytes, str]] = set()
+        """Sessions, and who has been asked to hold a copy of some hop's KV."""
+        self._used_copies = False
+        """Whether some copy has taken a hop's place: it has no log of what came before."""
         self.handoffs = Handoffs(world)
         self.opens = 0
         """Epochs, over all sessions."""
@@ -111,7 +115,10 @@ class Invariants:
                 self._opened.pop((dst, frame.session), None)
             elif isinstance(frame, Step):
                 self.handoffs.sent(src, dst, frame)
-            elif isinstance(frame, Open) and not frame.donor:
+            elif isinstance(frame, Open) and frame.donor:
+                self._copies.add((frame.session, dst))
+            elif isinstance(frame, Open):
+                self._used_copies |= (frame.session, dst) in self._copies
                 self._count_open(src, frame, now)
 
     def _count_open(self, src: str, frame: Open, now: float) -> None:
@@ -186,5 +193,6 @@ class Invariants:
         if not world.climate.compute_failures:
             failed = counters.compute_failed - process.left_behind
             assert failed == 0, f"{who}: {failed} outputs that fit no session"
-        if world.rewinds and world.whole_logs and not world.climate.replays:
+        whole_logs = world.whole_logs and not self._used_copies
+        if world.rewinds and whole_logs and not world.climate.replays:
             assert counters.gaps == 0, f"{who}: {counters.gaps} replays left something out"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from swarmd.node.coordinator import Output
 from swarmd.node.requests import Generation
 from swarmd.pipeline import events as ev
+from swarmd.sim.call import Call
 from swarmd.sim.client import Client
 
 
@@ -23,6 +25,11 @@ class Liar(Client):
     def _generation(self) -> Generation:
         honest = super()._generation()
         return replace(honest, prompt_ids=self.lie) if self.lie and self.begun else honest
+
+    def take(self, call: Call, output: Output) -> None:
+        super().take(call, output)
+        if self.lie:
+            self.kept = None  # nobody could say of what ids
 
     def _token(self, output: ev.Emit) -> None:
         if not self.lie:
