@@ -222,7 +222,7 @@ async def test_links_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Node(A, {}) as a, stranger(a) as first, stranger(a) as second:
         for silent in (first, second):
             await silent.call.read()  # the hello of A, which has taken the link by then
-        async with stranger(a, hello(B)) as third:
+        async with stranger(a) as third:
             assert "2 links are open here" in (await third.refusal())[1]
 
 
