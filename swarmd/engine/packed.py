@@ -1,12 +1,14 @@
-"""Linear layers whose weights lie as the CPU's bfloat16 kernel wants them.
+"""Linear layers whose bfloat16 weights lie as the CPU's kernel wants them.
 
 A plain bfloat16 linear rearranges its weights at every call, which for a few rows takes as long as
-the product itself. Which rows come together is `swarmd.engine.stage`'s business; what the results
-are worth, `swarmd.engine.probe` finds out.
+the product itself; where the CPU has no instructions for bfloat16, it takes six times as long.
+Which rows come together is `swarmd.engine.stage`'s business; what the results are worth,
+`swarmd.engine.probe` finds out.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from threading import Event
@@ -17,20 +19,30 @@ from torch import nn
 from torch.nn import functional
 
 
-class PackedLinear(nn.Module):
-    """An `nn.Linear` without gradients for its weights, in oneDNN's blocked layout.
-
-    Gives the bits of the plain one, from two rows up.
-    """
+class PackedLinear(nn.Module, ABC):
+    """An `nn.Linear` in bfloat16, without gradients for its weights, in a layout of its own."""
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
+        self.packed = self._pack(plain.weight.detach())
         self.bias = plain.bias
         self.training = plain.training
         self.was_read = Event()
         """Set when somebody takes the weights out instead of calling the layer; copies share it."""
+
+    @staticmethod
+    @abstractmethod
+    def _pack(weight: torch.Tensor) -> torch.Tensor:
+        """Return the weights (out_features, in_features) in this layout."""
+
+    @abstractmethod
+    def _unpacked(self) -> torch.Tensor:
+        """Return the weights (out_features, in_features), made anew."""
+
+    @abstractmethod
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (..., out_features) of (..., in_features), bias included."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -38,15 +50,11 @@ class PackedLinear(nn.Module):
         self.was_read.set()
         return self._unpacked()
 
-    def _unpacked(self) -> torch.Tensor:
-        return self.packed.to_dense()  # type: ignore[no-any-return]
-
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (..., out_features) of (..., in_features)."""
         if torch.is_grad_enabled() or rows.dtype != torch.bfloat16:
             return functional.linear(rows, self._unpacked(), self.bias)
-        op = torch.ops.mkldnn._linear_pointwise
-        return op(rows, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return self._product(rows)
 
     def to_linear(self) -> nn.Linear:
         """Return the plain layer with the same weights."""
@@ -59,11 +67,35 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, packed"
 
 
-def can_pack() -> bool:
-    """Whether this build of torch and this CPU have the kernel."""
+class OneDnnLinear(PackedLinear):
+    """In oneDNN's blocked layout. Gives the bits of the plain layer, from two rows up."""
+
+    @staticmethod
+    def _pack(weight: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, None)  # type: ignore[no-any-return]
+
+    def _unpacked(self) -> torch.Tensor:
+        return self.packed.to_dense()
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        op = torch.ops.mkldnn._linear_pointwise
+        return op(rows, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def has_onednn() -> bool:
+    """Whether this build of torch and this CPU have oneDNN's kernel for bfloat16."""
     ops = torch.ops.mkldnn
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     return all(hasattr(ops, name) for name in names) and bool(ops._is_mkldnn_bf16_supported())
+
+
+def best_layout() -> type[PackedLinear] | None:
+    """Return the layout for this machine's CPU; None: weights stay as they are."""
+    if has_onednn():
+        return OneDnnLinear
+    from swarmd.engine import panels
+
+    return panels.PanelLinear if panels.usable() else None
 
 
 def pack(model: nn.Module, *, embeds: bool = True) -> int:
@@ -72,12 +104,13 @@ def pack(model: nn.Module, *, embeds: bool = True) -> int:
     Weights that two layers share stay as they are: packed, they would be there twice. With `embeds`
     False nobody asks the embedding for rows, and a head that shares its weights gets them alone.
     """
-    if not can_pack():
+    layout = best_layout()
+    if layout is None:
         return 0
     if not embeds:
         _leave_to_the_head(model)
     shared = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    return _replace(model, PackedLinear, lambda m: _packable(m) and shared[id(m.weight)] == 1)
+    return _replace(model, layout, lambda m: _packable(m) and shared[id(m.weight)] == 1)
 
 
 def _leave_to_the_head(model: nn.Module) -> None:

@@ -55,7 +55,7 @@ def _circumstances(stage: Stage) -> Iterable[object]:
         yield getattr(torch.cpu, feature, bool)()
     # A sum is divided among threads.
     yield torch.get_num_threads()
-    yield packed.can_pack()
+    yield layout.__name__ if (layout := packed.best_layout()) else "plain"
     yield _version("numba") if tile_attention.available(stage.device, stage.dtype) else "no kernel"
 
 

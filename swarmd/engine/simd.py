@@ -168,6 +168,7 @@ pair_scores_of_4 = _product(4, 4, pairs=True, fresh=True)
 pair_scores_of_1 = _product(1, 4, pairs=True, fresh=True)
 sums_of_4 = _product(4, 4, pairs=False, fresh=False)
 sums_of_1 = _product(1, 1, pairs=False, fresh=False)
+sums_of_6 = _product(6, 1, pairs=False, fresh=False)
 pair_sums_of_4 = _product(4, 4, pairs=True, fresh=False)
 pair_sums_of_1 = _product(1, 1, pairs=True, fresh=False)
 
@@ -265,6 +266,92 @@ def _rounded(builder: Any, value: Any) -> Any:
 
 weigh_floats = _weigh(pairs=False)
 weigh_pairs = _weigh(pairs=True)
+
+
+def _panel_sums(rows: int) -> Any:
+    """Return `f(c, a, a_step, b, count)`: c += a times b, where b is a panel of bfloat16.
+
+    Addresses and the step from row to row of a are in bytes. a has `rows` rows of `count` floats; b
+    `count` rows of `LANES` pairs, the first of all pairs before the second of all; c `rows` rows of
+    `2 * LANES` floats. Each lane of c is added up in the order of a's row, for each row alone.
+    """
+    places = [(r, v) for r in range(rows) for v in range(2)]
+
+    def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        c, a, a_step, b, count = args
+        a_rows = [builder.add(a, _times(builder, a_step, r)) for r in range(rows)]
+        sums = [_at(builder, c, 4 * LANES * (2 * r + v), _VECTOR) for r, v in places]
+        before = [builder.load(place, align=4) for place in sums]
+        entry = builder.block
+        loop, done = builder.append_basic_block("pairs"), builder.append_basic_block("sums")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(_I64)
+        totals = [builder.phi(_VECTOR) for _ in places]
+        pairs = builder.load(
+            _at(builder, builder.add(b, _times(builder, step, 4 * LANES)), 0, _VECTOR), align=4
+        )
+        right = [_low(builder, pairs), _high(builder, pairs)]
+        lanes = [builder.add(row, _times(builder, step, 4)) for row in a_rows]
+        left = [
+            _splat(builder, builder.load(_at(builder, lane, 0, _FLOAT), align=4)) for lane in lanes
+        ]
+        after = [
+            _multiply_floats(builder, total, left[r], right[v])
+            for total, (r, v) in zip(totals, places, strict=True)
+        ]
+        following = builder.add(step, ir.Constant(_I64, 1))
+        for merged, first, last in zip(
+            [step, *totals], [ir.Constant(_I64, 0), *before], [following, *after], strict=True
+        ):
+            merged.add_incoming(first, entry)
+            merged.add_incoming(last, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+        builder.position_at_end(done)
+        for place, value in zip(sums, after, strict=True):
+            builder.store(value, place, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def panel_sums(_: Any, c: Any, a: Any, a_step: Any, b: Any, count: Any) -> Any:
+        return _nothing(*[_address] * 5), generate
+
+    return panel_sums
+
+
+panel_sums_of_2 = _panel_sums(2)
+panel_sums_of_1 = _panel_sums(1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widen_panel(_: Any, panel: Any, out: Any, count: Any) -> Any:
+    """Write `count` rows of `LANES` pairs of bfloat16 to `out` as floats, `2 * LANES` a row."""
+
+    def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        with cgutils.for_range(builder, args[2]) as loop:
+            source = builder.add(args[0], _times(builder, loop.index, 4 * LANES))
+            target = builder.add(args[1], _times(builder, loop.index, 8 * LANES))
+            pairs = builder.load(_at(builder, source, 0, _VECTOR), align=4)
+            for v, half in enumerate((_low, _high)):
+                place = _at(builder, target, 4 * LANES * v, _VECTOR)
+                builder.store(half(builder, pairs), place, align=4)
+        return context.get_dummy_value()
+
+    return _nothing(*[_address] * 3), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def round_panel(_: Any, row: Any, out: Any) -> Any:
+    """Write a row of `2 * LANES` floats to `out` as bfloat16."""
+
+    def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        for v in range(2):
+            value = builder.load(_at(builder, args[0], 4 * LANES * v, _VECTOR), align=4)
+            halves = _rounded(builder, value)
+            builder.store(halves, _at(builder, args[1], 2 * LANES * v, halves.type), align=2)
+        return context.get_dummy_value()
+
+    return _nothing(_address, _address), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

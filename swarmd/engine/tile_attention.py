@@ -8,10 +8,8 @@ plain way.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ import torch
 from swarmd.engine.kv_cache import RaggedCache
 from swarmd.engine.row import RowContext, RowSegment
 from swarmd.engine.tiles import LANES, SEGMENT, pair_of
+from swarmd.engine.workers import spread
 
 try:
     from swarmd.engine import kernel
@@ -117,7 +116,7 @@ def attend(
             last,
         )
 
-    _spread(plan.shares(shape.kv_heads, torch.get_num_threads()), work)
+    spread(plan.shares(shape.kv_heads, torch.get_num_threads()), work)
     return out
 
 
@@ -259,16 +258,3 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     count = min(len(a), len(b))
     differ = np.flatnonzero(a[:count] != b[:count])
     return int(differ[0]) if len(differ) else count
-
-
-def _spread(shares: list[tuple[int, int]], work: Callable[[int, int], None]) -> None:
-    """Do the first share here and the others on threads of their own."""
-    others = [_pool().submit(work, *share) for share in shares[1:]]
-    work(*shares[0])
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="attention")

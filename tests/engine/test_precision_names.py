@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from swarmd.core.peers import MAX_PRECISION
 from swarmd.engine import packed, precision, tile_attention
@@ -45,7 +46,7 @@ def test_what_else_changes_bits_changes_the_name(monkeypatch: pytest.MonkeyPatch
     with_other(torch, "__version__", "9.9.9")
     with_other(torch, "get_num_threads", lambda: 77)
     with_other(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
-    with_other(packed, "can_pack", lambda: "another kernel")
+    with_other(packed, "best_layout", lambda: nn.Linear)
     has_kernel = tile_attention.available(torch.device("cpu"), torch.bfloat16)
     with_other(tile_attention, "available", lambda device, dtype: not has_kernel)
     assert len(set(names)) == len(names)

@@ -184,9 +184,9 @@ def test_threads_share_the_work_and_change_no_bit(
 ) -> None:
     monkeypatch.setattr(tile_attention, "WORTH_A_THREAD", 1)
     shares: list[int] = []
-    spread = tile_attention._spread
+    spread = tile_attention.spread
     monkeypatch.setattr(
-        tile_attention, "_spread", lambda s, work: (shares.append(len(s)), spread(s, work))[1]
+        tile_attention, "spread", lambda s, work: (shares.append(len(s)), spread(s, work))[1]
     )
     sequence = Sequence(0)
     run([(sequence, LONG - 1), (Sequence(5), 9)], rule)

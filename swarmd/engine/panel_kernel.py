@@ -1,0 +1,98 @@
+"""Products of float32 rows with bfloat16 weights that lie in panels, for CPUs: written in numba.
+
+A panel holds `COLUMNS` outputs of a layer, input by input, so that a vector of neighbouring outputs
+is one load (the packed micro-panels of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+Multiplication", 2008). An output is added up input by input in float32, whoever shares the batch,
+the panel or the thread: no bit depends on company.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from swarmd.engine import simd
+from swarmd.engine.kernel import compiled, kept
+from swarmd.engine.simd import LANES
+
+COLUMNS = 2 * LANES
+"""Outputs in a panel; a pair of 32 bits holds numbers n and n + `LANES`."""
+
+DEPTH = 128
+"""Inputs of a panel that meet all rows before the next ones do: 16 KiB as floats, which stay in the
+L1 cache."""
+
+BLOCK = 6
+"""Rows that meet a column of vectors at once: with 16 lanes each they fill the 16 registers of
+AVX2, but for what is multiplied."""
+
+
+@kept
+def multiply(
+    rows: int,
+    count: int,
+    panels: int,
+    bias: np.ndarray,
+    out: int,
+    inside: int,
+    outside: int,
+    first: int,
+    last: int,
+) -> None:
+    """Multiply `rows`, float32 (count, inside), with the panels `[first, last)`.
+
+    `panels` are bfloat16 pairs (panels, inside, LANES), `bias` is one float32 for each output of
+    all panels or empty, `out` bfloat16 (count, outside). Rows, panels and out are addresses.
+    """
+    sums = np.empty((count, COLUMNS), np.float32)
+    floats = np.empty(DEPTH * COLUMNS + LANES, np.float32)
+    wide = (floats.ctypes.data + 63) // 64 * 64
+    for panel in range(first, last):
+        start = panel * COLUMNS
+        if bias.size > 0:
+            sums[:] = bias[start : start + COLUMNS]
+        else:
+            sums[:] = np.float32(0)
+        for depth in range(0, inside, DEPTH):
+            weights = panels + (panel * inside + depth) * 4 * LANES
+            size = min(DEPTH, inside - depth)
+            _add(sums.ctypes.data, rows + 4 * depth, count, 4 * inside, weights, size, wide)
+        for row in range(count):
+            source = sums.ctypes.data + row * COLUMNS * 4
+            _write(source, out + (row * outside + start) * 2, min(COLUMNS, outside - start))
+
+
+@compiled
+def _add(
+    sums: int, rows: int, count: int, row_bytes: int, weights: int, depth: int, wide: int
+) -> None:
+    """Add the products of all rows with `depth` inputs of a panel; `wide` has room for these."""
+    row = 0
+    if count >= BLOCK:
+        simd.widen_panel(weights, wide, depth)
+    while row + BLOCK <= count:
+        c, a = sums + row * COLUMNS * 4, rows + row * row_bytes
+        for half in (0, 4 * LANES):
+            simd.sums_of_6(c + half, 4 * COLUMNS, a, row_bytes, wide + half, 4 * COLUMNS, depth)
+        row += BLOCK
+    while row < count:
+        c, a = sums + row * COLUMNS * 4, rows + row * row_bytes
+        if row + 2 <= count:
+            simd.panel_sums_of_2(c, a, row_bytes, weights, depth)
+            row += 2
+        else:
+            simd.panel_sums_of_1(c, a, row_bytes, weights, depth)
+            row += 1
+
+
+@compiled
+def _write(source: int, target: int, width: int) -> None:
+    """Round `width` sums to bfloat16, half to even."""
+    if width == COLUMNS:
+        simd.round_panel(source, target)
+        return
+    words = numba.carray(simd.pointer(source), (width,), np.uint32)
+    halves = numba.carray(simd.pointer(target), (width,), np.uint16)
+    for j in range(width):
+        odd = (words[j] >> np.uint32(16)) & np.uint32(1)
+        halves[j] = np.uint16((words[j] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
