@@ -56,6 +56,10 @@ class PackedLinear(nn.Module, ABC):
             return functional.linear(rows, self._unpacked(), self.bias)
         return self._product(rows)
 
+    def embedding(self) -> nn.Module | None:
+        """Return an embedding of the same weights without a copy, if this layout has their rows."""
+        return None
+
     def to_linear(self) -> nn.Linear:
         """Return the plain layer with the same weights."""
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
@@ -101,24 +105,42 @@ def best_layout() -> type[PackedLinear] | None:
 def pack(model: nn.Module, *, embeds: bool = True) -> int:
     """Pack every linear layer in bfloat16 on the CPU, in place, one by one; return how many.
 
-    Weights that two layers share stay as they are: packed, they would be there twice. With `embeds`
-    False nobody asks the embedding for rows, and a head that shares its weights gets them alone.
+    Weights that two layers share stay as they are: packed, they would be there twice. An embedding
+    that shares the head's reads its rows from there, if the layout lets it; with `embeds` False
+    nobody asks it for rows, and the head gets them alone.
     """
     layout = best_layout()
     if layout is None:
         return 0
-    if not embeds:
-        _leave_to_the_head(model)
-    shared = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    return _replace(model, layout, lambda m: _packable(m) and shared[id(m.weight)] == 1)
-
-
-def _leave_to_the_head(model: nn.Module) -> None:
-    """Take the weights out of an embedding that shares them; its shape and type can be seen yet."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    weight = getattr(embedding, "weight", None)
-    if isinstance(weight, torch.Tensor) and id(weight) == id(getattr(head, "weight", None)):
-        embedding.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
+    count = 0
+    if head is not None and getattr(embedding, "weight", None) is getattr(head, "weight", 0):
+        count = _untie(model, embedding, head, layout, embeds)
+    shared = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return count + _replace(model, layout, lambda m: _packable(m) and shared[id(m.weight)] == 1)
+
+
+def _untie(
+    model: nn.Module,
+    embedding: Any,
+    head: Any,
+    layout: type[PackedLinear],
+    embeds: bool,
+) -> int:
+    """Leave the weights that an embedding shares with the head to the head; return 1 if packed."""
+    if not embeds:
+        # Its shape and type can be seen yet.
+        embedding.weight = nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
+        return 0
+    if not _packable(head) or type(embedding) is not nn.Embedding or embedding.max_norm is not None:
+        return 0
+    packed = layout(head)
+    reader = packed.embedding()
+    if reader is None:
+        return 0
+    _replace(model, lambda _: packed, lambda m: m is head)
+    _replace(model, lambda _: reader, lambda m: m is embedding)
+    return 1
 
 
 def _packable(module: nn.Module) -> bool:

@@ -58,6 +58,14 @@ class PanelLinear(PackedLinear):
         rows = self.packed.permute(0, 3, 2, 1).reshape(-1, self.in_features)
         return rows[: self.out_features].contiguous()
 
+    def embedding(self) -> nn.Module:
+        return PanelEmbedding(self)
+
+    def rows_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the weights (..., in_features) of outputs (...), as an embedding does of ids."""
+        panels, columns = outputs // kernel.COLUMNS, outputs % kernel.COLUMNS
+        return self.packed[panels, :, columns % LANES, columns // LANES]
+
     def _product(self, rows: torch.Tensor) -> torch.Tensor:
         flat = rows.reshape(-1, self.in_features).float()
         out = rows.new_empty(*rows.shape[:-1], self.out_features)
@@ -80,6 +88,25 @@ class PanelLinear(PackedLinear):
 
         spread(equal_shares(len(self.packed), torch.get_num_threads()), work)
         return out
+
+
+class PanelEmbedding(nn.Module):
+    """An `nn.Embedding` whose weights are those of the head, and lie in its panels."""
+
+    def __init__(self, head: PanelLinear) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = head.out_features, head.in_features
+        self._head = [head]
+        """In a list, since it is the head's owner that has it as a module."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weights (num_embeddings, embedding_dim), made anew at each call."""
+        return self._head[0].weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return (..., embedding_dim) of ids (...)."""
+        return self._head[0].rows_of(ids)
 
 
 def _panels(weight: torch.Tensor) -> torch.Tensor:

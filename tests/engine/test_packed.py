@@ -13,7 +13,7 @@ from torch.nn import functional
 from swarmd.core.span import Span
 from swarmd.engine import load, packed, panels, probe
 from swarmd.engine.packed import OneDnnLinear, PackedLinear
-from swarmd.engine.panels import PanelLinear
+from swarmd.engine.panels import PanelEmbedding, PanelLinear
 from swarmd.engine.stage import Batch, Segment, Stage
 from tests.engine.architectures import Architecture
 from tests.engine.sources import DirectorySource
@@ -173,9 +173,59 @@ def test_a_float32_stage_is_not_packed(tmp_path: Path) -> None:
     assert not of_kind(stage, PackedLinear)
 
 
-@pytest.mark.usefixtures("layout")
-def test_a_head_that_shares_the_embedding_is_not_doubled(tmp_path: Path) -> None:
+def test_an_embedding_reads_its_rows_from_the_panels_of_its_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = saved(tmp_path, {"tie_word_embeddings": True})
+    monkeypatch.setattr(packed, "best_layout", lambda: PanelLinear)
+    stage = load.load_stage(source, Span(0, 4), dtype="bfloat16", kv_memory=0)
+    assert not of_kind(stage, nn.Linear)
+    assert len(of_kind(stage, PanelEmbedding)) == 1
+    large = [p for p in stage.model.parameters() if p.device.type == "cpu" and p.dim() == 2]
+    assert large == []
+    monkeypatch.setattr(packed, "best_layout", lambda: None)
+    plain = load.load_stage(source, Span(0, 4), dtype="bfloat16", kv_memory=0)
+    ids = probe.random_rows(stage, 37, seed=0)
+    ours, theirs = (s.model.get_input_embeddings()(ids) for s in (stage, plain))
+    assert torch.equal(ours, theirs)
+    assert_alike(PanelLinear, forward(stage), forward(plain))
+
+
+def test_an_embedding_with_rules_of_its_own_is_left_alone(tmp_path: Path) -> None:
+    embedding = nn.Embedding(40, 16, dtype=torch.bfloat16).requires_grad_(False)
+
+    class Scaled(nn.Embedding):
+        pass
+
+    for other in (Scaled(40, 16), nn.Embedding(40, 16, max_norm=1.0)):
+        model = Tied(other.to(torch.bfloat16).requires_grad_(False))
+        packed.pack(model)
+        assert model.embedding is other
+        assert type(model.head) is nn.Linear
+    model = Tied(embedding)
+    assert packed.pack(model) == (packed.best_layout() is PanelLinear)
+
+
+class Tied(nn.Module):
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding: nn.Module = embedding
+        self.head: nn.Module = nn.Linear(16, 40, bias=False, device="meta")
+        self.head.weight = embedding.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+@needs_onednn
+def test_a_head_that_shares_the_embedding_is_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(tmp_path, {"tie_word_embeddings": True})
+    monkeypatch.setattr(packed, "best_layout", lambda: OneDnnLinear)
     stage = load.load_stage(source, Span(0, 4), dtype="bfloat16", kv_memory=0)
     assert of_kind(stage, nn.Linear) == ["lm_head"]
     head, embedding = stage.model.lm_head, stage.model.get_input_embeddings()
