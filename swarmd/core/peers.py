@@ -91,6 +91,8 @@ class Announcement:
     """Whether this node goes where the swarm needs it; False: its blocks were chosen by hand."""
     plan: Span | None = None
     """Blocks to which it is about to move; None: it stays."""
+    leaves: bool = False
+    """Whether it is about to leave, unless others do on whom it counts; until then it serves."""
     public_key: bytes = field(default=b"", repr=False)
     signature: bytes = field(default=b"", repr=False)
 

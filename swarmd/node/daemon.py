@@ -23,6 +23,7 @@ from swarmd.engine.stage import Stage
 from swarmd.node import loading, preemption
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
+from swarmd.node.dismissal import held_by_nobody_else
 from swarmd.node.inference import InferenceService
 from swarmd.node.life import Life
 from swarmd.node.lifecycle import Event, State
@@ -34,7 +35,6 @@ from swarmd.node.moves import Moves
 from swarmd.node.notices import Notice
 from swarmd.node.server import Server
 from swarmd.node.service import Service
-from swarmd.node.status import held_by_nobody_else
 from swarmd.node.systemd import Notifier
 from swarmd.node.warming import Warming
 from swarmd.swarm.identity import Identity

@@ -29,6 +29,7 @@ from swarmd.core.prefix import first_key
 from swarmd.core.route import Hop, Route
 from swarmd.node import requests, served_names
 from swarmd.node.coordinator import Coordinator, Run
+from swarmd.node.dismissal import Dismissal
 from swarmd.node.gate import Gate
 from swarmd.node.kept import Kept
 from swarmd.node.output import OutputText, Piece
@@ -68,6 +69,7 @@ class Parts:
     """Whether new generations may begin; False while draining."""
     serves: Callable[[], bool]
     """Whether its own blocks take new sessions; False also while it moves to others."""
+    dismissal: Dismissal
     standby: int = 0
     """Copies of each hop's KV for requests that do not say."""
     shares: bool = False
@@ -194,7 +196,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             self._warming.stop()
             return pb.DrainReply()
         try:
-            return pb.DrainReply(sessions=self._loaded().report.drain(force=request.force))
+            parts = self._loaded()
+            await parts.dismissal.ask(force=request.force)
+            return pb.DrainReply(sessions=parts.report.sessions)
         except SwarmdError as error:
             return await abort(context, error)
 

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from swarmd.core import options
@@ -65,6 +66,8 @@ class Membership:
         self.address = address
         self.directory = directory
         self.description: Description | None = None
+        self.leaves = False
+        """Whether it leaves soon, unless others do who were told so, too: see `Dismissal`."""
         self.ask = ask
         self._config = config
         self._state = state
@@ -145,7 +148,8 @@ class Membership:
     def _describe(self) -> Announcement | None:
         if self.description is None:
             return None
-        return self.description.now(self._state(), self.presence.coordinate)
+        own = self.description.now(self._state(), self.presence.coordinate)
+        return replace(own, leaves=True) if self.leaves else own
 
     async def see_others(self, patience: float) -> None:
         """Have a fresh view, after the first door has answered, if both is soon."""

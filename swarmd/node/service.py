@@ -21,6 +21,7 @@ from swarmd.engine.stage import Stage
 from swarmd.node.account import StageAccount
 from swarmd.node.background import in_background
 from swarmd.node.coordinator import Coordinator, CoordinatorLimits
+from swarmd.node.dismissal import Dismissal
 from swarmd.node.executor import Executor, Result
 from swarmd.node.host import StageHost
 from swarmd.node.inference import Parts
@@ -57,6 +58,7 @@ class Service:
         self._prompts = prompts
         self._membership = membership
         self._on_death = on_death
+        self._start_drain = start_drain
         self._changes_stage = False
         self._start_stage(None)
         self._routes = self._new_routes(clock)
@@ -79,7 +81,6 @@ class Service:
             membership.exchange,
             stage.budget,
             self._routes,
-            start_drain,
         )
 
     def parts(self, accepts: Callable[[], bool], serves: Callable[[], bool]) -> Parts:
@@ -96,6 +97,7 @@ class Service:
             self.report,
             accepts,
             serves,
+            Dismissal(self._membership, accepts, self._start_drain),
             self._config.standby,
             shares=self._prefix_unit() > 0,
         )

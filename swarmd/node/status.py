@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from swarmd.core.errors import UsageError
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
-from swarmd.core.span import missing_blocks
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.node.coordinator import Coordinator
 from swarmd.node.exchange import Exchange
@@ -33,7 +31,7 @@ class NodeStats:
 
 
 class StatusReport:
-    """Collects from the parts of one node. `start_drain` begins a drain."""
+    """Collects from the parts of one node."""
 
     def __init__(
         self,
@@ -44,13 +42,11 @@ class StatusReport:
         exchange: Exchange,
         budget: KVBudget,
         routes: Routes,
-        start_drain: Callable[[], None],
     ) -> None:
         self._presence = presence
         self._coordinator = coordinator
         self._exchange = exchange
         self._routes = routes
-        self._start_drain = start_drain
         self.node = NodeStats()
         self.serve_from(host, executor, budget)
 
@@ -88,7 +84,7 @@ class StatusReport:
         values["hop_prefix_units"] = float(len(prefixes))
         values["hop_kept_bytes"] = float(prefixes.pinned_bytes)
         values["hop_kept_sessions"] = float(len(self._host.table.leases))
-        values["hop_sessions"] = float(len(self._host.table.sessions))
+        values["hop_sessions"] = float(self.sessions)
         values["hop_copy_lag_positions"] = float(self._host.table.copies.lag)
         values["coordinator_sessions"] = float(len(self._coordinator))
         values["coordinator_suspected_peers"] = float(len(self._routes.suspected()))
@@ -103,16 +99,9 @@ class StatusReport:
         """Seconds between the tokens of sessions that are coordinated here."""
         return self._coordinator.gaps
 
-    def drain(self, *, force: bool) -> int:
-        """Begin to drain; return the sessions that run. Refused for the last holder of blocks."""
-        alone = held_by_nobody_else(self._presence.view, self._presence.own_id)
-        if alone and not force:
-            blocks = ", ".join(f"{start}:{end}" for start, end in alone)
-            raise UsageError(
-                f"nobody else holds blocks {blocks}: the model would be gone; start another node "
-                "with them first, or add --force"
-            )
-        self._start_drain()
+    @property
+    def sessions(self) -> int:
+        """How many sessions run through this node."""
         return len(self._host.table.sessions)
 
 
@@ -165,14 +154,3 @@ def peer_status(a: Announcement) -> pb.PeerStatus:
         step_ms=a.step_ms,
         plan=pb.BlockRange(start=a.plan.start, end=a.plan.end) if a.plan else None,
     )
-
-
-def held_by_nobody_else(view: View, peer_id: str) -> tuple[tuple[int, int], ...]:
-    """Return the blocks of which this peer is the last live holder."""
-    own = view.peer(peer_id)
-    if own is None:
-        return ()
-    others = [peer.span for peer in view.serving(own.model.digest) if peer.peer_id != peer_id]
-    gaps = missing_blocks(others, own.model.num_blocks)
-    cut = ((max(a, own.span.start), min(b, own.span.end)) for a, b in gaps)
-    return tuple((a, b) for a, b in cut if a < b)

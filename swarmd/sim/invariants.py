@@ -17,6 +17,7 @@ from swarmd.core.errors import (
     UnknownModel,
 )
 from swarmd.core.frames import Open, SessionFrame, Step, Token
+from swarmd.sim.dismissals import Dismissals
 from swarmd.sim.handoffs import Handoffs
 from swarmd.sim.liar import Liar
 from swarmd.swarm.health import MAX_PENALTY
@@ -53,6 +54,7 @@ class Invariants:
         self._used_copies = False
         """Whether some copy has taken a hop's place: it has no log of what came before."""
         self.handoffs = Handoffs(world)
+        self.dismissals = Dismissals(world)
         self.opens = 0
         """Epochs, over all sessions."""
 

@@ -98,6 +98,7 @@ class SimLinks:
         self.waiting.clear()
         for wires in list(self.live.values()):
             for wire in list(wires):
+                wire.open[self.own_id] = False
                 self._network.finish(wire, self)
         self.live.clear()
 

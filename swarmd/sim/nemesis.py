@@ -79,6 +79,7 @@ class Nemesis:
             self._deafen,
             self._directory_away,
             *[self._drain] * 3,
+            *[self._dismiss] * 2,
             self._join,
             self._restart,
             self._leave,
@@ -174,6 +175,29 @@ class Nemesis:
         if self.random.random() < 0.5:
             self._boot_after(machine, self.random.uniform(1.0, 10.0))
         return True
+
+    def _dismiss(self) -> bool:
+        """All holders of a stage are told to leave at about one moment, though one has to stay."""
+        able = self._able(self.random.choice(self.stages))
+        apart = self.random.choice([0.0, 0.5, 3.0])
+        for machine in able:
+            self._dismiss_after(machine, self._heals(self.random.uniform(0, apart)))
+        return bool(able)
+
+    def _dismiss_after(self, machine: Machine, seconds: float) -> None:
+        self.world.timeline.after(seconds, machine.running.dismiss)
+        self._back_after(machine, self._heals(seconds + self.random.uniform(4.0, 10.0)))
+
+    def _back_after(self, machine: Machine, seconds: float) -> None:
+        """Start it again once it has left: where one could not hear of the other, both may."""
+
+        def look() -> None:
+            if not machine.alive:
+                self._boot_after(machine, 0.0)
+            elif not machine.running.serves:
+                self._back_after(machine, self._heals(1.0))
+
+        self.world.timeline.after(seconds, look)
 
     def _fail(self) -> bool:
         """A node's compute thread ends: it leaves at once, and is started again."""

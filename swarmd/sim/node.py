@@ -10,10 +10,11 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from swarmd.core.config import NodeConfig
-from swarmd.core.errors import SwarmdError
+from swarmd.core.errors import DirectoryError, SwarmdError, UsageError
 from swarmd.core.span import Span
 from swarmd.engine.stage import Stage
 from swarmd.node.coordinator import Coordinator
+from swarmd.node.dismissal import Dismissal
 from swarmd.node.exchange import Exchange
 from swarmd.node.life import Life
 from swarmd.node.presence import Presence
@@ -47,6 +48,7 @@ class Process:
         self.stage: SimStage
         self.account: ToyAccount
         self.moves: SimMoves | None = None
+        self.dismissal: Dismissal | None = None
         self.open = False
         """Whether clients are served."""
         self.life = Life(DRAIN_TIMEOUT_S)
@@ -153,6 +155,7 @@ class Process:
     async def _serve(self, service: SimService, moves: SimMoves) -> None:
         await self.life.begin_to_serve(self.membership)
         self.open = True
+        self.dismissal = Dismissal(self.membership, lambda: self.life.accepts, self.life.drain)
         if self.membership.moves:
             self.loop.spawn(moves.keep_watch())
             self.loop.spawn(moves.keep_moving(self.life.fail))
@@ -167,6 +170,21 @@ class Process:
     def drain(self) -> None:
         """Take SIGTERM: the second time it leaves at once."""
         self.loop.do(self.life.drain)
+
+    def dismiss(self, *, force: bool = False) -> None:
+        """Take `swarmd drain`."""
+        self.loop.do(lambda: self.loop.spawn(self._dismiss(force)))
+
+    async def _dismiss(self, force: bool) -> None:
+        if self.dismissal is None:
+            return  # a node that is loading just leaves
+        asked = self.world.invariants.dismissals.asked(self)
+        try:
+            await self.dismissal.ask(force=force)
+        except (UsageError, DirectoryError):
+            asked.refused()
+        else:
+            asked.accepted()
 
     def moved_to(self, span: Span) -> None:
         """Other blocks are served here from now on."""

@@ -73,7 +73,7 @@ class Announcer:
 
 def _standing(a: Announcement) -> tuple[object, ...]:
     """What others must hear of at once."""
-    where = (a.span, a.state, a.plan, a.moves)
+    where = (a.span, a.state, a.plan, a.moves, a.leaves)
     return (a.peer_id, a.address, a.model, where, a.dtype, a.device, a.ragged, a.pid)
 
 

@@ -187,6 +187,7 @@ def _body(a: Announcement) -> bytes:
         moves=a.moves,
         plan_start=a.plan.start if a.plan else 0,
         plan_end=a.plan.end if a.plan else 0,
+        leaves=a.leaves,
     ).SerializeToString(deterministic=True)
 
 
@@ -227,6 +228,7 @@ def _value(message: pb.Announcement, signed: pb.SignedAnnouncement) -> Announcem
         ragged=message.ragged,
         moves=message.moves,
         plan=Span(message.plan_start, message.plan_end) if message.plan_end else None,
+        leaves=message.leaves,
         public_key=signed.public_key,
         signature=signed.signature,
     )

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,10 +162,16 @@ def test_a_node_drains_only_if_others_hold_its_blocks(
     undisturbed = client.complete(PROMPT, max_tokens=200, ignore_eos=True)
     tokens = client.generate(PROMPT, max_tokens=200, ignore_eos=True)
     next(tokens)
-    leaving = whole_swarm.node_of(tokens.route[2].pid)
-    (twin,) = {whole_swarm.nodes[4], whole_swarm.nodes[5]} - {leaving}
-    drained = swarmd("drain", leaving.address)
+    # Both holders of its last blocks are told at one moment: each sees the other serve.
+    pair = whole_swarm.nodes[4:6]
+    with ThreadPoolExecutor() as pool:
+        answers = [*pool.map(lambda node: swarmd("drain", node.address), pair)]
+    (drained, leaving), (refused, twin) = sorted(
+        zip(answers, pair, strict=True), key=lambda found: found[0].code
+    )
     assert (drained.code, drained.err) == (0, "")
+    assert refused.code == 2
+    assert refused.error.startswith("nobody else holds blocks 6:8: the model would be gone; ")
     assert re.fullmatch(
         rf"{leaving.address} drains and will exit: \d sessions? to finish\n", drained.out
     )

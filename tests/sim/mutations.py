@@ -16,6 +16,7 @@ import pytest
 
 from swarmd.core.frames import Close
 from swarmd.node.coordinator import Coordinator
+from swarmd.node.dismissal import Dismissal
 from swarmd.node.kept import Kept
 from swarmd.node.knocks import Knocks
 from swarmd.node.moves import Moves
@@ -344,3 +345,11 @@ def announcements_are_not_renewed(patch: Patch) -> None:
     patch.setattr(
         Announcer, "_is_due", lambda self, last, current, now: last.state != current.state
     )
+
+
+@plant
+def who_is_dismissed_does_not_say_so_before(patch: Patch) -> None:
+    async def at_once(self: Dismissal) -> None:
+        pass
+
+    patch.setattr(Dismissal, "_tell_and_look", at_once)

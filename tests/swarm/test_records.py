@@ -43,6 +43,7 @@ FULL = peer(
     ragged=False,
     moves=True,
     plan=Span(1, 5),
+    leaves=True,
 )
 
 

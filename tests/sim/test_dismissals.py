@@ -1,0 +1,110 @@
+"""Several nodes are told to leave at one moment: what only they hold stays, and streams go on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from swarmd.node.dismissal import SETTLE_S
+from swarmd.sim.client import Client
+from swarmd.sim.machine import Machine
+from swarmd.sim.network import Climate
+from swarmd.sim.world import World
+
+FAIR = Climate(delay=(0.001, 0.005), notice=(0.001, 0.01), view_delay=(0.01, SETTLE_S / 2))
+
+
+@pytest.fixture(params=range(4))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A swarm whose first blocks two hold, and its last ones three."""
+    state = random.getstate()
+    random.seed(request.param)  # the shells draw their jitter there
+    made = World(request.param, FAIR)
+    made.random_routes, made.kv_bytes = False, 1 << 20
+    half = made.num_blocks // 2
+    for span in (*[(0, half)] * 2, *[(half, made.num_blocks)] * 3):
+        made.add(*span)
+    made.start()
+    yield made
+    made.close()
+    random.setstate(state)
+
+
+def holders(world: World, block: int) -> list[Machine]:
+    return [m for m in world.machines.values() if m.span and block in m.span]
+
+
+def streams(world: World) -> list[Client]:
+    clients = [world.client(tuple(range(i, i + 9)), 200) for i in range(4)]
+    for client in clients:
+        client.begin()
+    assert world.run_until(lambda: all(len(client.ids) >= 10 for client in clients), 60.0)
+    return clients
+
+
+def told_at_once(world: World, *machines: Machine, within: float = 0.0) -> list[Machine]:
+    """Tell them to leave within so many seconds; return those that stay."""
+    told, before = world.timeline.now, answers(world)
+    for machine in machines:
+        world.timeline.at(told + world.draw((0.0, within)), machine.running.dismiss)
+    assert world.run_until(lambda: answers(world) == before + len(machines), 30.0)
+    return [machine for machine in machines if machine.alive and machine.running.life.serves]
+
+
+def answers(world: World) -> int:
+    return world.history["dismissal_accepted"] + world.history["dismissal_refused"]
+
+
+@pytest.mark.parametrize("within", [0.0, 0.5, 1.5, 4.0])
+def test_of_the_last_two_one_stays_and_streams_do_not_notice(world: World, within: float) -> None:
+    clients = streams(world)
+    pair = holders(world, 0)
+    assert len(told_at_once(world, *pair, within=within)) == 1
+    newcomer = world.client((1, 2, 3), 20)
+    newcomer.begin()
+    clients.append(newcomer)
+    assert world.run_until(lambda: all(client.ended for client in clients), 120.0)
+    assert [client.ended for client in clients] == ["length"] * 5
+    assert [client.ids for client in clients] == [client.expected for client in clients]
+    repairs = sum(p.coordinator.stats.repairs for p in world.loaded())
+    assert not repairs
+    assert [machine.alive for machine in pair].count(True) == 1
+    # It may be told again once somebody else holds its blocks.
+    stays = next(machine for machine in pair if machine.alive)
+    gone = next(machine for machine in pair if not machine.alive)
+    gone.boot()
+    assert world.run_until(lambda: gone.serves, 30.0)
+    world.run_for(2.0)
+    assert not told_at_once(world, stays)
+
+
+def test_of_three_one_stays_and_of_other_blocks_as_well(world: World) -> None:
+    machines = list(world.machines.values())
+    assert len(told_at_once(world, *machines, within=0.2)) == 2
+    world.run_for(5.0)
+    alive = [machine for machine in machines if machine.alive]
+    assert len(alive) == 2
+    assert {block for m in alive for block in range(m.span.start, m.span.end)} == set(
+        range(world.num_blocks)
+    )
+    assert not any(m.running.presence.own.leaves for m in alive)
+
+
+def test_who_is_told_twice_at_once_drains_and_is_not_stopped(world: World) -> None:
+    clients = streams(world)
+    machine = holders(world, 0)[0]
+    machine.running.dismiss()
+    told_at_once(world, machine)
+    assert world.run_until(lambda: all(client.ended for client in clients), 120.0)
+    assert [client.ids for client in clients] == [client.expected for client in clients]
+    assert not sum(p.coordinator.stats.repairs for p in world.loaded())
+
+
+def test_a_holder_that_died_unnoticed_does_not_count(world: World) -> None:
+    one, other = holders(world, 0)
+    world.run_for(3.0)
+    other.kill()
+    assert one.running.presence.view.peer(other.peer_id), "its announcement outlives it"
+    assert told_at_once(world, one) == [one]
