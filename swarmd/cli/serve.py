@@ -5,6 +5,7 @@ Everything after reading the configuration is `swarmd.node.daemon`'s.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import logging
@@ -87,10 +88,14 @@ def _missing(package: str) -> SwarmdError:
 
 
 class _Stderr(logging.Handler):
-    """Writes to what stderr is at the moment: a progress bar stands in for it while it is drawn."""
+    """Writes to what stderr is at the moment: a progress bar stands in for it while it is drawn.
+
+    What cannot be written is lost, as where the terminal is gone: the node goes on.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 def log_to_stderr(level: str, env: Mapping[str, str]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from scripted_node import ScriptedNode, serving, token, whole
 from without_extras import BLOCKER
 
 from swarmd.cli.demo import demo_model
+from swarmd.client import AsyncClient
 
 MAIN = "from swarmd.cli.main import main; main()"
 
@@ -147,6 +152,63 @@ async def test_a_node_loads_its_model_without_what_it_does_not_use(tmp_path: Pat
         code, _, err = await result(process)
     assert code == 0
     assert [line for line in err.splitlines() if line.startswith("imported ")] == []
+
+
+@asynccontextmanager
+async def node_of_its_own(
+    tmp_path: Path, **options: Any
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A node that serves the whole demo model, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ports = ("--listen", address, "--dht-listen", "127.0.0.1:0", "--insecure")
+    limits = ("--threads", "1", "--kv-memory", "16MiB", "--dtype", "float32")
+    line = ("serve", str(demo_model()), *ports, *limits, "--state-dir", str(tmp_path))
+    process = await start(*line, **options)
+    assert process.stdout is not None
+    try:
+        said = await asyncio.wait_for(process.stdout.readline(), 120)
+        assert said.startswith(b"serving "), said
+        yield process, address
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def test_a_terminal_that_goes_away_lets_streams_end(tmp_path: Path) -> None:
+    terminal, near = pty.openpty()
+
+    def take_the_terminal() -> None:
+        fcntl.ioctl(near, termios.TIOCSCTTY, 0)
+
+    at_terminal: dict[str, Any] = {
+        "stdin": near,
+        "stderr": near,
+        "start_new_session": True,
+        "preexec_fn": take_the_terminal,
+    }
+    async with node_of_its_own(tmp_path, **at_terminal) as (process, address):
+        os.close(near)
+        async with AsyncClient(address) as client:
+            stream = client.generate("def", max_tokens=300, ignore_eos=True)
+            seen = [(await anext(stream)).id]
+            os.close(terminal)
+            seen += [token.id async for token in stream]
+        assert len(seen) == 300
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+async def test_a_hangup_is_ignored_where_it_was(tmp_path: Path) -> None:
+    def as_nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async with node_of_its_own(tmp_path, preexec_fn=as_nohup) as (process, address):
+        process.send_signal(signal.SIGHUP)
+        async with AsyncClient(address) as client:
+            done = await client.complete("def", max_tokens=4, ignore_eos=True)
+        assert len(done.token_ids) == 4
+        process.send_signal(signal.SIGTERM)
+        assert (await result(process))[0] == 0
 
 
 async def test_ctrl_c_ends_it_quietly_and_frees_the_session() -> None:
