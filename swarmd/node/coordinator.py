@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -34,6 +34,7 @@ from swarmd.node.knocks import Knocks
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation, session_request
 from swarmd.node.routes import Asked, RouteFinder
+from swarmd.node.run import Output, Run
 from swarmd.node.timer import Deadline
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
@@ -50,8 +51,6 @@ MAX_UNREAD = 4096
 """Outputs that may wait for a client beside what its connection holds: who reads as little as that
 is told to come again, and holds no KV meanwhile."""
 
-Output = ev.Routed | ev.Emit | ev.Finished
-
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorLimits:
@@ -63,50 +62,6 @@ class CoordinatorLimits:
     """Positions of prompts that sessions share together; 0 shares nothing."""
     keep_limit: float = 0.0
     """Seconds that sessions are kept after their end at most; 0: not at all."""
-
-
-class Run:
-    """One driver, and what its client has yet to be told. Iterates until `Finished`."""
-
-    def __init__(self, session: bytes, driver: Driver, positions: int, chunk_size: int) -> None:
-        self.session = session
-        self.driver = driver
-        self.positions = positions
-        self.chunk_size = chunk_size
-        self.outputs: asyncio.Queue[Output] = asyncio.Queue()
-        self.deadline: Deadline | None = None
-        self.priority = 0
-        self.tenant = b""
-        self.past: Kept | None = None
-        self.lost = ""
-        """The coordinator before, if its client has lost that one without a word."""
-        self.admitted = driver.request.resumed
-        """Whether hops hold KV for it, or did."""
-        self.emitted_at: float | None = None
-        """When its last token came."""
-        self.has_begun = False
-        """Whether its prompt is computed: a token came, or it ended without one."""
-
-    @property
-    def repairs(self) -> int:
-        return self.driver.repairs
-
-    @property
-    def cached(self) -> int:
-        """Prompt tokens that needed no prefill."""
-        return self.driver.cached
-
-    @property
-    def recomputed(self) -> int:
-        """Positions that were sent down the pipeline more than once."""
-        return self.driver.feed.resent
-
-    async def __aiter__(self) -> AsyncIterator[Output]:
-        while True:
-            output = await self.outputs.get()
-            yield output
-            if isinstance(output, ev.Finished):
-                return
 
 
 class Coordinator:

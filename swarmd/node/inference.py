@@ -28,7 +28,7 @@ from swarmd.core.peers import Announcement, ModelInfo
 from swarmd.core.prefix import first_key
 from swarmd.core.route import Hop, Route
 from swarmd.node import requests, served_names
-from swarmd.node.coordinator import Coordinator, Run
+from swarmd.node.coordinator import Coordinator
 from swarmd.node.dismissal import Dismissal
 from swarmd.node.gate import Gate
 from swarmd.node.kept import Kept
@@ -37,6 +37,7 @@ from swarmd.node.presence import Presence
 from swarmd.node.prompts import Prompts
 from swarmd.node.requests import Generation
 from swarmd.node.routes import Routes
+from swarmd.node.run import Run
 from swarmd.node.status import StatusReport, swarm_report
 from swarmd.node.tenants import tenant_of
 from swarmd.node.warming import Warming

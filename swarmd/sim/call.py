@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swarmd.core.errors import PeerUnreachable, SwarmdError
-from swarmd.node.coordinator import Output, Run
+from swarmd.node.run import Output, Run
 from swarmd.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from swarmd.client.resume import ResumePolicy, another_node_may_do, resumable
 from swarmd.core.errors import LeaseEnded, PeerUnreachable, SwarmdError
 from swarmd.core.route import EPOCHS_PER_ATTEMPT, Route
 from swarmd.core.sampling import SamplingParams
-from swarmd.node.coordinator import Output
 from swarmd.node.requests import Generation, Resumption
+from swarmd.node.run import Output
 from swarmd.pipeline import events as ev
 from swarmd.sim.call import Call
 from swarmd.toys import toy_oracle

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swarmd.core.frames import Open, Step
-from swarmd.node.coordinator import Run
 from swarmd.node.moves import STANDSTILL_S
+from swarmd.node.run import Run
 from swarmd.pipeline.hop_session import HopSession
 from swarmd.swarm.rebalance import Reason
 

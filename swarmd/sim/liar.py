@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from swarmd.node.coordinator import Output
 from swarmd.node.requests import Generation
+from swarmd.node.run import Output
 from swarmd.pipeline import events as ev
 from swarmd.sim.call import Call
 from swarmd.sim.client import Client

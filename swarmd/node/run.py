@@ -1,0 +1,60 @@
+"""One session that is coordinated here: its driver, and what its client has yet to be told.
+
+What is done with it is `swarmd.node.coordinator`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from swarmd.node.kept import Kept
+from swarmd.node.timer import Deadline
+from swarmd.pipeline import events as ev
+from swarmd.pipeline.driver import Driver
+
+Output = ev.Routed | ev.Emit | ev.Finished
+
+
+class Run:
+    """One driver, and what its client has yet to be told. Iterates until `Finished`."""
+
+    def __init__(self, session: bytes, driver: Driver, positions: int, chunk_size: int) -> None:
+        self.session = session
+        self.driver = driver
+        self.positions = positions
+        self.chunk_size = chunk_size
+        self.outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self.deadline: Deadline | None = None
+        self.priority = 0
+        self.tenant = b""
+        self.past: Kept | None = None
+        self.lost = ""
+        """The coordinator before, if its client has lost that one without a word."""
+        self.admitted = driver.request.resumed
+        """Whether hops hold KV for it, or did."""
+        self.emitted_at: float | None = None
+        """When its last token came."""
+        self.has_begun = False
+        """Whether its prompt is computed: a token came, or it ended without one."""
+
+    @property
+    def repairs(self) -> int:
+        return self.driver.repairs
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens that needed no prefill."""
+        return self.driver.cached
+
+    @property
+    def recomputed(self) -> int:
+        """Positions that were sent down the pipeline more than once."""
+        return self.driver.feed.resent
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        while True:
+            output = await self.outputs.get()
+            yield output
+            if isinstance(output, ev.Finished):
+                return
