@@ -148,7 +148,10 @@ class Coordinator:
                 self._begin(other)
 
     def _learn(self, run: Run, output: Output) -> None:
-        """Note what hops hold of prompts, when they say it and when they have computed it."""
+        """Note that hops work, and what they hold of prompts: what they say, and have computed."""
+        if isinstance(output, ev.Emit) and not run.proved:
+            self._routes.worked(run.driver.route)
+        run.proved = not isinstance(output, ev.Routed)
         driver, shares = run.driver, not run.driver.request.claimed
         keys = driver.request.prefix if shares else ()
         if isinstance(output, ev.Routed):

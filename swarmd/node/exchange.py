@@ -69,8 +69,9 @@ class Exchange:
         return self._host is not None
 
     def on_view_changed(self) -> None:
-        """Sessions that wait for a peer look again."""
-        if self._coordinator is not None:
+        """Peers that were started anew are trusted again, and sessions that wait for some look."""
+        if self._routes is not None and self._coordinator is not None:
+            self._routes.look()
             self._coordinator.on_view_changed()
 
     def send(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:

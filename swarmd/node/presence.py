@@ -276,6 +276,6 @@ class Presence:
             )
 
 
-def _routes(view: View) -> set[tuple[str, str, int, int, NodeState]]:
+def _routes(view: View) -> set[tuple[str, str, int, int, NodeState, int]]:
     """What routes depend on, of a view."""
-    return {(p.peer_id, p.address, p.span.start, p.span.end, p.state) for p in view.peers}
+    return {(p.peer_id, p.address, p.span.start, p.span.end, p.state, p.pid) for p in view.peers}

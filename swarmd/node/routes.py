@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from swarmd.core.clock import Clock
-from swarmd.core.peers import Announcement, ModelInfo
+from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
 from swarmd.swarm.health import Fault, Health
@@ -23,6 +23,10 @@ from swarmd.swarm.view import View
 
 SUSPECTED_S = 30.0
 """After so long it is the view's business whether a silent peer is there: its lease has ended."""
+FORGIVEN_S = 60.0
+"""For so long what a process does counts, even if it is started again: some end again and again."""
+_WHICHEVER = -1
+"""Whatever process comes next, it is another one than that which was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,10 @@ class RouteFinder(Protocol):
         """Take note that a peer has held up a session."""
         ...
 
+    def worked(self, route: Route) -> None:
+        """Take note that these hops have computed a token together."""
+        ...
+
     def distrusted(self) -> frozenset[str]:
         """Return the peers that others go before."""
         ...
@@ -92,6 +100,9 @@ class Routes:
         self._clock = clock
         self.health = Health()
         self._silent_since: dict[str, float] = {}
+        self._lost: dict[str, int] = {}
+        """By peer that was lost, which process that was."""
+        self._forgiven_at: dict[str, float] = {}
         self._placements = Placements()
 
     def find(
@@ -114,6 +125,27 @@ class Routes:
     async def refresh(self) -> None:
         """Look at the swarm again."""
         await self._look_again()
+
+    def look(self) -> None:
+        """Take note of a new view: a process that was started anew has not failed yet."""
+        view = self._view()
+        for peer_id, pid in list(self._lost.items()):
+            peer = view.peer(peer_id)
+            if peer_id not in self.health:
+                del self._lost[peer_id]
+            elif peer is None or peer.state is NodeState.LOADING:
+                self._lost[peer_id] = _WHICHEVER
+            elif peer.state is NodeState.SERVING and peer.pid != pid:
+                del self._lost[peer_id]
+                self._forgive(peer_id, self._clock.monotonic())
+
+    def _forgive(self, peer_id: str, now: float) -> None:
+        since = now - FORGIVEN_S
+        self._forgiven_at = {p: at for p, at in self._forgiven_at.items() if at > since}
+        if peer_id not in self._forgiven_at:
+            self._forgiven_at[peer_id] = now
+            self._silent_since.pop(peer_id, None)
+            self.health.restarted(peer_id, self._clock.wall())
 
     @property
     def has_choice(self) -> bool:
@@ -159,9 +191,16 @@ class Routes:
         That it cannot be dialled either, until it is heard of again, is the same loss.
         """
         self._placements.forget(peer_id)
+        self.health.forget(self._clock.wall())
+        self.look()
         if peer_id not in self.suspected():
             self.health.report(peer_id, Fault.FAILED, self._clock.wall())
         self._silent_since[peer_id] = self._clock.monotonic()
+        peer = self._view().peer(peer_id)
+        if peer is None or peer.state is NodeState.LOADING:
+            self._lost[peer_id] = _WHICHEVER
+        else:
+            self._lost.setdefault(peer_id, peer.pid)
 
     def heard(self, peer_id: str) -> None:
         """Note that a peer answers."""
@@ -174,6 +213,11 @@ class Routes:
         """
         if peer_id not in self.distrusted():
             self.health.report(peer_id, Fault.LAGGED, self._clock.wall())
+
+    def worked(self, route: Route) -> None:
+        """Note that these hops have computed a token together: what was lost is there again."""
+        for hop in route:
+            self.health.succeeded(hop.peer_id, self._clock.wall())
 
     def distrusted(self) -> frozenset[str]:
         """Return the peers that are trusted so little that others go before them."""

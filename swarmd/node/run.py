@@ -35,6 +35,8 @@ class Run:
         """Whether hops hold KV for it, or did."""
         self.emitted_at: float | None = None
         """When its last token came."""
+        self.proved = True
+        """Whether the hops of its route have computed a token, since it goes over these."""
         self.has_begun = False
         """Whether its prompt is computed: a token came, or it ended without one."""
 

@@ -11,6 +11,8 @@ HALF_LIFE_S = 30.0
 MAX_PENALTY = 64.0
 DEMOTED_AT = 1.0
 """A peer with so much penalty gets work only where the others have a lot, or do not exist."""
+MAX_PEERS = 1024
+"""Of these penalties are kept; who has least is forgotten first."""
 _FORGET_BELOW = 0.01
 
 
@@ -27,28 +29,47 @@ class Fault(enum.Enum):
     """It computed something else than others did: five half-lives until one failure's worth."""
 
 
+LOSSES = frozenset({Fault.FAILED, Fault.TIMED_OUT})
+"""What a process answers for, not its machine: one that is started again has not done it."""
+
+
 class Health:
     """Penalties by peer id. `now` is seconds of any one clock; it is never read here."""
 
     def __init__(self) -> None:
-        self._penalties: dict[str, tuple[float, float]] = {}
+        self._penalties: dict[str, tuple[float, float, float]] = {}
+        """For losses, for everything else, and since when."""
 
     def report(self, peer_id: str, fault: Fault, now: float) -> None:
         """Add the fault's penalty to what is left of earlier ones."""
-        total = min(MAX_PENALTY, self.penalty(peer_id, now) + fault.value)
-        self._penalties[peer_id] = (total, now)
+        losses, others = self._left(peer_id, now)
+        if fault in LOSSES:
+            losses = min(MAX_PENALTY, losses + fault.value)
+        else:
+            others = min(MAX_PENALTY, others + fault.value)
+        self._penalties[peer_id] = (losses, others, now)
+        if len(self._penalties) > MAX_PEERS:
+            self._make_room(now)
 
     def succeeded(self, peer_id: str, now: float) -> None:
-        """Halve what is left: a peer that works again earns its place back sooner."""
+        """Halve what is left of losses: a peer that works again earns its place back sooner.
+
+        How slow a peer was, or how wrong, is not made good by that.
+        """
         if peer_id in self._penalties:
-            self._keep(peer_id, self.penalty(peer_id, now) / 2, now)
+            losses, others = self._left(peer_id, now)
+            self._keep(peer_id, losses / 2, others, now)
+
+    def restarted(self, peer_id: str, now: float) -> None:
+        """Forgive the losses of a process that is no more."""
+        if peer_id in self._penalties:
+            self._keep(peer_id, 0.0, self._left(peer_id, now)[1], now)
 
     def penalty(self, peer_id: str, now: float) -> float:
         """Return the penalty, 0 for a peer in good standing; it halves every `HALF_LIFE_S`."""
         if peer_id not in self._penalties:
             return 0.0
-        total, since = self._penalties[peer_id]
-        return float(total * 0.5 ** (max(0.0, now - since) / HALF_LIFE_S))
+        return min(MAX_PENALTY, sum(self._left(peer_id, now)))
 
     def distrusted(self, now: float) -> frozenset[str]:
         """Return the peers that have at least `DEMOTED_AT` of penalty left."""
@@ -57,13 +78,26 @@ class Health:
     def forget(self, now: float) -> None:
         """Drop what has faded, so that the table stays as small as the trouble."""
         for peer_id in list(self._penalties):
-            self._keep(peer_id, self.penalty(peer_id, now), now)
+            self._keep(peer_id, *self._left(peer_id, now), now)
 
-    def _keep(self, peer_id: str, penalty: float, now: float) -> None:
-        if penalty < _FORGET_BELOW:
+    def _make_room(self, now: float) -> None:
+        self.forget(now)
+        while len(self._penalties) > MAX_PEERS:
+            del self._penalties[min(self._penalties, key=lambda p: self.penalty(p, now))]
+
+    def _left(self, peer_id: str, now: float) -> tuple[float, float]:
+        losses, others, since = self._penalties.get(peer_id, (0.0, 0.0, now))
+        fading: float = 0.5 ** (max(0.0, now - since) / HALF_LIFE_S)
+        return losses * fading, others * fading
+
+    def _keep(self, peer_id: str, losses: float, others: float, now: float) -> None:
+        if losses + others < _FORGET_BELOW:
             del self._penalties[peer_id]
         else:
-            self._penalties[peer_id] = (penalty, now)
+            self._penalties[peer_id] = (losses, others, now)
+
+    def __contains__(self, peer_id: str) -> bool:
+        return peer_id in self._penalties
 
     def __len__(self) -> int:
         return len(self._penalties)

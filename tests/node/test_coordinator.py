@@ -50,6 +50,9 @@ class NoRoom:
     def lagging(self, peer_id: str) -> None:
         raise AssertionError("nobody is slow")
 
+    def worked(self, route: Route) -> None:
+        raise AssertionError("nobody computes")
+
     def distrusted(self) -> frozenset[str]:
         return frozenset()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.route import Hop
 from swarmd.core.span import Span
@@ -89,3 +91,77 @@ def test_a_peer_that_was_slow_is_demoted_and_earns_its_place_back() -> None:
     assert routes.suspected() == frozenset()
     clock.advance(2 * HALF_LIFE_S)
     assert routes.demoted() == 0
+
+
+def test_a_process_that_was_started_anew_has_not_failed() -> None:
+    clock = FakeClock()
+    seen = [_peer(clock, "a", "float32"), _peer(clock, "b", "float32")]
+    routes = _routes_over(clock, seen)
+    everything = (Span(0, 4),)
+
+    def taken() -> set[str]:
+        """Who gets sessions that come one after the other, none of which has ended."""
+        spent = [routes.find(everything, frozenset(), (), Asked(8)) for _ in range(4)]
+        for route in spent:
+            routes.ended(route, 8)
+        return {route[0].peer_id for route in spent}
+
+    seen[:] = [replace(p, pid=1, span=Span(0, 4)) for p in seen]
+    assert taken() == {"a", "b"}
+    routes.failed("a")
+    assert taken() == {"b"}
+    seen[0] = replace(seen[0], pid=2, state=NodeState.LOADING)
+    routes.look()
+    assert routes.demoted() == 1, "it does not work yet"
+    routes.failed("a")  # dialled in vain, as it loads
+    seen[0] = replace(seen[0], state=NodeState.SERVING)
+    routes.look()
+    assert routes.demoted() == 0
+    assert routes.suspected() == frozenset()
+    assert taken() == {"a", "b"}
+    # It has done that itself, and is forgiven once a minute: some end again and again.
+    routes.failed("a")
+    routes.look()
+    assert routes.demoted() == 1
+    seen[0] = replace(seen[0], pid=3)
+    routes.look()
+    assert routes.demoted() == 1
+
+
+def test_in_a_container_all_processes_have_one_id() -> None:
+    clock = FakeClock()
+    seen = [_peer(clock, "a", "float32")]
+    routes = _routes_over(clock, seen)
+    routes.failed("a")
+    for state, demoted in ((NodeState.LOADING, 1), (NodeState.SERVING, 0)):
+        seen[0] = replace(seen[0], state=state)
+        routes.look()
+        assert routes.demoted() == demoted
+
+
+def test_a_machine_that_is_slow_is_so_after_a_restart() -> None:
+    clock = FakeClock()
+    seen = [_peer(clock, "a", "float32")]
+    routes = _routes_over(clock, seen)
+    routes.lagging("a")
+    routes.failed("a")
+    seen[0] = replace(seen[0], pid=2)
+    routes.look()
+    assert routes.health.penalty("a", clock.wall()) == Fault.LAGGED.value
+
+
+def test_hops_that_work_again_are_trusted_sooner() -> None:
+    clock = FakeClock()
+    routes = routes_at(clock)
+    routes.failed("a")
+    routes.lagging("b")
+    routes.worked((Hop("a", Span(0, 2)), Hop("b", Span(2, 4))))
+    assert routes.health.penalty("a", clock.wall()) == Fault.FAILED.value / 2
+    assert routes.health.penalty("b", clock.wall()) == Fault.LAGGED.value
+
+
+def _routes_over(clock: FakeClock, seen: list[Announcement]) -> Routes:
+    async def look_again() -> None:
+        """There is nothing new."""
+
+    return Routes("me", toy_model(4), lambda: View(seen, clock.wall()), look_again, clock)

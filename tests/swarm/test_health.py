@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swarmd.swarm.health import HALF_LIFE_S, MAX_PENALTY, Fault, Health
+from swarmd.swarm.health import HALF_LIFE_S, MAX_PEERS, MAX_PENALTY, Fault, Health
 
 
 def test_a_penalty_fades() -> None:
@@ -55,3 +55,24 @@ def test_a_clock_that_goes_back_makes_no_penalty_grow() -> None:
     health = Health()
     health.report("a", Fault.FAILED, 100.0)
     assert health.penalty("a", 0.0) == 2.0
+
+
+def test_what_a_process_did_is_forgiven_when_it_is_started_anew() -> None:
+    health = Health()
+    for fault in (Fault.FAILED, Fault.TIMED_OUT, Fault.LAGGED):
+        health.report("a", fault, 0.0)
+    health.restarted("a", 0.0)
+    health.restarted("unknown", 0.0)
+    assert health.penalty("a", 0.0) == Fault.LAGGED.value
+    health.succeeded("a", 0.0)
+    assert health.penalty("a", 0.0) == Fault.LAGGED.value
+
+
+def test_strangers_that_fail_take_no_more_room_than_there_is() -> None:
+    health = Health()
+    health.report("worst", Fault.DISAGREED, 0.0)
+    for number in range(2 * MAX_PEERS):
+        health.report(f"{number}", Fault.FAILED, number / 1000)
+    assert len(health) == MAX_PEERS
+    assert "worst" in health
+    assert f"{2 * MAX_PEERS - 1}" in health
