@@ -8,6 +8,10 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Images of containers often forbid it, and then each process compiles all that it imports: ten
+# seconds of CPU for every daemon that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check protos bench kills chaos soak simulate mutations clean
 
 demo: $(STAMP)
