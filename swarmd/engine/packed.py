@@ -22,6 +22,9 @@ from torch.nn import functional
 class PackedLinear(nn.Module, ABC):
     """An `nn.Linear` in bfloat16, without gradients for its weights, in a layout of its own."""
 
+    has_rows = False
+    """Whether single rows of the weights can be read."""
+
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features
@@ -56,9 +59,9 @@ class PackedLinear(nn.Module, ABC):
             return functional.linear(rows, self._unpacked(), self.bias)
         return self._product(rows)
 
-    def embedding(self) -> nn.Module | None:
-        """Return an embedding of the same weights without a copy, if this layout has their rows."""
-        return None
+    def embedding(self) -> nn.Module:
+        """Return an embedding of the same weights without a copy, where `has_rows`."""
+        raise NotImplementedError
 
     def to_linear(self) -> nn.Linear:
         """Return the plain layer with the same weights."""
@@ -132,14 +135,13 @@ def _untie(
         # Its shape and type can be seen yet.
         embedding.weight = nn.Parameter(embedding.weight.to("meta"), requires_grad=False)
         return 0
-    if not _packable(head) or type(embedding) is not nn.Embedding or embedding.max_norm is not None:
+    if not layout.has_rows or not _packable(head):
+        return 0
+    if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
         return 0
     packed = layout(head)
-    reader = packed.embedding()
-    if reader is None:
-        return 0
     _replace(model, lambda _: packed, lambda m: m is head)
-    _replace(model, lambda _: reader, lambda m: m is embedding)
+    _replace(model, lambda _: packed.embedding(), lambda m: m is embedding)
     return 1
 
 

@@ -33,6 +33,8 @@ _NO_BIAS = np.empty(0, np.float32)
 class PanelLinear(PackedLinear):
     """In panels of 32 outputs. A row's results have the same bits in any company of rows."""
 
+    has_rows = True
+
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain)
         self._bias = _NO_BIAS
