@@ -31,6 +31,8 @@ AVX2, but for what is multiplied."""
 def multiply(
     rows: int,
     count: int,
+    row_bytes: int,
+    depth_bytes: int,
     panels: int,
     bias: np.ndarray,
     out: int,
@@ -41,6 +43,7 @@ def multiply(
 ) -> None:
     """Multiply `rows`, float32 (count, inside), with the panels `[first, last)`.
 
+    From row to row it is `row_bytes`, from one `DEPTH` of inputs to the next `depth_bytes`.
     `panels` are bfloat16 pairs (panels, inside, LANES), `bias` is one float32 for each output of
     all panels or empty, `out` bfloat16 (count, outside). Rows, panels and out are addresses.
     """
@@ -56,7 +59,8 @@ def multiply(
         for depth in range(0, inside, DEPTH):
             weights = panels + (panel * inside + depth) * 4 * LANES
             size = min(DEPTH, inside - depth)
-            _add(sums.ctypes.data, rows + 4 * depth, count, 4 * inside, weights, size, wide)
+            part = rows + depth // DEPTH * depth_bytes
+            _add(sums.ctypes.data, part, count, row_bytes, weights, size, wide)
         for row in range(count):
             source = sums.ctypes.data + row * COLUMNS * 4
             _write(source, out + (row * outside + start) * 2, min(COLUMNS, outside - start))

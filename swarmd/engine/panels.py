@@ -69,16 +69,19 @@ class PanelLinear(PackedLinear):
         return self.packed[panels, :, columns % LANES, columns // LANES]
 
     def _product(self, rows: torch.Tensor) -> torch.Tensor:
-        flat = rows.reshape(-1, self.in_features).float()
+        flat = rows.reshape(-1, self.in_features)
         out = rows.new_empty(*rows.shape[:-1], self.out_features)
         count = flat.shape[0]
         if not count:
             return out
+        flat, row_bytes, depth_bytes = _parts(flat)
 
         def work(first: int, last: int) -> None:
             kernel.multiply(
                 flat.data_ptr(),
                 count,
+                row_bytes,
+                depth_bytes,
                 self.packed.data_ptr(),
                 self._bias,
                 out.data_ptr(),
@@ -109,6 +112,20 @@ class PanelEmbedding(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return (..., embedding_dim) of ids (...)."""
         return self._head[0].rows_of(ids)
+
+
+def _parts(rows: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """Return (rows, inside) in float32, and the bytes from row to row and from depth to depth.
+
+    Many rows lie depth by depth where that comes out even: whole rows, a power of two apart, would
+    drive each other out of the caches.
+    """
+    count, inside = rows.shape
+    if count < kernel.BLOCK or inside % kernel.DEPTH:
+        return rows.float().contiguous(), 4 * inside, 4 * kernel.DEPTH
+    parts = rows.view(count, -1, kernel.DEPTH).transpose(0, 1)
+    made = torch.empty(parts.shape, dtype=torch.float32).copy_(parts)
+    return made, 4 * kernel.DEPTH, 4 * kernel.DEPTH * count
 
 
 def _panels(weight: torch.Tensor) -> torch.Tensor:

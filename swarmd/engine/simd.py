@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 def has_pair_products() -> bool:
     """Whether the CPU multiplies pairs of bfloat16 and adds them up in one instruction."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16", False))
+
+
+def has_wide_registers() -> bool:
+    """Whether the CPU has 32 registers of 512 bits, not 16 of 256 or less."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
 
 
 def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
@@ -113,44 +119,11 @@ def _product(rows: int, vectors: int, *, pairs: bool, fresh: bool) -> Any:
     Addresses and steps from row to row are in bytes. a has `rows` rows of `count` lanes, b `count`
     rows of `vectors * LANES`; the lanes of b are added up in their order, for each row alone.
     """
-    multiply = _multiply_pairs if pairs else _multiply_floats
-    places = [(r, v) for r in range(rows) for v in range(vectors)]
+    together = vectors if has_wide_registers() else 1
 
     def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        c, c_step, a, a_step, b, b_step, count = args
-        c_rows = [builder.add(c, _times(builder, c_step, r)) for r in range(rows)]
-        a_rows = [builder.add(a, _times(builder, a_step, r)) for r in range(rows)]
-        sums = [_at(builder, c_rows[r], 4 * LANES * v, _VECTOR) for r, v in places]
-        before = [_floats(0.0) if fresh else builder.load(place, align=4) for place in sums]
-        entry = builder.block
-        loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("sums")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        step = builder.phi(_I64)
-        totals = [builder.phi(_VECTOR) for _ in places]
-        b_row = builder.add(b, builder.mul(step, b_step))
-        right = [
-            builder.load(_at(builder, b_row, 4 * LANES * v, _VECTOR), align=4)
-            for v in range(vectors)
-        ]
-        lanes = [builder.add(row, _times(builder, step, 4)) for row in a_rows]
-        left = [
-            _splat(builder, builder.load(_at(builder, lane, 0, _FLOAT), align=4)) for lane in lanes
-        ]
-        after = [
-            multiply(builder, total, left[r], right[v])
-            for total, (r, v) in zip(totals, places, strict=True)
-        ]
-        following = builder.add(step, ir.Constant(_I64, 1))
-        for merged, first, last in zip(
-            [step, *totals], [ir.Constant(_I64, 0), *before], [following, *after], strict=True
-        ):
-            merged.add_incoming(first, entry)
-            merged.add_incoming(last, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-        builder.position_at_end(done)
-        for place, value in zip(sums, after, strict=True):
-            builder.store(value, place, align=4)
+        for first in range(0, vectors, together):
+            _add_products(builder, args, rows, range(first, first + together), pairs, fresh)
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -160,6 +133,66 @@ def _product(rows: int, vectors: int, *, pairs: bool, fresh: bool) -> Any:
         return _nothing(*[_address] * 7), generate
 
     return product
+
+
+def _add_products(
+    builder: Any, args: Any, rows: int, vectors: range, pairs: bool, fresh: bool
+) -> None:
+    """Write the loop of `_product` for some vectors of c: as many sums as there are registers."""
+    multiply = _multiply_pairs if pairs else _multiply_floats
+    places = [(r, v) for r in range(rows) for v in vectors]
+    c, c_step, a, a_step, b, b_step, count = args
+    c_rows = [builder.add(c, _times(builder, c_step, r)) for r in range(rows)]
+    a_rows = [builder.add(a, _times(builder, a_step, r)) for r in range(rows)]
+    sums = [_at(builder, c_rows[r], 4 * LANES * v, _VECTOR) for r, v in places]
+    before = [_floats(0.0) if fresh else builder.load(place, align=4) for place in sums]
+    with _counted(builder, count, before) as (step, totals, after):
+        b_row = builder.add(b, builder.mul(step, b_step))
+        right = {
+            v: builder.load(_at(builder, b_row, 4 * LANES * v, _VECTOR), align=4) for v in vectors
+        }
+        left = _lanes(builder, a_rows, step)
+        after += [
+            multiply(builder, total, left[r], right[v])
+            for total, (r, v) in zip(totals, places, strict=True)
+        ]
+    for place, value in zip(sums, after, strict=True):
+        builder.store(value, place, align=4)
+
+
+def _lanes(builder: Any, rows: list[Any], step: Any) -> list[Any]:
+    """Lane number `step` of each row, in all lanes of a vector."""
+    places = [builder.add(row, _times(builder, step, 4)) for row in rows]
+    return [
+        _splat(builder, builder.load(_at(builder, place, 0, _FLOAT), align=4)) for place in places
+    ]
+
+
+@contextmanager
+def _counted(
+    builder: Any, count: Any, before: list[Any]
+) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """Go `count` times, at least once, through what is written inside.
+
+    Gives the number of the time, the values that `before` has become by then, and a list to put
+    what they become next into.
+    """
+    entry = builder.block
+    loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    step = builder.phi(_I64)
+    values = [builder.phi(_VECTOR) for _ in before]
+    after: list[Any] = []
+    yield step, values, after
+    following = builder.add(step, ir.Constant(_I64, 1))
+    for merged, first, last in zip(
+        [step, *values], [ir.Constant(_I64, 0), *before], [following, *after], strict=True
+    ):
+        merged.add_incoming(first, entry)
+        merged.add_incoming(last, loop)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+    builder.position_at_end(done)
 
 
 scores_of_4 = _product(4, 4, pairs=False, fresh=True)
@@ -282,32 +315,15 @@ def _panel_sums(rows: int) -> Any:
         a_rows = [builder.add(a, _times(builder, a_step, r)) for r in range(rows)]
         sums = [_at(builder, c, 4 * LANES * (2 * r + v), _VECTOR) for r, v in places]
         before = [builder.load(place, align=4) for place in sums]
-        entry = builder.block
-        loop, done = builder.append_basic_block("pairs"), builder.append_basic_block("sums")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        step = builder.phi(_I64)
-        totals = [builder.phi(_VECTOR) for _ in places]
-        pairs = builder.load(
-            _at(builder, builder.add(b, _times(builder, step, 4 * LANES)), 0, _VECTOR), align=4
-        )
-        right = [_low(builder, pairs), _high(builder, pairs)]
-        lanes = [builder.add(row, _times(builder, step, 4)) for row in a_rows]
-        left = [
-            _splat(builder, builder.load(_at(builder, lane, 0, _FLOAT), align=4)) for lane in lanes
-        ]
-        after = [
-            _multiply_floats(builder, total, left[r], right[v])
-            for total, (r, v) in zip(totals, places, strict=True)
-        ]
-        following = builder.add(step, ir.Constant(_I64, 1))
-        for merged, first, last in zip(
-            [step, *totals], [ir.Constant(_I64, 0), *before], [following, *after], strict=True
-        ):
-            merged.add_incoming(first, entry)
-            merged.add_incoming(last, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-        builder.position_at_end(done)
+        with _counted(builder, count, before) as (step, totals, after):
+            b_row = builder.add(b, _times(builder, step, 4 * LANES))
+            pairs = builder.load(_at(builder, b_row, 0, _VECTOR), align=4)
+            right = [_low(builder, pairs), _high(builder, pairs)]
+            left = _lanes(builder, a_rows, step)
+            after += [
+                _multiply_floats(builder, total, left[r], right[v])
+                for total, (r, v) in zip(totals, places, strict=True)
+            ]
         for place, value in zip(sums, after, strict=True):
             builder.store(value, place, align=4)
         return context.get_dummy_value()
