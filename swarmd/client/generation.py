@@ -38,6 +38,9 @@ from swarmd.wire.status import error_from_rpc, is_silence
 
 _Call: TypeAlias = grpc.aio.UnaryStreamCall
 
+_AT_THE_END_S = 0.5
+"""So close to its end, a call that ran out of time ran out of this client's."""
+
 
 class Generation:
     """Async iterator of `TokenOutput`: each token exactly once. The call begins with the first.
@@ -293,7 +296,9 @@ class Generation:
             raise
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             failure = error_from_rpc(error, address or self._at)
-            late = isinstance(failure, DeadlineExceeded)
+            # Nodes have deadlines of their own, and say which.
+            over = self._began + self._timeout_s - time.monotonic() <= _AT_THE_END_S
+            late = over and isinstance(failure, DeadlineExceeded)
             raise (self._out_of_time() if late else failure) from error
         if not isinstance(event, pb.GenerateEvent):
             raise PeerUnreachable(f"{address or self._at} ended the stream before its end")

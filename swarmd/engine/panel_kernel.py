@@ -27,7 +27,7 @@ BLOCK = 6
 AVX2, but for what is multiplied."""
 
 TOGETHER = 126
-"""Rows that go through all panels before the next ones do: a depth of theirs is 63 KiB, which stay in
+"""Rows that go through all panels before the next do: a depth of theirs is 63 KiB, which stay in
 the L2 cache."""
 
 

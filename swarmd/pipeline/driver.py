@@ -267,6 +267,8 @@ class Driver(Pacing):
         """Nothing came for long: open all hops again, and from the second time on replace one."""
         if self.feed.paused and self.feed.is_quiet:
             return self._unpause(now)
+        if self._puts_up(now):
+            return None
         error = errors.DeadlineExceeded(f"no token for position {self.feed.known} in time")
         self._patience.stalls += 1
         if self._patience.stalls < 2:

@@ -32,6 +32,30 @@ class Pacing(Moving):
         """Whose place somebody is sought for while the session goes on."""
         self._slow_ask = 0
         """Of the question for that."""
+        self._asked_until: float | None = None
+        """When the hops must have said what keeps them; something new came unless it is `_due`."""
+        self._excused = False
+        """Whether one of them has said that it works."""
+
+    def _puts_up(self, now: float) -> bool:
+        """Whether to wait on though nothing came for long: hops are asked what keeps them first.
+
+        A prompt at the end of a long line is not lost as long as the stage works on what is before.
+        """
+        if self._asked_until is None or self._asked_until != self._due:
+            for hop in self.route:
+                self._send(hop, Poll(self.request.session, self.epoch))
+            self._excused = False
+            self._due = self._asked_until = now + self.policy.open_timeout
+            return True
+        if self._excused:
+            self._due = now + self.policy.step_timeout
+        return self._excused
+
+    def _is_at_work(self, answer: Polled) -> bool:
+        """Whether a hop has something of this session, and computes: that, or others' before it."""
+        busy_s = answer.busy_us / 1e6
+        return answer.accepted > answer.computed and 0 < busy_s < self.policy.step_timeout
 
     def _time_tokens(self, now: float) -> None:
         """If a token is late, ask the hops how far they are, then who could do better."""
@@ -63,6 +87,7 @@ class Pacing(Moving):
         answer = event.frame
         assert isinstance(answer, Polled)
         if answer.epoch == self.epoch and self._search.hop(event.peer_id) is not None:
+            self._excused = self._excused or self._is_at_work(answer)
             self._replace(self._watch.answer(event.peer_id, answer, self.route, now), now)
 
     def _peer_lags(self, event: ev.PeerLags, now: float) -> None:

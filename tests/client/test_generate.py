@@ -406,6 +406,13 @@ async def test_the_timeout_ends_a_generation_at_the_node_too() -> None:
         await asyncio.wait_for(node.cancelled.wait(), 20)
 
 
+async def test_a_deadline_of_the_nodes_is_not_taken_for_the_clients_own() -> None:
+    node = ScriptedNode(fails_with=DeadlineExceeded("no token for position 64 in time"))
+    async with serving(node), AsyncClient(node.address, timeout=60.0) as client:
+        with pytest.raises(DeadlineExceeded, match="position 64"):
+            await client.complete("p")
+
+
 async def test_the_timeout_of_the_client_counts_where_the_call_has_none() -> None:
     node = ScriptedNode(script=endless())
     async with serving(node), AsyncClient(node.address, timeout=0.3) as client:

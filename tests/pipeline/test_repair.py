@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from bench_driver import SESSION, Bench, emitted, finish, hops, opens, sent, steps
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.core.errors import CoverageError, SessionError
-from swarmd.core.frames import Close, Failed, Gap, Keep, Refusal, Resume
+from swarmd.core.frames import Close, Failed, Gap, Keep, Poll, Polled, Refusal, Resume
 from swarmd.core.span import Span
 from swarmd.pipeline.driver import DriverState
 from swarmd.pipeline.events import RoutesChanged
@@ -223,20 +225,60 @@ def test_a_hop_that_forgot_the_session_is_opened_again() -> None:
 
 def test_silence_opens_all_hops_again_and_then_replaces_the_one_that_holds_things_up() -> None:
     bench = running(Bench())
-    orders = opens(bench.wait(20.2))
+    orders = opens(bench.wait(21.7))
     assert list(orders) == ["a", "b", "c"]
     bench.opened("a", 13)
     bench.opened("b", 13)
     bench.opened("c", 12)
-    bench.wait(20.2)
+    bench.wait(21.7)
     assert bench.need.spans == (Span(2, 5),)
 
 
 def test_the_time_allowed_grows_with_the_positions_under_way() -> None:
     bench = Bench(DriverPolicy(step_timeout=1.0, position_timeout=1.0))
     bench.run()
-    assert opens(bench.wait(10.9)) == {}
+    assert opens(bench.wait(10.9 + bench.driver.policy.open_timeout)) == {}
     assert list(opens(bench.wait(0.2))) == ["a", "b"]
+
+
+def asked_and_answered(bench: Bench, seconds: float = 20.2, **answer: Any) -> None:
+    """Wait until the hops are asked what keeps them; one of them answers."""
+    actions = bench.wait(seconds)
+    assert all(sent(actions, peer, Poll) for peer in "abc")
+    values = {"accepted": 14, "computed": 13, "waits": True, "busy_us": 800_000, **answer}
+    bench.tell("b", Polled(SESSION, bench.driver.epoch, **values))
+
+
+def test_a_prompt_in_a_long_line_is_waited_for_as_long_as_the_stage_works() -> None:
+    bench = running(Bench())
+    asked_and_answered(bench)
+    for _ in range(20):
+        assert opens(bench.wait(1.5)) == {}
+        asked_and_answered(bench, 20.0)
+    bench.token(13, "c")
+    assert bench.driver.repairs == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"computed": 14},  # all is done there: what went on from it is lost
+        {"busy_us": 0},  # nothing is computed, and yet it waits
+        {"busy_us": 21_000_000},  # one step takes longer than any should
+    ],
+)
+def test_a_hop_that_does_not_work_on_it_does_not_prolong_the_time(answer: dict[str, Any]) -> None:
+    bench = running(Bench())
+    asked_and_answered(bench, **answer)
+    assert list(opens(bench.wait(1.5))) == ["a", "b", "c"]
+
+
+def test_an_answer_from_before_counts_once() -> None:
+    bench = running(Bench())
+    asked_and_answered(bench)
+    bench.wait(1.5)
+    assert opens(bench.wait(20.2)) == {}
+    assert list(opens(bench.wait(1.5))) == ["a", "b", "c"]
 
 
 def test_each_answer_prolongs_the_time() -> None:
