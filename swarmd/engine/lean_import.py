@@ -57,7 +57,10 @@ def without_compiler() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[_COMPILER], torch._dynamo
+        # With its parts, that have come meanwhile: half there, it could not be loaded any more.
+        for name in [name for name in sys.modules if f"{name}.".startswith(f"{_COMPILER}.")]:
+            del sys.modules[name]
+        del torch._dynamo
 
 
 def _unmarked(
