@@ -23,7 +23,9 @@ _TOLERANCE = 1.03
 _HOLD = 0.15
 """Share of a step for which a microbatch waits for sessions that are about to come back."""
 _MEMORY = 0.98
-_FIRST_SHARE = 0.5
+_SHARE = 0.5
+LAUNCHED_SHARE = 0.05
+"""Of the time of a step, what grows with its sessions, as long as steps of one size say nothing."""
 _ROUNDS = 4
 """A session that has not come back for so many rounds does not decode any more."""
 
@@ -31,7 +33,13 @@ _ROUNDS = 4
 class Pace:
     """Watches decodes leave and come back. Times are in seconds of one monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
+        """`launched`: on an accelerator, where a step takes what it takes to launch it.
+
+        It takes that for any number of sessions, so one microbatch of all of them is worth a wait
+        of nearly a step; two that take turns would each make the other wait for a whole one.
+        """
+        share, self._hold = (LAUNCHED_SHARE, 1.0 - LAUNCHED_SHARE) if launched else (_SHARE, _HOLD)
         self._left_at: OrderedDict[bytes, float] = OrderedDict()
         """When the sessions that decode here left; those that are here now among them."""
         self._waited: dict[bytes, float] = {}
@@ -42,7 +50,7 @@ class Pace:
         self._absent_s = 0.0
         """With it."""
         self._step_s = 0.0
-        self._cost = StepCost()
+        self._cost = StepCost(share)
         self._groups: int | None = 1
         """None: to be found anew."""
 
@@ -123,7 +131,7 @@ class Pace:
         """
         if not ready or ready >= self.limit:
             return now
-        latest = free_since + _HOLD * self._step_s
+        latest = free_since + self._hold * self._step_s
         expected = (self._left_at[session] + self._absent_s for session in self._waited)
         soon = [at for at in expected if at <= latest]
         return latest if soon and latest > now else now
@@ -132,10 +140,10 @@ class Pace:
 class StepCost:
     """The time of a step as `fixed + each * sessions`, fitted to the latest ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = _SHARE) -> None:
         self._weight = self._sizes = self._times = 0.0
         self._squares = self._products = 0.0
-        self._share = _FIRST_SHARE
+        self._share = share
         """Of `each` in a step of the mean size; kept while all steps are of one size."""
 
     def add(self, size: int, took: float) -> None:

@@ -19,6 +19,7 @@ class Line:
     each: float
     link: float
     paced: bool = True
+    launched: bool = False
     now: float = 0.0
     busy: list[float] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)
@@ -27,7 +28,7 @@ class Line:
     def run(self, sessions: int, until: float) -> None:
         count = len(self.fixed)
         self.busy, self.batches = [0.0] * count, [[] for _ in range(count)]
-        self._paces = [Pace() for _ in range(count)]
+        self._paces = [Pace(launched=self.launched) for _ in range(count)]
         self._waiting: list[list[bytes]] = [[] for _ in range(count)]
         self._free_since: list[float | None] = [0.0] * count
         self._events: list[tuple[float, int, str, int, list[bytes]]] = []
@@ -113,6 +114,24 @@ def test_one_stage_alone_takes_all() -> None:
     line = Line([0.1], each=0.002, link=0.002)
     line.run(sessions=20, until=60.0)
     assert set(line.batches[0]) == {20}
+
+
+@pytest.mark.parametrize("sessions", [16, 64])
+def test_where_launching_is_all_that_a_step_takes_nobody_takes_turns(sessions: int) -> None:
+    tokens = []
+    for launched in (True, False):
+        line = Line([0.027], each=0.00005, link=0.006, launched=launched)
+        line.run(sessions=sessions, until=60.0)
+        tokens.append(sum(line.batches[0]))
+        if launched:
+            assert set(line.batches[0]) == {sessions}
+    assert tokens[0] > 1.4 * tokens[1]
+
+
+def test_two_stages_of_launches_still_work_at_the_same_time() -> None:
+    line = Line([0.02, 0.02], each=0.00005, link=0.004, launched=True)
+    line.run(sessions=16, until=60.0)
+    assert sum(line.batches[0]) / 30 > 0.95 * 16 / (2 * 0.0208 + 2 * 0.004)
 
 
 def test_sessions_that_ended_or_fell_silent_do_not_count() -> None:
