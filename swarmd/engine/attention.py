@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from swarmd.engine import tile_attention
+from swarmd.engine.pool import PooledKV
+from swarmd.engine.pool_plan import Group, PoolPlan
 from swarmd.engine.row import RowContext, RowSegment, current, row_context
 from swarmd.engine.tile_attention import Rule
 
@@ -47,6 +49,8 @@ def ragged_attention(
         context.masked = True
     rule = Rule(scaling, sliding_window or 0, softcap or 0.0, s_aux)
     block = context.block_offset + layer
+    if context.segments and isinstance(context.segments[0].cache.blocks[block], PooledKV):
+        return pooled(context, block, query, key, value, rule), None
     if context.segments and tile_attention.usable(query, key):
         context.tiled += 1
         return tile_attention.attend(context, block, query, key, value, rule), None
@@ -95,8 +99,16 @@ def _attend_segment(
 ) -> torch.Tensor:
     """Append this segment's keys and values, then attend: returns (1, heads, n, dv)."""
     segment = context.segments[index]
+    segment.cache.blocks[block].write(key[0], value[0], segment.position)
+    return _attend_held(context, index, block, query, rule)
+
+
+def _attend_held(
+    context: RowContext, index: int, block: int, query: torch.Tensor, rule: Rule
+) -> torch.Tensor:
+    """Attend a segment whose keys and values are in its cache: returns (1, heads, n, dv)."""
+    segment = context.segments[index]
     store = segment.cache.blocks[block]
-    store.write(key[0], value[0], segment.position)
     end = segment.position + segment.length
     # Nothing before the first row's window can be seen by any row of this segment.
     begin = max(0, segment.position + 1 - rule.window) if rule.window else 0
@@ -107,6 +119,48 @@ def _attend_segment(
     if rule.plain:
         return _fused(query, keys, values, mask, rule.scaling, causal=False)
     return _spelled_out(query, keys, values, mask, rule)
+
+
+def pooled(
+    context: RowContext,
+    block: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rule: Rule,
+) -> torch.Tensor:
+    """Attend the segments of single rows all at once, the longer ones one by one, from pools.
+
+    Takes and returns what `ragged_attention` does.
+    """
+    plan: PoolPlan | None = context.plans.get(0)
+    if plan is None:
+        plan = context.plans[0] = PoolPlan(context.segments, query.device)
+    plan.store(block, key[0], value[0])
+    rows = query.shape[2]
+    groups = plan.single(block, rule.window)
+    if len(groups) == 1 and groups[0].rows == slice(0, rows):
+        return _attend_group(groups[0], query, rule)[None]
+    out = value.new_zeros(1, rows, query.shape[1], value.shape[3])
+    for index in plan.longer:
+        segment = context.segments[index]
+        span = slice(segment.start, segment.start + segment.length)
+        result = _attend_held(context, index, block, query[:, :, span], rule)
+        out[:, span] = result.transpose(1, 2)
+    for group in groups:
+        out[0, group.rows] = _attend_group(group, query, rule)
+    return out
+
+
+def _attend_group(group: Group, query: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Attend segments of a single row each, of one group: returns (segments, heads, dv)."""
+    keys, values = group.pool.gather(group.tiles)
+    keys, values = keys[:, :, : group.keys], values[:, :, : group.keys]
+    rows = query[0].transpose(0, 1)[group.rows, :, None]
+    mask = group.mask(query)
+    if rule.plain:
+        return _fused(rows, keys, values, mask, rule.scaling, causal=False)[:, :, 0]
+    return _spelled_out_rows(rows, keys, values, mask, rule)[:, :, 0]
 
 
 def _mask(
@@ -147,9 +201,15 @@ def _fused(
     heads, kv_heads, rows = query.shape[1], keys.shape[1], query.shape[2]
     if rows == 1:
         # One query: let the heads that share a KV head be the rows, so nothing is repeated.
-        packed = query.reshape(1, kv_heads, heads // kv_heads, query.shape[3])
-        out = functional.scaled_dot_product_attention(packed, keys, values, scale=scaling)
-        return out.reshape(1, heads, 1, values.shape[3])
+        packed = query.reshape(-1, kv_heads, heads // kv_heads, query.shape[3])
+        out = functional.scaled_dot_product_attention(
+            packed, keys, values, attn_mask=mask, scale=scaling
+        )
+        return out.reshape(-1, heads, 1, values.shape[3])
+    if mask is not None and query.is_cuda and heads != kv_heads:
+        # No kernel there takes both a mask and fewer KV heads: torch would spell it all out.
+        keys, values = (t.repeat_interleave(heads // kv_heads, 1) for t in (keys, values))
+        kv_heads = heads
     return functional.scaled_dot_product_attention(
         query,
         keys,
@@ -200,23 +260,23 @@ def _spelled_out_rows(
 ) -> torch.Tensor:
     heads, kv_heads, rows = query.shape[1], keys.shape[1], query.shape[2]
     groups = heads // kv_heads
-    packed = query.reshape(1, kv_heads, groups * rows, query.shape[3])
+    packed = query.reshape(-1, kv_heads, groups * rows, query.shape[3])
     scale = rule.scaling if rule.scaling is not None else query.shape[3] ** -0.5
     scores = torch.matmul(packed, keys.transpose(2, 3)) * scale
     if rule.softcap:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    scores = scores.view(1, kv_heads, groups, rows, -1)
+    scores = scores.view(-1, kv_heads, groups, rows, scores.shape[3])
     if mask is not None:
-        scores = scores + mask
+        scores = scores + (mask if mask.dim() == 2 else mask[:, :, None])
     weights = _softmax(scores, rule.sinks, kv_heads, groups).to(query.dtype)
-    out = torch.matmul(weights.view(1, kv_heads, groups * rows, -1), values)
-    return out.view(1, heads, rows, values.shape[3])
+    out = torch.matmul(weights.view(len(query), kv_heads, groups * rows, -1), values)
+    return out.view(-1, heads, rows, values.shape[3])
 
 
 def _softmax(
     scores: torch.Tensor, sinks: torch.Tensor | None, kv_heads: int, groups: int
 ) -> torch.Tensor:
-    """Softmax over the keys of (1, kv_heads, groups, rows, keys); a sink only takes its share."""
+    """Softmax over the keys of (n, kv_heads, groups, rows, keys); a sink only takes its share."""
     if sinks is None:
         return functional.softmax(scores, dim=-1, dtype=torch.float32)
     column = sinks.reshape(1, kv_heads, groups, 1, 1).expand(*scores.shape[:-1], 1)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from swarmd.core.errors import SessionError
+from swarmd.engine.pool import PooledKV, TilePool
 from swarmd.engine.tiles import SEGMENT, BlockKV
 
 __all__ = ["SEGMENT", "BlockKV", "KVBudget", "KVSegment", "RaggedCache", "SequenceCache"]
+
+AnyKV = BlockKV | PooledKV
 
 
 class SequenceCache(Protocol):
@@ -48,7 +51,7 @@ class KVSegment:
 
     start: int
     end: int
-    blocks: tuple[BlockKV, ...]
+    blocks: tuple[AnyKV, ...]
     """Of the stage's span; those that the session did not run are empty."""
 
     @property
@@ -60,13 +63,15 @@ class KVSegment:
 class RaggedCache:
     """A session's KV for the ragged path: shared segments, then a tail of its own.
 
-    One `BlockKV` per block of the stage's span.
+    One `BlockKV` per block of the stage's span; a `PooledKV` where the stage has pools of tiles.
     """
 
     __slots__ = ("blocks", "frozen", "length")
 
-    def __init__(self, num_blocks: int) -> None:
-        self.blocks = [BlockKV() for _ in range(num_blocks)]
+    def __init__(self, num_blocks: int, pools: Sequence[TilePool] = ()) -> None:
+        self.blocks: list[Any] = [PooledKV(pool) for pool in pools]
+        """All of one kind, `AnyKV`."""
+        self.blocks = self.blocks or [BlockKV() for _ in range(num_blocks)]
         self.length = 0
         self.frozen = 0
         """Positions `[0, frozen)` may be shared and are never written; a multiple of `SEGMENT`."""
@@ -91,7 +96,7 @@ class RaggedCache:
         tiles = start // SEGMENT, whole + bool(rest)
         parts = tuple(block.part(*tiles) for block in self.blocks)
         for part in parts if rest else ():
-            if part.keys:
+            if part.tiles:
                 part.own(-1)
         return KVSegment(start, end, parts)
 
@@ -119,7 +124,7 @@ class RaggedCache:
         whole, rest = divmod(self.length, SEGMENT)
         for block in self.blocks:
             block.keep(whole + bool(rest))
-            if self.length < self.frozen and rest and whole < len(block.keys):
+            if self.length < self.frozen and rest and whole < block.tiles:
                 block.own(whole)
         self.frozen = min(self.frozen, whole * SEGMENT)
         return self.length
@@ -131,7 +136,7 @@ class RaggedCache:
         """
         names = ("key", "value")
         return [
-            dict(zip(names, block.read(start, end), strict=True)) if block.keys else {}
+            dict(zip(names, block.read(start, end), strict=True)) if block.tiles else {}
             for block in self.blocks
         ]
 

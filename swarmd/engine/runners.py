@@ -19,6 +19,7 @@ from swarmd.engine import attention
 from swarmd.engine.kv_cache import RaggedCache, SequenceCache
 from swarmd.engine.module_state import Saved
 from swarmd.engine.one_session import OneSessionCache
+from swarmd.engine.pool import make_pools
 from swarmd.engine.view import View
 
 
@@ -64,11 +65,12 @@ class RaggedRunner:
 
     ragged = True
 
-    def __init__(self, first_block: int, num_blocks: int) -> None:
+    def __init__(self, first_block: int, num_blocks: int, device: torch.device) -> None:
         self._first_block, self._num_blocks = first_block, num_blocks
+        self._pools = make_pools(num_blocks, device)
 
     def new_cache(self) -> SequenceCache:
-        return RaggedCache(self._num_blocks)
+        return RaggedCache(self._num_blocks, self._pools)
 
     def run(
         self, view: View, rows: torch.Tensor, segments: tuple[Segment, ...], keep: tuple[int, ...]

@@ -89,13 +89,14 @@ class Stage:
         """Why sessions do not share forwards, or empty."""
         self.chunked_prefill = True
         """Whether a prompt may come in chunks; if not, one that does is computed row by row."""
-        self.runner: Runner = RaggedRunner(span.start, len(span))
+        self.runner: Runner = RaggedRunner(span.start, len(span), device)
         self._views: dict[tuple[int, int, bool], View] = {}
 
     def unload(self) -> None:
         """Give the weights back: nothing can be computed any more, but what it was can be read."""
         self.model = nn.Module()
         self._views.clear()
+        self.runner = SingleRunner()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -145,9 +146,13 @@ class Stage:
         rows = self._rows(batch)
         with torch.inference_mode():
             output = self.runner.run(view, rows, batch.segments, batch.logits_at)
+        output = output.float() if view.makes_logits else output
+        if self.device.type == "cuda":
+            # Until here it has only been launched: errors and times are to be this batch's.
+            torch.cuda.current_stream(self.device).synchronize()
         for segment in batch.segments:
             segment.cache.length = segment.end
-        return output.float() if view.makes_logits else output
+        return output
 
     def forward_plain(self, rows: torch.Tensor) -> torch.Tensor:
         """Run the whole span on whole sequences, without caches, so that gradients can flow.

@@ -118,6 +118,11 @@ class BlockKV:
         return self._addresses
 
     @property
+    def tiles(self) -> int:
+        """How many are held."""
+        return len(self.keys)
+
+    @property
     def capacity(self) -> int:
         """Positions that there is room for."""
         return len(self.keys) * SEGMENT

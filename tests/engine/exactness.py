@@ -38,18 +38,21 @@ class Case:
     logits: torch.Tensor
     """(session, token, vocab)."""
     stages: dict[Span, Stage] = field(default_factory=dict)
+    device: str = "cpu"
 
     def chain(self, cuts: tuple[int, ...]) -> list[Stage]:
         return [self.stage(Span(a, b)) for a, b in itertools.pairwise(cuts)]
 
     def stage(self, span: Span) -> Stage:
         if span not in self.stages:
-            self.stages[span] = load_stage(self.source, span, dtype="float32", kv_memory=0)
+            self.stages[span] = load_stage(
+                self.source, span, device=self.device, dtype="float32", kv_memory=0
+            )
         return self.stages[span]
 
 
 @functools.lru_cache(maxsize=2)
-def case(architecture: Architecture) -> Case:
+def case(architecture: Architecture, device: str = "cpu") -> Case:
     """Build, save and run the reference; the last two are kept for the tests that follow."""
     model = architecture.build()
     directory = Path(tempfile.mkdtemp(prefix="swarmd-test-")) / str(architecture)
@@ -57,15 +60,15 @@ def case(architecture: Architecture) -> Case:
     prompts = torch.randint(
         2, VOCAB, (SESSIONS, PROMPT), generator=torch.Generator().manual_seed(1)
     )
-    made = model.generate(
-        prompts,
+    made = model.to(device).generate(
+        prompts.to(device),
         max_new_tokens=NEW,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    logits = torch.stack(made.logits, dim=1).float()
-    return Case(DirectorySource(directory), made.sequences.tolist(), logits)
+    logits = torch.stack(made.logits, dim=1).float().cpu()
+    return Case(DirectorySource(directory), made.sequences.tolist(), logits, device=device)
 
 
 class Session:
@@ -99,7 +102,7 @@ def step(stages: list[Stage], work: list[tuple[Session, int]]) -> None:
     for (session, count), row in zip(work, hidden, strict=True):
         session.position += count
         if session.position == len(session.ids):
-            session.logits.append(row)
+            session.logits.append(row.cpu())
             session.ids.append(int(row.argmax()))
 
 
@@ -127,11 +130,16 @@ def run_together(
     return sessions
 
 
-def assert_as_generated(session: Session, wanted: list[int], logits: torch.Tensor) -> None:
+def assert_as_generated(
+    session: Session,
+    wanted: list[int],
+    logits: torch.Tensor,
+    tolerance: float = LOGIT_TOLERANCE,
+) -> None:
     """Ids equal and no logit further than the tolerance from `generate`'s."""
     assert session.ids == wanted
     error = (torch.stack(session.logits) - logits).abs().max().item()
-    assert error <= LOGIT_TOLERANCE, f"logits differ by {error:.1e}"
+    assert error <= tolerance, f"logits differ by {error:.1e}"
 
 
 def with_length(info: ModelInfo, max_model_len: int) -> ModelInfo:
