@@ -15,6 +15,7 @@ import torch
 
 from swarmd.core.errors import RequestError, SessionError
 from swarmd.core.sampling import SamplingParams
+from swarmd.engine import many_draws
 from swarmd.engine.shortlist import shortlist
 
 
@@ -61,21 +62,19 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor, draw: Draw) -> int:
         """Return the token id drawn from logits (vocab_size,)."""
-        changed = self._apply(logits, draw.ids_so_far, draw.prompt_tokens)
+        changed = self.changed(logits, draw)
         if self.params.temperature == 0:
             return int(changed.argmax())
         return self._invert(changed, draw.position)
 
-    def _apply(
-        self, logits: torch.Tensor, ids_so_far: Sequence[int], prompt_tokens: int
-    ) -> torch.Tensor:
+    def changed(self, logits: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the logits after bias and penalties."""
         if self._bias is not None:
             tokens, amounts = self._bias
             logits = logits.clone()
             logits[tokens.to(logits.device)] += amounts.to(logits.device)
         if self._counts is not None:
-            self._counts.follow(ids_so_far, prompt_tokens)
+            self._counts.follow(draw.ids_so_far, draw.prompt_tokens)
             logits = penalise(logits, self._counts.all, self._counts.output, self.params)
         return logits
 
@@ -112,24 +111,60 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
 
     Raises SessionError when a row is not finite: weights or activations are damaged.
     """
-    results = []
-    for row, (draw, (norm, likely)) in enumerate(zip(draws, _norms(logits), strict=True)):
+    norms = _norms(logits)
+    for draw, (norm, _, _) in zip(draws, norms, strict=True):
         if not math.isfinite(norm):
             raise SessionError(f"the model gave no finite logits for position {draw.position}")
-        plain = draw.sampler.is_plain_greedy
-        chosen = likely if plain else draw.sampler.choose(logits[row], draw)
-        results.append(_report(logits[row], norm, chosen, draw.sampler.params.top_logprobs))
+    chosen = _chosen(logits, draws, norms)
+    results = []
+    for row, (draw, (norm, _, _), (token, logit)) in enumerate(
+        zip(draws, norms, chosen, strict=True)
+    ):
+        top = draw.sampler.params.top_logprobs
+        likeliest = _likeliest(logits[row], norm, top) if top else ()
+        results.append(Sampled(token, logit - norm, likeliest))
     return results
 
 
-def _norms(logits: torch.Tensor) -> list[tuple[float, int]]:
-    """Return for each row log(sum(exp(logits))) and the likeliest token; of equals the first."""
+def _chosen(
+    logits: torch.Tensor, draws: Sequence[Draw], norms: Sequence[tuple[float, int, float]]
+) -> list[tuple[int, float]]:
+    """Return for each row the drawn token and its logit."""
+    chosen = [(likely, most) for _, likely, most in norms]
+    rows = [row for row, draw in enumerate(draws) if not draw.sampler.is_plain_greedy]
+    if logits.device.type == "cpu":
+        for row in rows:
+            token = draws[row].sampler.choose(logits[row], draws[row])
+            chosen[row] = token, float(logits[row, token])
+    elif rows:
+        some = [draws[row] for row in rows]
+        changed = torch.stack(
+            [d.sampler.changed(logits[r], d) for r, d in zip(rows, some, strict=True)]
+        )
+        uniforms = [uniform(d.sampler.params.seed, d.position) for d in some]
+        tokens = many_draws.draw(changed, [d.sampler.params for d in some], uniforms)
+        places = torch.tensor(rows).to(logits.device)
+        found = torch.stack([tokens.double(), logits[places, tokens].double()], 1).tolist()
+        for row, (token, logit) in zip(rows, found, strict=True):
+            chosen[row] = int(token), logit
+    return chosen
+
+
+def _norms(logits: torch.Tensor) -> list[tuple[float, int, float]]:
+    """Return for each row log(sum(exp(logits))), the likeliest token (of equals the first), and its
+    logit."""
     if logits.device.type == "cpu":  # numpy takes a fifth of torch's time for it
         values = logits.numpy()
         best = values.argmax(axis=-1).tolist()
-        return [(_log_sum_exp(*pair), pair[1]) for pair in zip(values, best, strict=True)]
-    norms = torch.logsumexp(logits, dim=-1)
-    return list(zip(norms.tolist(), logits.argmax(dim=-1).tolist(), strict=True))
+        return [
+            (_log_sum_exp(row, likely), likely, float(row[likely]))
+            for row, likely in zip(values, best, strict=True)
+        ]
+    norms, likeliest = torch.logsumexp(logits, dim=-1), logits.argmax(dim=-1)
+    most = logits.gather(-1, likeliest[:, None])[:, 0]
+    # One copy for all: every one of them waits for the device.
+    found = torch.stack([norms.double(), likeliest.double(), most.double()], 1).tolist()
+    return [(norm, int(likely), logit) for norm, likely, logit in found]
 
 
 def _log_sum_exp(values: npt.NDArray[np.float32], likeliest: int) -> float:
@@ -143,13 +178,10 @@ def _log_sum_exp(values: npt.NDArray[np.float32], likeliest: int) -> float:
     return most + math.log(float(np.exp(values - values[likeliest]).sum()))
 
 
-def _report(logits: torch.Tensor, norm: float, chosen: int, top: int) -> Sampled:
-    """Return a drawn token with its log-probability and those of the `top` likeliest tokens."""
-    logprob = float(logits[chosen]) - norm
-    if not top:
-        return Sampled(chosen, logprob)
-    values, tokens = (logits - norm).topk(min(top, logits.shape[-1]))
-    return Sampled(chosen, logprob, tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
+def _likeliest(logits: torch.Tensor, norm: float, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the likeliest tokens with their log-probabilities."""
+    values, tokens = (logits - norm).topk(min(count, logits.shape[-1]))
+    return tuple(zip(tokens.tolist(), values.tolist(), strict=True))
 
 
 def penalise(
