@@ -59,6 +59,11 @@ def load_stage(
     layout = find_layout(config)
     where = choose_device(device)
     kind, _ = choose_dtype(dtype, where, config)
+    if where.type == "cuda":
+        # Convolutions in float32 would be shortened to TF32; products are not, unless asked for.
+        torch.backends.cudnn.allow_tf32 = False
+        # It plans anew for each length that it has not met, and every step has another.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model = load_span(source, config, span, kind, where, progress, layout)
     info = model_info(source, config, name, max_model_len)
     packed.pack(model, embeds=span.start == 0)
@@ -117,18 +122,25 @@ def examine(stage: Stage) -> None:
 def choose_device(device: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError if it is absent."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
     if chosen.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "cpu":
+        return chosen
+    if torch.version.cuda is None and torch.version.hip is None:
         raise ConfigError(
-            f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices"
+            f"device {device!r}: this build of torch ({torch.__version__}) has no CUDA; install "
+            "one that has, or use --device cpu"
         )
-    return chosen
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (chosen.index or 0) >= count:
+        have = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}" if count else "no device"
+        raise ConfigError(f"device {device!r}: torch finds {have} on this machine")
+    return torch.device("cuda", chosen.index or 0)
 
 
 def choose_dtype(
@@ -140,10 +152,19 @@ def choose_dtype(
     if dtype != "auto":
         raise ConfigError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
-        return torch.bfloat16, "the device computes in it natively"
+        if torch.cuda.get_device_capability(device) >= BF16_SINCE:
+            return torch.bfloat16, "the device computes in it natively"
+        return (
+            torch.float32,
+            "the device has no bfloat16, and float16 is too narrow for some models",
+        )
     if cpu_has_bf16():
         return torch.bfloat16, "this CPU has bfloat16 instructions"
     return torch.float32, "this CPU has no bfloat16 instructions, which makes others slow"
+
+
+BF16_SINCE = (8, 0)
+"""Compute capability."""
 
 
 def cpu_has_bf16() -> bool:
@@ -153,9 +174,10 @@ def cpu_has_bf16() -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory free on the device."""
+    """Bytes of memory free on the device, those included that torch keeps to use them again."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + max(0, kept)
     return int(psutil.virtual_memory().available)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
-from swarmd.engine.exhaustion import is_exhaustion
+from swarmd.engine.exhaustion import is_exhaustion, is_loss
 from swarmd.engine.kv_cache import SEGMENT, KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampler, sample_rows
 from swarmd.engine.stage import Stage
@@ -78,7 +78,7 @@ class Executor:
         self._deliver = deliver
         self._died = died
         self._batcher = Batcher(ragged=stage.ragged)
-        self._pace = Pace()
+        self._pace = Pace(launched=stage.device.type != "cpu")
         self._budget = ChunkBudget()
         self._speed = Speed(len(stage.span), self.stats)
         self._free_since = time.monotonic()
@@ -339,6 +339,8 @@ class Executor:
         try:
             return self._forward(submits)
         except Exception as error:
+            if is_loss(error):
+                raise  # no later step can succeed either: this node must go
             exhausted, reason = is_exhaustion(error), _reason(error)
             if exhausted:
                 log.warning("no memory for a microbatch sessions=%d: %s", len(submits), reason)
@@ -367,6 +369,8 @@ class Executor:
         self._forward_since = (self._cpu_clock, cpu_began) if self._cpu_clock is not None else None
         try:
             output = self._stage.forward(batch)
+            if blocks.end < self._stage.info.num_blocks:
+                output = output.cpu()  # all at once, from wherever it is
         finally:
             self._forward_since = None
         self.stats.forward_cpu_s += time.thread_time() - cpu_began

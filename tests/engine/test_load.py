@@ -74,6 +74,13 @@ def test_devices_that_are_not_there_are_refused(device: str) -> None:
         load.choose_device(device)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
+def test_without_cuda_its_devices_are_refused_with_the_reason(device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{device}'.*(has no CUDA|torch finds no device)"):
+        load.choose_device(device)
+
+
 def test_auto_takes_a_device_that_is_there() -> None:
     assert load.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert load.choose_device("cpu") == CPU

@@ -274,3 +274,16 @@ def test_the_death_of_the_thread_is_told(harness: Harness, monkeypatch: pytest.M
     harness.executor.start()
     harness.executor.put(submit(A, 1, 0, (5,)))
     assert harness.died.get(timeout=60)
+
+
+def test_a_node_whose_device_is_lost_computes_for_nobody_any_more(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(batch: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(harness.executor._stage, "forward", lost)
+    harness.executor.start()
+    harness.executor.put(submit(A, 1, 0, (5,)))
+    assert harness.died.get(timeout=60)
+    assert harness.results.empty(), "whoever waits is told by the end of the node"
