@@ -117,7 +117,8 @@ class Story:
             machine.boot()
         self._see_served(at_work)
         world.history["restart_everything"] += 1
-        if [machine.span for machine in machines] != blocks:
-            return  # who comes back with other blocks than announced costs an open more
+        slow_news = world.climate.view_delay[1] > world.loading[0]
+        if slow_news and [machine.span for machine in machines] != blocks:
+            return  # who serves other blocks before that is heard of costs an open more
         opens, most = world.invariants.opens - before, int(ATTEMPTS * len(at_work))
         assert opens <= most, f"{len(at_work)} sessions were opened {opens} times after a restart"
