@@ -278,11 +278,16 @@ class Found(NoRoom):
         super().__init__()
         self._peers = list(peers)
         self.stayed: list[bool] = []
+        self.held: list[dict[str, int]] = []
+
+    def worked(self, route: Route) -> None:
+        """As they should."""
 
     def find(
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
     ) -> Route:
         self.stayed.append(asked.stays)
+        self.held.append(dict(asked.cached))
         return (Hop(self._peers.pop(0), Span(0, toy_model().num_blocks)),)
 
 
@@ -310,6 +315,33 @@ async def test_while_one_computes_a_held_prompt_elsewhere_others_stay_with_its_h
         await comes(2, resumed(2) if claimed else generation(2))
         await comes(3, generation(3))
     assert routes.stayed == [False, False, not claimed]
+
+
+@pytest.mark.parametrize("says", ["nothing", "that it resumes", "what was kept elsewhere"])
+async def test_what_a_client_claims_is_no_hint_where_its_prompt_is_held(
+    says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Knocks, "ask", lambda *arguments: None)
+    prompt = tuple(range(1, 12)) * 30
+    told = Kept(bytes(16), bytes(16), prompt[:200], 200, chunk_size=64, told=True)
+    first = {
+        "nothing": generation(1),
+        "that it resumes": resumed(1),
+        "what was kept elsewhere": replace(generation(1), past=told),
+    }[says]
+    routes = Found("hop", "hop")
+    one = coordinator(routes, prefix_unit=64)
+    with one.run(replace(first, prompt_ids=prompt)) as run:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        # Its hops have computed what it said, whatever others say of the same prompt.
+        one._carry_out(run, ev.Routed(run.driver.route, 1))
+        one._carry_out(run, ev.Emit(len(prompt), 5, 0.0, ()))
+        one._carry_out(run, ev.Finished("length"))
+    with one.run(replace(generation(2), prompt_ids=prompt)):
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert routes.held[-1] == ({"hop": len(prompt) // 64 * 64} if says == "nothing" else {})
 
 
 async def test_who_goes_on_from_a_kept_session_is_cut_as_that_was() -> None:
