@@ -24,7 +24,7 @@ from swarmd.node import loading, preemption
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
 from swarmd.node.dismissal import held_by_nobody_else
-from swarmd.node.inference import InferenceService
+from swarmd.node.inference import InferenceService, Parts
 from swarmd.node.life import Life
 from swarmd.node.lifecycle import Event, State
 from swarmd.node.loading import Progress
@@ -167,7 +167,8 @@ class Node:
         presence, executor = membership.presence, service.executor
         show_metrics(self._metrics, service.report, executor, presence, membership.directory)
         await self._life.begin_to_serve(membership)
-        inference.parts = service.parts(lambda: self._life.accepts, lambda: self._life.serves)
+        parts = service.parts(lambda: self._life.accepts, lambda: self._life.serves)
+        inference.parts = parts
         await self._server.serving(True)
         line = ready_line(service.stage, membership.address, presence.view)
         self._say(line)
@@ -176,7 +177,7 @@ class Node:
         if membership.moves:
             self._spawn(moves.keep_watch())
             self._spawn(moves.keep_moving(self._life.fail))
-        follow = partial(self._on_notice, service, membership)
+        follow = partial(self._on_notice, parts)
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._life.until_told()
         await self._server.serving(False)
@@ -207,11 +208,11 @@ class Node:
             return
         self._drain()
 
-    def _on_notice(self, service: Service, membership: Membership, notice: Notice) -> bool:
+    async def _on_notice(self, parts: Parts, notice: Notice) -> bool:
         """Drain in the time that is left; advice is followed if no block goes with this node."""
-        if notice.advice and held_by_nobody_else(membership.presence.view, membership.own_id):
+        if notice.advice and not await parts.dismissal.may_go():
             return False
-        service.report.node.notices += 1
+        parts.report.node.notices += 1
         self._life.patience = preemption.time_left(notice, self._config.drain_timeout, self._clock)
         log.warning("notice=%s seconds=%.0f", notice.what, self._life.patience)
         if self._life.accepts:

@@ -1,4 +1,4 @@
-"""An operator tells a node to leave: whether it may, so that no block goes with it.
+"""A node is told or advised to leave: whether it may, so that no block goes with it.
 
 Of several that are told so at one moment each sees the others still serve. So a node says first
 that it is about to leave, looks again once others can have seen that, and asks those on whom it
@@ -8,6 +8,7 @@ counts whether they live. How a node leaves is `swarmd.node.life`'s.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from swarmd.core.errors import DirectoryError, UsageError
@@ -18,6 +19,8 @@ from swarmd.node.patrol import Patrol
 from swarmd.swarm.rebalance import MAX_WATCHED
 from swarmd.swarm.view import View
 
+log = logging.getLogger(__name__)
+
 SETTLE_S = 1.5
 """How long a node that may leave tells others so before it does: twice what an announcement takes
 to be seen, as who has not seen it yet must be heard of."""
@@ -25,7 +28,7 @@ LOOK_S = 2.0
 
 
 class Dismissal:
-    """Takes `swarmd drain` for one node. Lives on the event loop."""
+    """Takes `swarmd drain` and a cloud's advice for one node. Lives on the event loop."""
 
     def __init__(
         self, membership: Membership, accepts: Callable[[], bool], start_drain: Callable[[], None]
@@ -48,31 +51,43 @@ class Dismissal:
             return
         together = self._deciding.locked()
         async with self._deciding:
-            drained = not self._accepts()
-            if drained and together:
+            drains = not self._accepts()
+            if drains and together:
                 return
-            await self._look()
-            self._refuse_if_last(frozenset())
-            if not drained:
+            await self._look(self._patrol())
+            if not drains:
                 await self._tell_and_look()
-            if drained or self._accepts():  # a signal may have come meanwhile
+            if drains or self._accepts():  # a signal may have come meanwhile
                 self._start_drain()
+
+    async def may_go(self) -> bool:
+        """Whether it may follow advice to leave, now that others have been told that it does."""
+        try:
+            async with self._deciding:
+                await self._look(self._patrol())
+                await self._tell_and_look()
+        except (UsageError, DirectoryError) as error:
+            log.info("stays error=%s", error)
+            return False
+        return True
+
+    def _patrol(self) -> Patrol:
+        return Patrol(self._membership.own_id, self._membership.ask)
 
     async def _tell_and_look(self) -> None:
         self._membership.leaves = True
         try:
             await self._presence.announce()
-            patrol = Patrol(self._membership.own_id, self._membership.ask)
+            patrol = self._patrol()
             asking = patrol.go_round(self._counted_on()[:MAX_WATCHED])
             await asyncio.gather(asking, asyncio.sleep(SETTLE_S))
-            await self._look()
-            self._refuse_if_last(patrol.gone(self._presence.view.peers))
+            await self._look(patrol)
         finally:
             self._membership.leaves = False
             self._presence.changed()
 
-    async def _look(self) -> None:
-        """Have a fresh view; an old one will not do."""
+    async def _look(self, patrol: Patrol) -> None:
+        """Refuse for the last holder of blocks, by a fresh view: an old one will not do."""
         try:
             async with asyncio.timeout(LOOK_S):
                 await self._presence.refresh()
@@ -81,6 +96,7 @@ class Dismissal:
                 "who else holds this node's blocks is not known, as its directory does not answer: "
                 "try again, or add --force"
             ) from error
+        self._refuse_if_last(patrol.gone(self._presence.view.peers))
 
     def _counted_on(self) -> list[Announcement]:
         own = self._membership.announcement()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from swarmd.core.clock import Clock
 from swarmd.core.errors import ConfigError, SwarmdError
@@ -29,7 +29,7 @@ MARGIN_S = 5.0
 async def watch(
     setting: str,
     env: Mapping[str, str],
-    follow: Callable[[Notice], bool],
+    follow: Callable[[Notice], Awaitable[bool]],
 ) -> None:
     """Look until `follow` says that it has followed a notice. Nothing is asked when it is off."""
     source = await find_source(setting, env)
@@ -41,7 +41,7 @@ async def watch(
         try:
             notice = await source.look()
             failures = 0
-            if notice is not None and follow(notice):
+            if notice is not None and await follow(notice):
                 return
             if notice is not None and not advised:
                 advised = True

@@ -189,7 +189,12 @@ async def test_a_service_that_fails_for_a_while_is_asked_again(
     assert callable(good)
     service.replies[ACTION] = lambda headers: next(failures, None) or good(headers)
     followed: list[Notice] = []
-    await preemption.watch("aws", env, lambda n: not followed.append(n))
+
+    async def follow(notice: Notice) -> bool:
+        followed.append(notice)
+        return True
+
+    await preemption.watch("aws", env, follow)
     assert followed == [Notice("spot stop", None)]
 
 
@@ -199,14 +204,22 @@ async def test_advice_that_cannot_be_followed_yet_is_asked_for_again(
     monkeypatch.setattr(Aws, "poll_s", 0.01)
     ec2(service, REBALANCE, "{}")
     answers = iter([False, False, True])
-    await preemption.watch("aws", env, lambda notice: notice.advice and next(answers))
+
+    async def follow(notice: Notice) -> bool:
+        return notice.advice and next(answers)
+
+    await preemption.watch("aws", env, follow)
     assert next(answers, None) is None
 
 
 async def test_auto_finds_the_cloud_that_answers_and_off_asks_nobody(
     service: Service, env: dict[str, str]
 ) -> None:
-    await preemption.watch("off", env, lambda notice: True)
+
+    async def follow(notice: Notice) -> bool:
+        return True
+
+    await preemption.watch("off", env, follow)
     assert not service.asked
     assert await preemption.find_source("auto", env) is None
     service.replies["/computeMetadata/v1/instance/preempted"] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -11,6 +12,7 @@ from swarmd.node.dismissal import SETTLE_S
 from swarmd.sim.client import Client
 from swarmd.sim.machine import Machine
 from swarmd.sim.network import Climate
+from swarmd.sim.node import Process
 from swarmd.sim.world import World
 
 FAIR = Climate(delay=(0.001, 0.005), notice=(0.001, 0.01), view_delay=(0.01, SETTLE_S / 2))
@@ -108,3 +110,20 @@ def test_a_holder_that_died_unnoticed_does_not_count(world: World) -> None:
     other.kill()
     assert one.running.presence.view.peer(other.peer_id), "its announcement outlives it"
     assert told_at_once(world, one) == [one]
+
+
+def test_of_the_last_two_that_are_advised_to_leave_one_follows(world: World) -> None:
+    pair = [machine.running for machine in holders(world, 0)]
+    answers: list[bool] = []
+
+    async def advise(process: Process) -> None:
+        assert process.dismissal is not None
+        answers.append(await process.dismissal.may_go())
+        if answers[-1]:
+            process.life.drain()
+
+    for process in pair:
+        process.loop.do(partial(process.loop.spawn, advise(process)))
+    assert world.run_until(lambda: len(answers) == 2, 30.0)
+    assert sorted(answers) == [False, True]
+    assert [process.life.serves for process in pair].count(True) == 1
