@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swarmd.core.clock import Clock, SystemClock
-from swarmd.core.errors import DirectoryError, ProtocolError
+from swarmd.core.errors import DirectoryError, ProtocolError, SwarmdError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.swarm import dht_process
 from swarmd.swarm.dht_process import DirectoryProcess, ProcessEndedError
@@ -191,7 +191,7 @@ class DhtDirectory:
             await asyncio.sleep(backoff_s(attempt))
             try:
                 return await self._launch()
-            except DirectoryError as error:
+            except (SwarmdError, OSError) as error:  # its key's disk may be full, or gone
                 log.warning("directory process does not start: error=%s attempt=%d", error, attempt)
         raise AssertionError("unreachable")
 

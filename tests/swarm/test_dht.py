@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -191,6 +192,24 @@ async def test_a_process_that_hangs_is_replaced(
             await directory.announcements()
     await until(lambda: sees(directory, me))
     assert directory.restarts == 1
+
+
+async def test_a_process_that_cannot_be_started_for_a_while_comes_back(
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, me = await nodes.start("only")
+    await directory.publish(announce(me))
+    # The state directory is lost, and where it was nothing can be written.
+    shutil.rmtree(tmp_path / "only")
+    (tmp_path / "only").write_text("")
+    assert directory.child_pid is not None
+    os.kill(directory.child_pid, signal.SIGKILL)
+    await until(lambda: asyncio.sleep(0, "does not start" in caplog.text))
+    assert str(tmp_path / "only") in caplog.text
+    (tmp_path / "only").unlink()
+    await until(lambda: asyncio.sleep(0, directory.restarts == 1))
+    reader, _ = await nodes.start("reader", directory.addresses()[0])
+    await until(lambda: sees(reader, me))
 
 
 async def test_publishing_while_the_process_is_down_is_not_lost(nodes: Nodes) -> None:
