@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from swarmd.core.errors import ModelError, PeerUnreachable, RequestError
+from swarmd.node.gate import Gate
 from swarmd.text.chat import ChatTemplate
 from swarmd.text.tokenizer import Tokenizer
 from swarmd.v1 import inference_pb2 as pb
@@ -21,6 +22,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _INLINE_CHARS = 4096
+LONG_CHARS = 1 << 18
+"""Texts beyond that take seconds and a hundred bytes of memory a character: one at a time."""
+MAX_LONG = 4
+"""So many of them are at work or wait for it."""
 
 
 class Prompts:
@@ -29,6 +34,8 @@ class Prompts:
     def __init__(self, files_dir: Path) -> None:
         self.tokenizer: Tokenizer | None = None
         self._missing = ""
+        self._long = Gate("texts of this length are read", MAX_LONG)
+        self._reading = asyncio.Lock()
         try:
             self.tokenizer = Tokenizer.from_dir(files_dir)
         except ModelError as error:
@@ -42,7 +49,7 @@ class Prompts:
         return tuple(self.tokenizer.eos_token_ids) if self.tokenizer else ()
 
     async def ids_of(self, request: pb.GenerateRequest) -> Sequence[int]:
-        """Return the prompt's ids; empty for a resumption. Raises RequestError.
+        """Return the prompt's ids; empty for a resumption. Raises RequestError, or QueueFull.
 
         Text that follows a kept session begins without special tokens.
         """
@@ -50,7 +57,7 @@ class Prompts:
             return ()
         kind = request.WhichOneof("prompt")
         if kind == "token_ids":
-            return tuple(request.token_ids.ids)
+            return request.token_ids.ids
         if kind == "text":
             return await self._encode(request.text, special=not request.HasField("continue_from"))
         if kind == "chat":
@@ -58,11 +65,13 @@ class Prompts:
         raise RequestError("the request has no prompt: give text, token ids or a chat")
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeReply:
-        """Answer a client's `Tokenize`. Raises RequestError."""
+        """Answer a client's `Tokenize`. Raises RequestError, or QueueFull."""
         kind = request.WhichOneof("input")
         if kind == "token_ids":
-            given = tuple(request.token_ids.ids)
-            return pb.TokenizeReply(ids=given, text=self.text_of(given))
+            given = request.token_ids.ids
+            many = len(given) > _INLINE_CHARS
+            text = await _aside(self.text_of, given) if many else self.text_of(given)
+            return pb.TokenizeReply(ids=given, text=text)
         if kind == "chat":
             return pb.TokenizeReply(ids=await self._chat_ids(request.chat))
         if kind is None:
@@ -78,8 +87,19 @@ class Prompts:
         tokenizer = self._required()
         if len(text) <= _INLINE_CHARS:
             return tokenizer.encode(text, special)
-        # A long text takes milliseconds: off the loop, which feeds everybody's streams.
-        return await _aside(tokenizer.encode, text, special)
+        # That takes milliseconds: off the loop, which feeds everybody's streams.
+        if len(text) <= LONG_CHARS:
+            return await _aside(tokenizer.encode, text, special)
+        with self._long.enter():
+            await self._reading.acquire()
+            work = asyncio.create_task(_aside(tokenizer.encode, text, special))
+            work.add_done_callback(self._has_read)  # a client that leaves does not end the thread
+            return await asyncio.shield(work)
+
+    def _has_read(self, work: asyncio.Task[list[int]]) -> None:
+        self._reading.release()
+        if not work.cancelled():
+            work.exception()  # nobody else may be there to take it
 
     async def _chat_ids(self, chat: pb.Chat) -> Sequence[int]:
         messages = [{"role": m.role, "content": m.content} for m in chat.messages]

@@ -94,16 +94,21 @@ def parse(
     They are what follows the `past`, or with a chat all; `standby` is for requests that do not say.
     Raises RequestError, or PromptTooLong with the numbers.
     """
-    resume = _resumption(request.resume) if request.HasField("resume") else None
-    ids = tuple(request.resume.prompt_ids) if resume else tuple(prompt_ids)
-    if past is not None and request.HasField("chat"):
+    if request.HasField("resume"):
+        prompt_ids = request.resume.prompt_ids
+    follows = past is not None and not request.HasField("chat")
+    length = len(prompt_ids) + (len(past.ids) if past is not None and follows else 0)
+    # First of all: what follows takes time for each id.
+    max_tokens = _max_tokens(request.max_tokens, length, model)
+    resume = _resumption(request.resume, model) if request.HasField("resume") else None
+    ids = tuple(prompt_ids)
+    if past is not None and not follows:
         past = _common(past, ids)
     elif past is not None:
         ids = (*past.ids, *ids)
     check_ids(ids, model, "prompt")
     if resume:
         check_ids(resume.output_ids or (0,), model, "output")
-    max_tokens = _max_tokens(request.max_tokens, len(ids), model)
     return Generation(
         session=resume.session if resume else secrets.token_bytes(SESSION_ID_BYTES),
         secret=resume.secret if resume else secrets.token_bytes(SECRET_BYTES),
@@ -195,11 +200,13 @@ def _stop_ids(request: pb.GenerateRequest, model: ModelInfo) -> frozenset[int]:
     return frozenset((*request.stop_token_ids, *eos))
 
 
-def _resumption(message: pb.ResumeFrom) -> Resumption:
+def _resumption(message: pb.ResumeFrom, model: ModelInfo) -> Resumption:
     if len(message.session) != SESSION_ID_BYTES or len(message.secret) != SECRET_BYTES:
         raise RequestError("a resumption needs the session's id and secret, 16 bytes each")
     if not 1 <= message.chunk_size <= 1 << 20 or not 1 <= message.epoch < 1 << 30:
         raise RequestError("a resumption needs the chunk size and epoch that the session had")
+    if len(message.output_ids) > model.max_model_len:
+        raise RequestError(f"a resumption after more than {model.max_model_len} ids of output")
     return Resumption(
         session=message.session,
         secret=message.secret,

@@ -6,6 +6,7 @@ Text that grows token by token is `swarmd.text.detokenizer`'s; chats are `swarmd
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from swarmd.text.model_files import (
 # The largest in use have 35 MB (262,144 tokens).
 MAX_TOKENIZER_BYTES = 128 << 20
 MAX_TEXT_CHARS = 16 << 20
+# Texts come one by one: threads to share a batch among would be started for nothing.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -103,14 +106,18 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise RequestError(f"the text is not valid Unicode: {error}") from error
         with _foreign_errors(RequestError, "the tokenizer refuses this text"):
-            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-            return list(encoding.ids)
+            # Unlike `encode`, this lets other threads run, and does not look for offsets.
+            (found,) = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+            return list(found.ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; ids outside the vocabulary are skipped."""
         known = [token_id for token_id in ids if 0 <= token_id < 1 << 32]
         with _foreign_errors(RequestError, "the tokenizer refuses these ids"):
-            return str(self._backend.decode(known, skip_special_tokens=skip_special_tokens))
+            (text,) = self._backend.decode_batch([known], skip_special_tokens=skip_special_tokens)
+            return str(text)
 
     def piece(self, token_id: int, *, skip_special: bool = True) -> str | None:
         """Return the token's string as its decoder wants it; None if unknown or to be skipped."""

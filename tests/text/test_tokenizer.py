@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -207,3 +210,26 @@ def test_the_room_needs_neither_torch_nor_transformers() -> None:
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_while_a_long_text_is_read_other_threads_run() -> None:
+    """The event loop among them, which feeds everybody's streams."""
+    tokenizer, done = Tokenizer.from_dir(DEMO), threading.Event()
+    ran = [time.monotonic()]
+
+    def run() -> None:
+        while not done.wait(0.001):
+            ran.append(time.monotonic())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        began = time.monotonic()
+        assert len(tokenizer.encode("a" * 1_000_000)) > 900_000
+        took = time.monotonic() - began
+    finally:
+        done.set()
+        thread.join()
+    ran.append(time.monotonic())
+    longest = max(after - before for before, after in pairwise(ran))
+    assert longest < took / 2, "others stood still for all of it"
