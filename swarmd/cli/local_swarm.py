@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO, Protocol
 
 from swarmd.core.errors import SwarmdError
 
@@ -26,6 +27,39 @@ _READY = re.compile(r"^serving .* at (\S+)", re.MULTILINE)
 _LOG_TAIL = 2000
 _PORTS = (20000, 32768)
 """Below those that systems give to whoever asks for any: from 32768 on Linux, 49152 elsewhere."""
+
+
+class Process(Protocol):
+    """What is asked of a process that has been started: a part of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts `python -m swarmd.cli.main` with arguments; what it prints goes to the log."""
+
+    def __call__(
+        self, args: Sequence[str], env: Mapping[str, str], log: BinaryIO, prefix: Sequence[str]
+    ) -> Process: ...
+
+
+def execute(
+    args: Sequence[str], env: Mapping[str, str], log: BinaryIO, prefix: Sequence[str]
+) -> Process:
+    """Execute an interpreter. `prefix` is a command that becomes it, as `ip netns exec NAME`."""
+    return subprocess.Popen(
+        (*prefix, sys.executable, "-m", "swarmd.cli.main", *args),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=env,
+    )
 
 
 class LocalNode:
@@ -37,30 +71,25 @@ class LocalNode:
         directory: Path,
         env: Mapping[str, str],
         prefix: Sequence[str] = (),
+        launch: Launch = execute,
     ) -> None:
-        """`prefix` is a command that becomes the daemon, such as `ip netns exec NAME`."""
+        """`prefix` as for `execute`."""
         self.directory = directory
         self.log_path = directory / "log"
         self.args = tuple(args)
         self._prefix = tuple(prefix)
+        self._launch = launch
         self._env = dict(env)
         self.address = ""
         self.process = self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> Process:
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = (*self._prefix, sys.executable, "-m", "swarmd.cli.main", "serve")
-        state = ("--state-dir", str(self.directory / "state"))
+        args = ("serve", *self.args, "--state-dir", str(self.directory / "state"))
         self.started_at = time.monotonic()
         with self.log_path.open("ab") as log:
             self._log_from = log.tell()
-            return subprocess.Popen(
-                (*command, *self.args, *state),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._env,
-            )
+            return self._launch(args, self._env, log, self._prefix)
 
     @property
     def pid(self) -> int:
@@ -114,7 +143,7 @@ class LocalNode:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            return self.process.returncode
+            return self.process.wait()
 
     def restart(self) -> None:
         """Start the same node again, with the same flags and state directory."""
@@ -138,8 +167,11 @@ class LocalSwarm:
         flags: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        launch: Launch = execute,
     ) -> None:
+        """`launch` starts the processes."""
         self.model = model
+        self._launch = launch
         self._flags = tuple(flags)
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         self._temporary = None
@@ -163,7 +195,8 @@ class LocalSwarm:
         seeds = [seed for seed in self._seeds if seed != listen]
         if seeds:
             args += ["--peers", ",".join(seeds)]
-        node = LocalNode(args, self.directory / f"node{index}", self._env, prefix)
+        directory = self.directory / f"node{index}"
+        node = LocalNode(args, directory, self._env, prefix, self._launch)
         self.nodes.append(node)
         return node
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from e2e_swarm import READY_S, revive, wait_for_replicas
+from forked import SERVER, forked
 
 from swarmd.cli.demo import demo_model
 from swarmd.cli.local_swarm import LocalSwarm
@@ -20,6 +21,21 @@ from swarmd.client import Client
 SPANS = ("0:3", "0:3", "3:6", "3:6", "6:8", "6:8")
 FLAGS = ("--threads", "1", "--kv-memory", "64MiB", "--chunk-size", "64")
 METRICS = ("--metrics", "127.0.0.1:0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> Iterator[None]:
+    """Started by who asks first; it ends after all that it has started."""
+    yield
+    SERVER.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What nodes note down of models that are soon gone stays with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +50,7 @@ def swarm(model_dir: Path) -> Iterator[LocalSwarm]:
     logs = os.environ.get("TEST_SWARM_DIR")
     flags = ("--dtype", "float32", *METRICS, *FLAGS)
     with LocalSwarm(
-        str(model_dir), SPANS, flags=flags, directory=Path(logs) if logs else None
+        str(model_dir), SPANS, flags=flags, directory=Path(logs) if logs else None, launch=forked
     ) as nodes:
         nodes.wait_ready(READY_S)
         wait_for_replicas(nodes)

@@ -23,6 +23,7 @@ import grpc
 import pytest
 from chat_repo import write_chat_repo
 from command_line import PATIENCE_S, Outcome, serve, swarmd
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalNode, LocalSwarm
 from swarmd.client import Client
@@ -275,8 +276,8 @@ def other(swarm: LocalSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     door = ("--peers", swarm.addresses[0], "--kv-memory", str(kv_bytes), "--lease", "5")
     # Strangers may be silent here for as long as a test takes.
     door += ("--link-memory", "64MiB", "--link-timeout", "120")
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HOME": str(root / "hf")}
-    node = LocalNode((*args, *ports, *door), root / "node", env)
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    node = LocalNode((*args, *ports, *door), root / "node", env, launch=forked)
     try:
         node.wait_ready(time.monotonic() + PATIENCE_S)
         wait_for_model(swarm.addresses, OTHER)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from e2e_swarm import READY_S
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import AsyncClient, Client
@@ -130,7 +131,7 @@ def fork_of(draw: random.Random) -> Job:
 @pytest.mark.parametrize("seed", [7])
 def test_a_crowd_on_little_memory_disturbs_nobody(model_dir: Path, seed: int) -> None:
     jobs = crowd(seed)
-    with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=FLAGS) as nodes:
+    with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=FLAGS, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
 
         async def together() -> list[list[tuple[int, ...]]]:

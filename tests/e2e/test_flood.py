@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from e2e_swarm import READY_S
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import AsyncClient
@@ -19,7 +20,7 @@ IDS = list(range(40, 60))
 
 def test_a_flood_is_refused_by_type_and_running_sessions_stay_exact(model_dir: Path) -> None:
     flags = (*FLAGS, "--max-sessions", str(PLACES))
-    with LocalSwarm(str(model_dir), ("0:8",), flags=flags) as nodes:
+    with LocalSwarm(str(model_dir), ("0:8",), flags=flags, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         (address,) = nodes.addresses
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from e2e_swarm import READY_S
+from forked import forked
 from transformers import AutoModelForCausalLM
 
 from swarmd.cli.local_swarm import LocalSwarm
@@ -30,7 +31,7 @@ PROMPT = [7 * i % 400 for i in range(300)]
 
 @pytest.fixture(scope="module")
 def pair(model_dir: Path) -> Iterator[LocalSwarm]:
-    with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=FLAGS) as nodes:
+    with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=FLAGS, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         yield nodes
 

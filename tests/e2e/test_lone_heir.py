@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from e2e_swarm import READY_S, wait_for_replicas
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import Client
@@ -15,7 +16,7 @@ FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "64MiB", "--gap-
 
 
 def test_a_neighbour_that_holds_everything_takes_over(model_dir: Path) -> None:
-    with LocalSwarm(str(model_dir), ("0:4", "3:8"), flags=FLAGS) as nodes:
+    with LocalSwarm(str(model_dir), ("0:4", "3:8"), flags=FLAGS, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         wait_for_replicas(nodes, replicas=1)
         with Client(nodes.addresses, timeout=200.0) as client:

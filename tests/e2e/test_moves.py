@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from e2e_swarm import READY_S
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalNode, LocalSwarm
 from swarmd.client import Client
@@ -39,7 +40,8 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
     model_dir: Path,
 ) -> None:
     spans = ("auto",) * 3
-    with LocalSwarm(str(model_dir), spans, flags=(*FLAGS, "--gap-wait", "120")) as nodes:
+    flags = (*FLAGS, "--gap-wait", "120")
+    with LocalSwarm(str(model_dir), spans, flags=flags, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         held = blocks_of(nodes)
         (alone,) = [pid for pid, span in held.items() if [*held.values()].count(span) == 1]
@@ -67,7 +69,7 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
 def test_a_notice_drains_the_node_and_it_exits_with_zero(model_dir: Path, tmp_path: Path) -> None:
     notice = tmp_path / "notice"
     flags = (*FLAGS, "--preemption", f"file:{notice}")
-    with LocalSwarm(str(model_dir), ("0:8",), flags=flags) as nodes:
+    with LocalSwarm(str(model_dir), ("0:8",), flags=flags, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         (node,) = nodes.nodes
         notice.write_text("60")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from chat_repo import write_chat_repo
 from command_line import PATIENCE_S, swarmd
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalNode, LocalSwarm
 from swarmd.client import Client, ResumePolicy
@@ -35,13 +36,11 @@ def twins(swarm: LocalSwarm, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     root = tmp_path_factory.mktemp("twins")
     ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0", "--lease", "5")
     flags = ("--dtype", "float32", "--threads", "1", "--kv-memory", "16MiB", "--blocks", ":")
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HOME": str(root / "hf")}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     models = [write_chat_repo(root / f"model{seed}", seed=seed) for seed in range(2)]
     named = ("--served-model-name", NAME, "--peers", swarm.addresses[0])
-    nodes = [
-        LocalNode((str(model), *named, *ports, *flags), root / f"node-of-{model.name}", env)
-        for model in models
-    ]
+    where = {f"node-of-{model.name}": (str(model), *named, *ports, *flags) for model in models}
+    nodes = [LocalNode(args, root / name, env, launch=forked) for name, args in where.items()]
     try:
         for node in nodes:
             node.wait_ready(time.monotonic() + PATIENCE_S)

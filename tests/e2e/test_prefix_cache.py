@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from e2e_swarm import READY_S
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import Client, SyncGeneration
@@ -20,7 +21,7 @@ FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "64MiB", "--chun
 @pytest.fixture(scope="module")
 def pair(model_dir: Path) -> Iterator[Client]:
     """A client of two nodes: without replicas every session takes the same route."""
-    with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=FLAGS) as nodes:
+    with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=FLAGS, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         with Client(nodes.addresses[0], timeout=60.0) as one:
             yield one

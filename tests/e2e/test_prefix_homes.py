@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from e2e_swarm import READY_S, wait_for_replicas
+from forked import forked
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import AsyncClient
@@ -18,7 +19,7 @@ CROWD = 32
 
 def test_a_crowd_over_replicas_computes_its_beginning_once(model_dir: Path) -> None:
     spans = ("0:4", "0:4", "4:8", "4:8")
-    with LocalSwarm(str(model_dir), spans, flags=FLAGS) as nodes:
+    with LocalSwarm(str(model_dir), spans, flags=FLAGS, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         wait_for_replicas(nodes)
 
