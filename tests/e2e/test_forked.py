@@ -49,6 +49,12 @@ print(json.dumps({
 """
 SET_BY_IMPORTS = ("GRPC_", "TRANSFORMERS_VERBOSITY")
 
+
+@pytest.fixture(autouse=True)
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_DAEMONS", "forked")
+
+
 Start = Callable[[str, list[str], Mapping[str, str], BinaryIO], Process]
 
 
