@@ -47,7 +47,7 @@ print(json.dumps({
     "env": dict(os.environ),
 }))
 """
-SET_BY_IMPORTS = ("GRPC_", "TRANSFORMERS_VERBOSITY")
+SET_BY_IMPORTS = ("GRPC_", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 
 
 @pytest.fixture(autouse=True)
