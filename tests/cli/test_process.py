@@ -179,6 +179,7 @@ async def test_a_terminal_that_goes_away_lets_streams_end(tmp_path: Path) -> Non
     terminal, near = pty.openpty()
 
     def take_the_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         fcntl.ioctl(near, termios.TIOCSCTTY, 0)
 
     at_terminal: dict[str, Any] = {
