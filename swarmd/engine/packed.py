@@ -112,7 +112,8 @@ def pack(model: nn.Module, *, embeds: bool = True) -> int:
     that shares the head's reads its rows from there, if the layout lets it; with `embeds` False
     nobody asks it for rows, and the head gets them alone.
     """
-    layout = best_layout()
+    # First of all: to know the layout may take compiling its kernel.
+    layout = best_layout() if any(map(_packable, model.modules())) else None
     if layout is None:
         return 0
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
