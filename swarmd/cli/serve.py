@@ -71,8 +71,9 @@ def _daemon(settings: NodeConfig) -> ModuleType:
             if importlib.util.find_spec(package) is None:
                 raise _missing(package)
         preflight.check_model(settings)
-        preflight.import_models()
-        from swarmd.node import daemon
+        with preflight.uncollected():
+            preflight.import_models()
+            from swarmd.node import daemon
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package == "swarmd":

@@ -136,9 +136,28 @@ sys.meta_path.insert(0, Told)
 """
 
 
+TELLS_OF_GARBAGE = """
+import gc
+
+def freeze(freeze=gc.freeze):
+    freeze()
+    print("frozen", gc.get_freeze_count(), file=sys.stderr, flush=True)
+
+def enable(enable=gc.enable):
+    enable()
+    print("enabled", file=sys.stderr, flush=True)
+
+gc.freeze, gc.enable = freeze, enable
+"""
+"""Code that makes a process say how many objects are never looked through, and that others are."""
+
+
 async def test_a_node_loads_its_model_without_what_it_does_not_use(tmp_path: Path) -> None:
-    """Each of these would be half a second of CPU more before it serves, or tens of megabytes."""
-    probe = told_of("scipy.linalg", "torch._inductor", "torch.distributed.tensor")
+    """Each of these would be half a second of CPU more before it serves, or tens of megabytes.
+
+    As would be looking for garbage in what it does load.
+    """
+    probe = told_of("scipy.linalg", "torch._inductor", "torch.distributed.tensor") + TELLS_OF_GARBAGE
     ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
     limits = ("--threads", "1", "--kv-memory", "16MiB", "--dtype", "float32")
     line = ("serve", str(demo_model()), *ports, *limits, "--state-dir", str(tmp_path))
@@ -152,6 +171,7 @@ async def test_a_node_loads_its_model_without_what_it_does_not_use(tmp_path: Pat
         code, _, err = await result(process)
     assert code == 0
     assert [line for line in err.splitlines() if line.startswith("imported ")] == []
+    assert int(re.findall(r"^frozen (\d+)\nenabled$", err, re.MULTILINE)[0]) > 100_000
 
 
 @asynccontextmanager
