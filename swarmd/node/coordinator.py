@@ -199,6 +199,7 @@ class Coordinator:
 
     def on_peer_lost(self, peer_id: str) -> None:
         """Tell every session; those without that hop do not care."""
+        self._book.lost(peer_id)
         self._tell_all(ev.PeerLost(peer_id))
 
     def on_view_changed(self) -> None:

@@ -145,7 +145,7 @@ class Node:
         try:
             await self._serve(service, membership, inference, moves)
         finally:
-            service.close()
+            await service.close()
 
     async def _load(
         self, membership: Membership, opening: Awaitable[loading.Opened]
@@ -194,10 +194,15 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # Started by nohup, it outlives its terminal.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._on_signal)
+                loop.add_signal_handler(number, self._on_signal, number)
 
-    def _on_signal(self) -> None:
-        """The first one drains, the second one leaves; after that nothing is waited for."""
+    def _on_signal(self, number: int) -> None:
+        """The first one drains, the second one leaves; after that nothing is waited for.
+
+        A terminal that goes away, or a session's end, often hangs up twice, or beside a SIGTERM.
+        """
+        if number == signal.SIGHUP and self._life.is_told:
+            return
         if self._lifecycle.state is State.STOPPED:
             log.warning("ended by a signal while leaving")
             os._exit(1)
@@ -213,9 +218,10 @@ class Node:
         if notice.advice and not await parts.dismissal.may_go():
             return False
         parts.report.node.notices += 1
-        self._life.patience = preemption.time_left(notice, self._config.drain_timeout, self._clock)
-        log.warning("notice=%s seconds=%.0f", notice.what, self._life.patience)
-        if self._life.accepts:
+        seconds = preemption.time_left(notice, self._config.drain_timeout, self._clock)
+        self._life.leave_within(seconds)
+        log.warning("notice=%s seconds=%.0f", notice.what, seconds)
+        if not self._life.is_told:
             self._noticed = True
             self._drain()
         return True

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,15 +20,16 @@ import torch
 from swarmd.engine import codec
 from swarmd.engine.batcher import Batcher, Work
 from swarmd.engine.exhaustion import is_exhaustion, is_loss
-from swarmd.engine.kv_cache import SEGMENT, KVSegment, RaggedCache, SequenceCache
 from swarmd.engine.sampler import Draw, Sampler, sample_rows
 from swarmd.engine.stage import Stage
 from swarmd.node import kv_copy
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
+from swarmd.node.compute_session import ComputeSession
 from swarmd.node.pace import ChunkBudget, Pace
 from swarmd.node.speed import Speed
 from swarmd.node.step_batch import batch_of
 from swarmd.node.step_results import as_drawn, joined
+from swarmd.node.units import Units
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.steps import cut
 
@@ -39,23 +40,6 @@ IDLE_S = 1.0
 """How long the thread sleeps at most, so that the watchdog sees it live."""
 Result = ev.Computed | ev.ComputeFailed | ev.Exported | ev.Imported
 """What the thread delivers."""
-
-
-class _Session:
-    """What the compute thread keeps of a session."""
-
-    __slots__ = ("broken", "cache", "came", "ops", "parts", "sampler")
-
-    def __init__(self, cache: SequenceCache) -> None:
-        self.cache = cache
-        self.ops: deque[ev.Submit | ev.Truncate | ev.Import] = deque()
-        self.came: deque[float] = deque()
-        """When each submit came that is in `ops`."""
-        self.parts: list[ev.Computed] = []
-        """What has been computed of the first of them, if it is computed in parts."""
-        self.sampler: Sampler | None = None
-        self.broken: Exception | None = None
-        """Why its KV cannot be used any more: its next step fails with that."""
 
 
 class Executor:
@@ -88,8 +72,8 @@ class Executor:
         self._forward_since: tuple[int, float] | None = None
         """The clock of the thread's CPU time, and what it showed when a forward began."""
         self._cpu_clock: int | None = None
-        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
-        self._units: dict[bytes, KVSegment] = {}
+        self._sessions: OrderedDict[bytes, ComputeSession] = OrderedDict()
+        self._units = Units()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
 
     def start(self) -> None:
@@ -199,7 +183,7 @@ class Executor:
 
     def _accept(self, op: Op) -> None:
         if isinstance(op, ev.Drop):
-            del self._units[op.unit]
+            self._units.drop(op.unit)
             return
         if isinstance(op, ev.Free):
             # Nobody waits for what the session had queued.
@@ -208,14 +192,16 @@ class Executor:
             return
         session = self._sessions.get(op.session)
         if session is None:
-            session = self._sessions[op.session] = _Session(self._stage.new_cache())
+            session = self._sessions[op.session] = ComputeSession(self._stage.new_cache())
         if isinstance(op, ev.Attach):
-            _ragged(session).attach([self._units[unit] for unit in op.units], op.length)
+            try:
+                self._units.attach(session.ragged, op)
+            except Exception as error:
+                session.broken = error
         elif isinstance(op, ev.Export):
-            self._deliver([kv_copy.export(self._stage, _ragged(session), op)])
+            self._deliver([kv_copy.export(self._stage, session.ragged, op)])
         elif isinstance(op, ev.Freeze):
-            # What is queued does not touch these positions: they are computed and stay.
-            self._units[op.unit] = _ragged(session).freeze(op.start, op.end)
+            self._units.freeze(session.ragged, op)
         else:
             session.ops.append(op)
             if isinstance(op, ev.Submit):
@@ -225,7 +211,7 @@ class Executor:
                     self._pace.came(op.session, op.step.waited_us / 1e6, now)
             self._settle(session)
 
-    def _settle(self, session: _Session) -> None:
+    def _settle(self, session: ComputeSession) -> None:
         """Do what needs no computing, up to the next step."""
         while session.ops and not isinstance(op := session.ops[0], ev.Submit):
             session.ops.popleft()
@@ -237,9 +223,9 @@ class Executor:
             except Exception as error:
                 session.broken = error
 
-    def _import(self, session: _Session, op: ev.Import) -> Result:
+    def _import(self, session: ComputeSession, op: ev.Import) -> Result:
         try:
-            kv_copy.take_in(self._stage, _ragged(session), op)
+            kv_copy.take_in(self._stage, session.ragged, op)
         except Exception as error:  # one bad frame must not end the daemon
             log.exception("KV could not be taken in session=%s", op.session.hex()[:8])
             return ev.ComputeFailed(op.session, op.ticket, _reason(error))
@@ -347,16 +333,10 @@ class Executor:
             elif len(submits) == 1:
                 log.exception("compute failed session=%s", submits[0].session.hex()[:8])
         for submit in submits:
-            self._give_back(self._sessions[submit.session])
+            self._sessions[submit.session].give_back()
         if len(submits) > 1:
             return None
         return [ev.ComputeFailed(s.session, s.ticket, reason, exhausted) for s in submits]
-
-    def _give_back(self, session: _Session) -> None:
-        """Let go of what a session's KV had grown by for a step that failed."""
-        if isinstance(session.cache, RaggedCache):
-            for block in session.cache.blocks:
-                block.keep(-(-session.cache.length // SEGMENT))
 
     def _forward(self, submits: Sequence[ev.Submit]) -> list[Result]:
         for submit in submits:
@@ -415,12 +395,6 @@ class Executor:
         stats.microbatches += 1
         stats.steps += len(submits)
         stats.tokens += sum(submit.step.length for submit in submits)
-
-
-def _ragged(session: _Session) -> RaggedCache:
-    """The session's cache, where stages share prefixes."""
-    assert isinstance(session.cache, RaggedCache)
-    return session.cache
 
 
 def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:

@@ -107,11 +107,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             if redirect is not None:
                 yield redirect
                 return
-            if not parts.accepts():
-                raise PeerUnreachable("this node is draining: ask another one")
+            _check_accepts(parts)
             if prompt_ids is None:
                 with parts.coordinator.place():  # before any work is done for the prompt
                     prompt_ids = await parts.prompts.ids_of(request)
+                _check_accepts(parts)  # a drain that began meanwhile has not seen this one
             model, tenant = parts.announcement().model, tenant_of(request.client, context.peer())
             generation = requests.parse(request, model, prompt_ids, past, tenant, parts.standby)
             async with aclosing(_Stream(parts, generation).events()) as events:
@@ -370,3 +370,8 @@ def _hops(route: Route) -> Sequence[pb.Hop]:
         )
         for hop in route
     ]
+
+
+def _check_accepts(parts: Parts) -> None:
+    if not parts.accepts():
+        raise PeerUnreachable("this node is draining: ask another one")

@@ -30,6 +30,13 @@ class Life:
         self.failed = False
         """Whether it ended as something was gone that it could not do without."""
         self._told = asyncio.Event()
+        self._leave_by: float | None = None
+        """The loop's time at which it leaves, whoever is left then."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it has been told to leave."""
+        return self._told.is_set()
 
     @property
     def accepts(self) -> bool:
@@ -56,8 +63,8 @@ class Life:
         """Wait for work; None when the node is told to leave before it is done."""
         told = asyncio.create_task(self._told.wait())
         await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
-        if not told.done():
-            told.cancel()
+        told.cancel()
+        if not self.is_told:
             return work.result()
         work.cancel()
         return None
@@ -72,14 +79,21 @@ class Life:
         """Serve."""
         await self._told.wait()
 
+    def leave_within(self, seconds: float) -> None:
+        """Drain for so long only, also where that has begun."""
+        self.patience = seconds
+        if self._leave_by is not None:
+            by = asyncio.get_running_loop().time() + seconds
+            self._leave_by = min(self._leave_by, by)
+
     async def depart(self, service: Service, membership: Membership) -> None:
         """Take nothing new, and wait for sessions to go: not for ever, nor once told to stop."""
         service.drain()
         service.hand_over()
         membership.presence.changed()
         now = asyncio.get_running_loop().time
-        deadline = now() + self.patience
-        while self._drains and now() < deadline:
+        self._leave_by = now() + self.patience
+        while self._drains and now() < self._leave_by:
             if service.is_idle:
                 break
             await asyncio.sleep(POLL_S)

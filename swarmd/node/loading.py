@@ -161,9 +161,9 @@ class Loader:
         """See `load`."""
         return await in_background(load, self._config, self.opened, span, progress)
 
-    def fits_beside(self, span: Span) -> bool:
-        """See `fits_beside`."""
-        return fits_beside(self._config, self.opened, span)
+    async def fits_beside(self, span: Span) -> bool:
+        """See `fits_beside`, which lays a model out."""
+        return await in_background(fits_beside, self._config, self.opened, span)
 
     def size_kv(self, stage: Stage) -> None:
         """See `size_kv`."""

@@ -72,10 +72,12 @@ class Moves:
         if not self._is(State.SERVING):
             return False
         stage = None
-        if self._loader.fits_beside(move.span):
+        if await self._loader.fits_beside(move.span):
             stage = await self._try_to_load(move.span)
-            if stage is None or not self._is(State.SERVING):
+            if stage is None:
                 return False
+        if not self._is(State.SERVING):
+            return False
         self._lifecycle.handle(Event.MOVE)
         self._membership.presence.changed()
         self._service.drain()
@@ -124,6 +126,8 @@ class Moves:
             return False
         if stage.span != span:
             await self._membership.announce_move(self._opened, stage.span)
+            if not self._is(State.RELOADING):
+                return False
         self._service.change_stage(stage)
         self._lifecycle.handle(Event.READY)
         log.info("moved blocks=%s from=%s", stage.span, before)

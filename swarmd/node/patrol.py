@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from swarmd.core.errors import PeerError
+from swarmd.core.errors import ConfigError, PeerError
 from swarmd.core.peers import Announcement
 from swarmd.v1 import peer_pb2 as pb
 
@@ -19,6 +19,8 @@ ROUND_S = 1.5
 AGAIN_S = 0.5
 """After no answer: the second time a peer counts as gone."""
 ANSWER_S = 1.5
+MAX_SILENT = 256
+"""Of those that did not answer so many are remembered; whoever fell silent first is forgotten."""
 
 
 class Patrol:
@@ -53,6 +55,8 @@ class Patrol:
                 self._silent.pop(key, None)
             else:
                 self._silent[key] = self._silent.get(key, 0) + 1
+                while len(self._silent) > MAX_SILENT:
+                    del self._silent[next(iter(self._silent))]
                 if self._silent[key] == 2:
                     log.info("no sign of life peer=%s blocks=%s", peer.peer_id[:8], peer.span)
         return [peer for peer, yes in zip(asked, answers, strict=True) if not yes]
@@ -61,5 +65,5 @@ class Patrol:
         try:
             async with asyncio.timeout(ANSWER_S):
                 return (await self._ask_door(peer.address, self._own_id)).peer_id == peer.peer_id
-        except (PeerError, TimeoutError):
+        except (PeerError, ConfigError, TimeoutError):  # an address may be none
             return False

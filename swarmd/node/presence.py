@@ -152,7 +152,7 @@ class Presence:
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._directory.publish(gone)
-        except (DirectoryError, TimeoutError) as error:
+        except (DirectoryError, ConfigError, TimeoutError) as error:
             log.warning("tombstone not written error=%s", error or "no answer in time")
 
     # Seeing ---------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ class Presence:
             await self._directory.join(reply.directory_addresses)
             await self.announce()
             await self.refresh()
-        except (PeerError, DirectoryError) as error:
+        except (PeerError, DirectoryError, ConfigError) as error:  # an address may be none
             log.info("no answer yet address=%s error=%s", door, error)
             return False
         log.info("joined through=%s peer=%s", door, reply.peer_id[:8])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 13
 """Units that are remembered; the ones that were used least lately are forgotten."""
 
 
@@ -19,7 +19,8 @@ class PromptBook:
     def __init__(self, unit: int, max_keys: int = MAX_KEYS) -> None:
         self._unit = max(1, unit)  # where nothing is shared there are no keys
         self._max_keys = max_keys
-        self._holders: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._holders: OrderedDict[bytes, frozenset[str]] = OrderedDict()
+        """Units that were computed together have one set of holders between them."""
         self._ahead: dict[bytes, Sequence[bytes]] = {}
         self._behind: dict[bytes, list[bytes]] = {}
         self._anew: set[bytes] = set()
@@ -29,9 +30,9 @@ class PromptBook:
     def held(self, keys: Sequence[bytes]) -> dict[str, int]:
         """Return for each peer how many of the prompt's first positions it should have."""
         found: dict[str, int] = {}
-        candidates: set[str] | None = None
+        candidates: frozenset[str] | None = None
         for count, key in enumerate(keys, start=1):
-            holders = self._holders.get(key, set())
+            holders = self._holders.get(key, frozenset())
             candidates = holders if candidates is None else candidates & holders
             if not candidates:
                 break
@@ -41,9 +42,11 @@ class PromptBook:
 
     def learn(self, keys: Sequence[bytes], peers: Iterable[str]) -> None:
         """A session with this prompt has been computed by these peers."""
-        holders = tuple(peers)
+        these = frozenset(peers)
+        joined: dict[frozenset[str], frozenset[str]] = {}
         for key in reversed(keys):
-            self._holders.setdefault(key, set()).update(holders)
+            holders = self._holders.get(key, frozenset())
+            self._holders[key] = joined.setdefault(holders, holders | these)
             self._holders.move_to_end(key)
         while len(self._holders) > self._max_keys:
             self._holders.popitem(last=False)
@@ -51,9 +54,20 @@ class PromptBook:
     def correct(self, keys: Sequence[bytes], peer: str, length: int) -> None:
         """A peer says that it has only so many of the prompt's positions."""
         for key in keys[length // self._unit :]:
-            holders = self._holders.get(key)
-            if holders is not None:
-                holders.discard(peer)
+            if peer in self._holders.get(key, ()):
+                self._take_out(key, peer)
+
+    def lost(self, peer: str) -> None:
+        """A peer is gone, and what it held: if it comes back, hops say what is there."""
+        for key in [key for key, holders in self._holders.items() if peer in holders]:
+            self._take_out(key, peer)
+
+    def _take_out(self, key: bytes, peer: str) -> None:
+        left = self._holders[key] - {peer}
+        if left:
+            self._holders[key] = left
+        else:
+            del self._holders[key]
 
     # Who goes first.
 

@@ -156,11 +156,11 @@ class Service:
         self.report.serve_from(self._host, self.executor, stage.budget)
         self._changes_stage = False
 
-    def close(self) -> None:
-        """End all sessions, the compute thread and the helpers for prompts."""
+    async def close(self) -> None:
+        """End all sessions, the helpers for prompts and, when it has computed, its thread."""
         self._host.close()
-        self.executor.stop()
         self._prompts.close()
+        await self._end_executor()
 
     def _start_stage(self, before: StageHost | None) -> None:
         """`before` is what ran the stage that this one replaces."""

@@ -159,7 +159,7 @@ class Copies:
             actions.append(Truncate(session.id, kv.position))
         session.hold(kv.end)
         ticket = self._next_ticket()
-        session.imports[ticket] = kv.end
+        session.imports[ticket] = kv.position, kv.end
         return [*actions, Import(session.id, ticket, session.blocks, kv.position, kv.blocks)]
 
     def imported(self, event: Imported, now: float) -> list[HopAction]:
@@ -167,7 +167,7 @@ class Copies:
         session = self._sessions.get(event.session)
         if session is None:
             return []
-        end = session.imports.pop(event.ticket, None)
+        _, end = session.imports.pop(event.ticket, (0, None))
         if end is None or not session.donor:
             return []
         news = Copied(session.id, session.epoch, min(end, session.length))

@@ -108,8 +108,8 @@ class HopSession:
     """Ticket -> step that is being computed, without what rewinds have cut off."""
     copies: dict[str, CopyTo] = field(default_factory=dict)
     """By the peers that hold them."""
-    imports: dict[int, int] = field(default_factory=dict)
-    """Ticket -> where the KV ends that is being put in."""
+    imports: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Ticket -> where the KV begins and ends that is being put in."""
     seen_at: float = 0.0
     """When the coordinator was last heard of."""
     lapses_at: float | None = None
@@ -117,10 +117,11 @@ class HopSession:
 
     @property
     def computed(self) -> int:
-        """Positions `[0, computed)` are computed; those above are with the executor, or unknown."""
-        if not self.pending:
+        """Positions `[0, computed)` are held; those above are with the executor, or unknown."""
+        if not self.pending and not self.imports:
             return self.length
-        return min(step.position for step in self.pending.values())
+        coming = [step.position for step in self.pending.values()]
+        return min(self.length, *coming, *(start for start, _ in self.imports.values()))
 
     @property
     def last(self) -> bool:

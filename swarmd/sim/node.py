@@ -138,7 +138,7 @@ class Process:
                 self.life.lifecycle,
             )
             await self._serve(service, self.moves)
-            service.close()
+            await service.close()
         await self.membership.leave(1.0)
         await self.directory.close()
         self.world.timeline.after(0.01, self._exit)

@@ -81,7 +81,7 @@ class SimLoader(Loader):
             raise WeightsError("the disk does not work")
         return cast(Stage, SimStage(self._process, span))
 
-    def fits_beside(self, span: Span) -> bool:
+    async def fits_beside(self, span: Span) -> bool:
         """Every other machine has room for two stages."""
         return self._process.machine.is_roomy
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swarmd.core.clock import Clock, SystemClock
-from swarmd.core.errors import DirectoryError, ProtocolError, SwarmdError
+from swarmd.core.errors import DirectoryError, ProtocolError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.swarm import dht_process
 from swarmd.swarm.dht_process import DirectoryProcess, ProcessEndedError
@@ -179,7 +179,10 @@ class DhtDirectory:
             await child.ended()
             log.warning("directory process ended; starting another one")
             self._ready.clear()
-            await child.stop()
+            try:
+                await child.stop()
+            except Exception:  # whatever is left of it, there must be another one
+                log.exception("the directory process that ended is not cleared away")
             self._child = None
             stable = self._clock.monotonic() - began >= STABLE_S
             failures = 0 if stable else failures + 1
@@ -191,7 +194,7 @@ class DhtDirectory:
             await asyncio.sleep(backoff_s(attempt))
             try:
                 return await self._launch()
-            except (SwarmdError, OSError) as error:  # its key's disk may be full, or gone
+            except Exception as error:  # its key's disk may be full or gone, or no memory left
                 log.warning("directory process does not start: error=%s attempt=%d", error, attempt)
         raise AssertionError("unreachable")
 

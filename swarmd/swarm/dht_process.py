@@ -46,7 +46,7 @@ class DirectoryProcess:
         met: Callable[[Iterable[str]], None],
     ) -> None:
         self.process = process
-        self.socket_dir = tempfile.TemporaryDirectory(prefix="swarmd-")
+        self.socket_dir = tempfile.TemporaryDirectory(prefix="swarmd-", ignore_cleanup_errors=True)
         self._met = met
         self._writer = writer
         self._ids = itertools.count(1)

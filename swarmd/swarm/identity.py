@@ -9,7 +9,6 @@ import hashlib
 import os
 import tempfile
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -31,8 +30,6 @@ def peer_id_of(public_key: bytes) -> str:
     return hashlib.sha256(public_key).digest()[:_PEER_ID_BYTES].hex()
 
 
-# The same announcements are read again at every refresh of a view; a check takes 0.1 ms.
-@lru_cache(maxsize=2048)
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """Return whether `signature` is that key's over `message`; False for malformed input too."""
     if len(public_key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:

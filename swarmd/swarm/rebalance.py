@@ -217,8 +217,8 @@ def _holders(spans: Iterable[Span], blocks: int) -> list[int]:
 
 
 def _kept(peer: Announcement, place: Span) -> Span | None:
-    """The blocks that it serves now and will serve where it counts."""
-    if peer.state is not NodeState.SERVING:
+    """The blocks that it serves now and will serve where it counts; none if it is about to go."""
+    if peer.state is not NodeState.SERVING or peer.leaves:
         return None
     start, end = max(peer.span.start, place.start), min(peer.span.end, place.end)
     return Span(start, end) if start < end else None

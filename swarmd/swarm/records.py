@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
 from swarmd.core.errors import ConfigError, ProtocolError
+from swarmd.core.options import split_address
 from swarmd.core.peers import (
     MAX_LEASE_S,
     MAX_PRECISION,
@@ -24,6 +24,7 @@ from swarmd.core.peers import (
     NodeState,
 )
 from swarmd.core.span import Span
+from swarmd.swarm.coordinates import is_coordinate
 from swarmd.swarm.identity import Identity, peer_id_of, verify
 from swarmd.v1 import directory_pb2 as pb
 
@@ -41,7 +42,6 @@ _SIGNED = b"swarmd.v1.Announcement\x00"
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]{2,80}\]|[A-Za-z0-9._-]{1,240}):([0-9]{1,5})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COUNT = 1 << 53
-_MAX_COORDINATE_MS = 1e5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def decode(data: bytes, now: float) -> Announcement:
     `now` is wall time in seconds. Raises ProtocolError for anything that is forged, malformed, out
     of range, expired, or made to live longer than `MAX_LEASE_S`.
     """
-    announcement = _read(data)
+    announcement = _READ.get(data, now)
     if announcement.issued_at > now + CLOCK_SKEW_S:
         raise ProtocolError(
             f"peer {announcement.peer_id} announces from {announcement.issued_at - now:.0f} s in "
@@ -133,9 +133,46 @@ def _places(announcement: Announcement) -> Iterator[tuple[bytes, bytes]]:
         yield MODELS_KEY, bytes.fromhex(digest)
 
 
-@lru_cache(maxsize=4096)
+class ReadRecords:
+    """What has been read, until its lease is over: each record comes about once a second.
+
+    Every change of load is a record of its own, so what is over must not stay.
+    """
+
+    def __init__(self, most: int = 16384) -> None:
+        """Of more than `most` the others are read each time anew."""
+        self._kept: dict[bytes, Announcement] = {}
+        self._most = most
+        self._sweep_from = _SWEEP_FROM
+        self._swept_at = 0.0
+
+    def get(self, data: bytes, now: float) -> Announcement:
+        """Return an announcement, of which everything but the time is checked."""
+        found = self._kept.get(data)
+        if found is None:
+            found = _read(data)
+            if len(self._kept) >= self._sweep_from and abs(now - self._swept_at) >= _SWEEP_EVERY_S:
+                self._sweep(now)
+            in_time = found.expires_at <= now + MAX_LEASE_S + CLOCK_SKEW_S
+            if in_time and len(self._kept) < self._most:
+                self._kept[data] = found
+        return found
+
+    def _sweep(self, now: float) -> None:
+        self._kept = {data: a for data, a in self._kept.items() if a.expires_at > now}
+        self._sweep_from = min(self._most, max(_SWEEP_FROM, 2 * len(self._kept)))
+        self._swept_at = now
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+_SWEEP_FROM = 64
+_SWEEP_EVERY_S = 1.0
+_READ = ReadRecords()
+
+
 def _read(data: bytes) -> Announcement:
-    """Check everything but time. Cached, since each record is read about once a second."""
     if len(data) > MAX_RECORD_BYTES:
         raise ProtocolError(f"a record of {len(data)} bytes, at most {MAX_RECORD_BYTES} are read")
     try:
@@ -257,8 +294,7 @@ def _model_fault(model: ModelInfo) -> str | None:
 def _node_fault(a: Announcement) -> str | None:
     if max(a.span.end, a.destination.end) > a.model.num_blocks:
         return f"blocks {a.span} or {a.destination} of a model with {a.model.num_blocks}"
-    address = _ADDRESS.fullmatch(a.address)
-    if not address or not 1 <= int(address[2]) <= 65535:
+    if not _can_be_dialled(a.address):
         return f"address {a.address[:80]!r} is not HOST:PORT"
     if a.dtype not in DTYPES:
         return f"dtype {a.dtype[:80]!r} is none of {', '.join(DTYPES)}"
@@ -280,9 +316,16 @@ def _number_fault(a: Announcement) -> str | None:
     counts = (a.pid, a.sessions, a.queue_depth, *speeds, *kv)
     if min(counts) < 0 or max(counts) > _MAX_COUNT:
         return "a count is out of range"
-    if len(a.coordinate) not in (0, 3) or any(abs(x) > _MAX_COORDINATE_MS for x in a.coordinate):
+    if a.coordinate and not is_coordinate(a.coordinate):
         return "the network coordinate is not (x, y, height) within 100 s"
     return None
+
+
+def _can_be_dialled(address: str) -> bool:
+    try:
+        return bool(_ADDRESS.fullmatch(address)) and split_address(address)[1] > 0
+    except ConfigError:
+        return False
 
 
 def _is_text(text: str, shortest: int, longest: int) -> bool:

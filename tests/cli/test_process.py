@@ -157,7 +157,9 @@ async def test_a_node_loads_its_model_without_what_it_does_not_use(tmp_path: Pat
 
     As would be looking for garbage in what it does load.
     """
-    probe = told_of("scipy.linalg", "torch._inductor", "torch.distributed.tensor") + TELLS_OF_GARBAGE
+    probe = (
+        told_of("scipy.linalg", "torch._inductor", "torch.distributed.tensor") + TELLS_OF_GARBAGE
+    )
     ports = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
     limits = ("--threads", "1", "--kv-memory", "16MiB", "--dtype", "float32")
     line = ("serve", str(demo_model()), *ports, *limits, "--state-dir", str(tmp_path))

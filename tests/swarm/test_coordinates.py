@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from swarmd.swarm.coordinates import Coordinate, rtt_ms, update
+from swarmd.swarm.coordinates import Coordinate, is_coordinate, rtt_ms, update
 
 
 def test_a_round_trip_is_the_way_in_the_plane_and_both_heights() -> None:
@@ -56,3 +56,17 @@ def test_a_height_stays_positive() -> None:
     for _ in range(50):
         own = update(own, (0.0, 0.0, 0.01), 0.02)
     assert own.height > 0
+
+
+@pytest.mark.parametrize("place", [(1e9, 0.0, 0.0), (0.0, -2e5, 0.0), (0.0, 0.0, -1.0), (1.0, 2.0)])
+def test_a_place_that_no_peer_can_have_changes_nothing(place: tuple[float, ...]) -> None:
+    own = Coordinate(1.0, 2.0, 3.0)
+    assert update(own, place, 20.0) == own
+
+
+def test_liars_drag_nobody_out_of_what_can_be_announced() -> None:
+    own, before = Coordinate(), Coordinate()
+    for _ in range(2000):
+        own, before = update(own, (99_000.0, 99_000.0, 0.0), 0.05, angle=1.0), own
+        assert rtt_ms(own.announced, before.announced) - own.height - before.height <= 200.0
+    assert is_coordinate(own.announced)

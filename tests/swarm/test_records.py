@@ -212,3 +212,30 @@ def test_a_tombstone_does_not_list_its_model() -> None:
 def test_an_older_node_that_names_no_precision_is_known_by_its_dtype() -> None:
     plain = records.decode(records.encode(signed(precision="")), NOW)
     assert plain.precision == plain.dtype
+
+
+def test_what_has_been_read_is_kept_for_its_lease() -> None:
+    read = records.ReadRecords()
+
+    def one(at: float) -> bytes:
+        return records.encode(signed(issued_at=at, expires_at=at + 30.0))
+
+    for second in range(600):
+        read.get(one(NOW + second), NOW + second)
+        assert read.get(one(NOW + second), NOW) is read.get(one(NOW + second), NOW)
+    assert len(read) <= 70
+
+
+def test_no_more_is_kept_than_there_is_room_for() -> None:
+    read = records.ReadRecords(most=5)
+    for number in range(9):
+        read.get(records.encode(signed(issued_at=NOW + number / 10)), NOW)
+    later = records.encode(signed(issued_at=NOW + 3600.0, expires_at=NOW + 3630.0))
+    assert records.ReadRecords().get(later, NOW).issued_at == NOW + 3600.0
+    assert len(read) == 5
+
+
+@pytest.mark.parametrize("address", ["-a:80", ".x:80", "[::::]:80", "a:0", "a:65536", "unix:/x"])
+def test_an_address_that_nobody_can_dial_is_refused(address: str) -> None:
+    with pytest.raises(ProtocolError, match="is not HOST:PORT"):
+        records.decode(hostile(address=address), NOW)
