@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
+from swarmd.core.errors import ProtocolError
 from swarmd.core.frames import Open, SessionFrame
 from swarmd.node.executor import Executor, Result
 from swarmd.node.timer import Deadline
@@ -70,7 +71,10 @@ class StageHost:
                 else:
                     operations.append(action)
         for peer_id, batch in frames.items():
-            self._send(peer_id, batch)
+            try:
+                self._send(peer_id, batch)
+            except ProtocolError as error:  # what else goes to this peer has gone
+                log.error("a frame that no peer takes was left out: %s", error)
         if operations:
             self._executor.put(*operations)
         self._due = self.table.next_deadline()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -31,7 +32,10 @@ from swarmd.node.routes import Routes
 from swarmd.node.status import StatusReport
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.hop import HopPolicy, HopTable, KVAccount, StageFacts
+from swarmd.pipeline.hop_values import longest_step
 from swarmd.pipeline.policy import DriverPolicy
+
+log = logging.getLogger(__name__)
 
 COMPUTE_STUCK_S = 120.0
 
@@ -246,8 +250,12 @@ class Service:
 
     def _chunk_size(self) -> int:
         """Some recurrent families compute the chunks after the first row by row: one chunk then."""
-        chunked = self.stage.chunked_prefill
-        return self._config.chunk_size if chunked else self.stage.info.max_model_len
+        if not self.stage.chunked_prefill:
+            return self.stage.info.max_model_len
+        asked, most = self._config.chunk_size, longest_step(self.stage.info)
+        if asked > most:
+            log.warning("chunks of %d positions are too large for links: %d instead", asked, most)
+        return min(asked, most)
 
     def _prefix_unit(self) -> int:
         shares = self.stage.shares_prefixes and not self._config.no_prefix_cache

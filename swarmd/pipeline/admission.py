@@ -10,7 +10,7 @@ import hmac
 from swarmd.core.frames import Open, Opened, Refusal, Step
 from swarmd.core.peers import ModelInfo
 from swarmd.pipeline.hop_session import HopSession
-from swarmd.pipeline.hop_values import HopPolicy, StageFacts
+from swarmd.pipeline.hop_values import HopPolicy, StageFacts, longest_step
 from swarmd.pipeline.shortage import Shortage
 
 
@@ -90,6 +90,9 @@ def misfit(session: HopSession, step: Step, model: ModelInfo) -> str:
         return "a step needs chunks of at least one position"
     if step.end > session.max_positions:
         return f"position {step.end} is beyond the {session.max_positions} reserved"
+    most = longest_step(model)
+    if session.next_peer and step.length > most:
+        return f"a step of {step.length} positions does not fit into a frame, {most} do"
     if step.wants and not step.position <= min(step.wants) <= max(step.wants) < step.end:
         return "a wanted position lies outside the step"
     if session.blocks.start == 0:

@@ -131,3 +131,12 @@ class HopCounters:
     """KV that came for a copy and did not follow what it held: what came before was lost."""
     taken_over: int = 0
     """Sessions that went on here with KV that another hop had sent."""
+
+
+MAX_STEP_BYTES = 60 << 20
+"""Hidden states of one step in float32: links carry no frame of more than 64 MiB."""
+
+
+def longest_step(model: ModelInfo) -> int:
+    """Return how many positions a step may have whose hidden states go on to another hop."""
+    return max(1, MAX_STEP_BYTES // (4 * max(1, model.hidden_size)))

@@ -100,10 +100,11 @@ class Link:
         self._aborted = asyncio.Event()
 
     def send(self, batch: Sequence[SessionFrame]) -> None:
-        """Queue frames; they leave in order per session. Raises as `Outbound.put` does."""
-        for frame in batch:
-            self.outbound.put(frame)
-        self._wake.set()
+        """Queue frames; they leave in order per session. Raises as `Outbound.put_all` does."""
+        try:
+            self.outbound.put_all(batch)
+        finally:
+            self._wake.set()
 
     def finish(self) -> None:
         """Send what waits, then end the link."""

@@ -184,8 +184,7 @@ class Links:
             self._dials.add(task)
             task.add_done_callback(self._dials.discard)
         try:
-            for frame in batch:
-                waiting.put(frame)
+            waiting.put_all(batch)
         except QueueFull as error:
             waiting.clear()  # better none than some, and the loss said
             reason = f"the link is not open yet: {error}"

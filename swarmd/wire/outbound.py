@@ -7,7 +7,7 @@ wait together travel together. Pure: the link writes what `next_message` returns
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from swarmd.core.errors import ProtocolError, QueueFull
@@ -55,6 +55,17 @@ class Outbound:
                 raise QueueFull(f"{self.pending_bytes} bytes wait for this peer already")
             self.pending_bytes += size
             self._append(b"" if isinstance(part, Keep) else part.session, size, part)
+
+    def put_all(self, batch: Sequence[SessionFrame]) -> None:
+        """Append frames. Raises as `put`; a frame that no peer would accept keeps no other one."""
+        refused: ProtocolError | None = None
+        for frame in batch:
+            try:
+                self.put(frame)
+            except ProtocolError as error:
+                refused = error
+        if refused is not None:
+            raise refused
 
     def clear(self) -> None:
         """Forget everything that waits; not for use while a link sends from here."""

@@ -216,6 +216,7 @@ async def test_a_terminal_that_goes_away_lets_streams_end(tmp_path: Path) -> Non
             stream = client.generate("def", max_tokens=300, ignore_eos=True)
             seen = [(await anext(stream)).id]
             os.close(terminal)
+            process.send_signal(signal.SIGHUP)  # as a shell does to its jobs, besides the kernel
             seen += [token.id async for token in stream]
         assert len(seen) == 300
         assert await asyncio.wait_for(process.wait(), 60) == 0

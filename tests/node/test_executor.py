@@ -22,7 +22,7 @@ from swarmd.node.executor import Executor, Result
 from swarmd.node.pace import ChunkBudget
 from swarmd.pipeline import events as ev
 
-A, B = b"a" * 16, b"b" * 16
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 SAMPLING = SamplingParams()
 
 
@@ -287,3 +287,22 @@ def test_a_node_whose_device_is_lost_computes_for_nobody_any_more(
     harness.executor.put(submit(A, 1, 0, (5,)))
     assert harness.died.get(timeout=60)
     assert harness.results.empty(), "whoever waits is told by the end of the node"
+
+
+def test_a_unit_that_cannot_be_made_or_is_not_there_fails_its_sessions_alone(
+    harness: Harness,
+) -> None:
+    harness.executor.start()
+    harness.executor.put(submit(A, 1, 0, (5,)), ev.Freeze(A, b"unit", 0, 64))
+    harness.executor.put(ev.Attach(B, (b"unit",)), submit(B, 2, 64, (6,)))
+    harness.executor.put(ev.Attach(C, (b"unknown",)), submit(C, 3, 64, (7,)))
+    harness.executor.put(ev.Drop(b"unit"), ev.Drop(b"unknown"), submit(A, 4, 1, (5,)))
+    results = {result.ticket: result for result in harness.take(4)}
+    assert isinstance(results[1], ev.Computed)
+    assert isinstance(results[4], ev.Computed)
+    # As where memory ran out: the hop gives up what nobody uses, the unit as well.
+    for ticket, exhausted in ((2, True), (3, False)):
+        failed = results[ticket]
+        assert isinstance(failed, ev.ComputeFailed)
+        assert failed.exhausted == exhausted
+    assert harness.executor.running

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from swarmd.core.errors import PeerUnreachable
+from swarmd.core.errors import ConfigError, PeerUnreachable
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.node import patrol
@@ -52,3 +52,18 @@ async def test_one_miss_is_none_and_an_answer_takes_it_back(
     assert one.gone([PEER])
     await one.go_round([PEER])
     assert not one.gone([PEER])
+
+
+async def test_of_the_silent_no_more_are_remembered_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nobody(address: str, own_id: str) -> pb.IntroduceReply:
+        raise ConfigError(f"{address!r} is no address")
+
+    monkeypatch.setattr(patrol, "AGAIN_S", 0.0)
+    monkeypatch.setattr(patrol, "MAX_SILENT", 3)
+    one = Patrol("me", nobody)
+    peers = [replace(PEER, pid=pid) for pid in range(10, 15)]
+    for peer in peers:
+        await one.go_round([peer])
+    assert [bool(one.gone([peer])) for peer in peers] == [False, False, True, True, True]

@@ -99,3 +99,25 @@ def test_one_that_comes_to_nothing_keeps_nobody() -> None:
     assert book.is_spread(keys("system six"))
     assert book.done(A) == []
     assert not book.is_spread(keys("system six"))
+
+
+def test_a_peer_that_is_lost_holds_nothing_any_more() -> None:
+    book = PromptBook(64)
+    book.learn(keys("system"), ["p"])
+    book.learn(keys("systems"), ["q"])
+    book.lost("q")
+    assert book.held(keys("systems")) == {"p": 384}
+    book.lost("p")
+    assert book.held(keys("systems")) == {}
+    # So the first of those that come now is waited for.
+    assert book.begin(A, keys("system one"))
+    assert not book.begin(B, keys("system two"))
+
+
+def test_peers_that_come_and_go_are_not_remembered() -> None:
+    book = PromptBook(64)
+    for number in range(1000):
+        book.learn(keys("system"), ["stays", f"peer {number}"])
+        book.lost(f"peer {number}")
+    assert book.held(keys("system")) == {"stays": 384}
+    assert all(len(holders) == 1 for holders in book._holders.values())

@@ -22,6 +22,7 @@ from swarmd.core.errors import SessionError
 from swarmd.core.frames import Close, Failed, Gap, Refusal, Resume, Step
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
+from swarmd.pipeline import hop_values
 from swarmd.pipeline.events import Computed, ComputeFailed, Drawn, Free, Submit, Truncate
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.pipeline.hop_session import HOP_TRANSITIONS, HopInput, HopSession, HopState
@@ -130,6 +131,21 @@ def test_a_step_that_does_not_fit_fails_the_epoch_and_changes_nothing(wrong: dic
     (failed,) = failures(bench.tell(replace(good, **wrong), "before"))
     assert failed.refusal is Refusal.BAD_STEP
     assert only(bench.tell(good, "before"), Submit)
+
+
+def test_a_step_whose_output_no_frame_holds_is_refused_where_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hop_values, "MAX_STEP_BYTES", 3 * 4 * MODEL.hidden_size)
+    first = Bench("0:4")
+    first.open()
+    (failed,) = failures(first.tell(Step(SESSION, 1, 0, 0, (4,), token_ids=(1, 2, 3, 4))))
+    assert failed.refusal is Refusal.BAD_STEP
+    assert "3 do" in failed.message
+    assert only(first.tell(Step(SESSION, 1, 0, 0, (3,), token_ids=(1, 2, 3))), Submit)
+    alone = Bench("0:8")
+    alone.open()
+    assert only(alone.tell(Step(SESSION, 1, 0, 0, (4,), token_ids=(1, 2, 3, 4))), Submit)
 
 
 def test_the_first_hop_takes_ids_of_the_vocabulary_only() -> None:

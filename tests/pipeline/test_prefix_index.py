@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bench_hop import MODEL, SECRET, hidden, numbers, only
+import pytest
+from bench_hop import MODEL, SECRET, SESSION, Bench, hidden, numbers, only
 
-from swarmd.core.frames import Close, Open, Opened, Past, Refusal, Step
+from swarmd.core.frames import KV, Close, DType, Open, Opened, Past, Payload, Refusal, Step
 from swarmd.core.prefix import prefix_keys
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
@@ -18,6 +19,8 @@ from swarmd.pipeline.events import (
     Free,
     Freeze,
     HopAction,
+    Import,
+    Imported,
     Received,
     Send,
     Submit,
@@ -350,3 +353,18 @@ def test_of_a_session_with_a_past_nothing_is_shared_where_chunks_matter() -> Non
     end = shop.table.handle(Received("boss", Close(bytes([1]) * 16, 1, keys, UNIT)), 0.0)
     assert not any(isinstance(action, Freeze) for action in end)
     assert shop.open(2).kv_length == 0
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_of_a_copy_only_what_has_been_put_in_is_shared(arrived: bool) -> None:
+    ids = tuple(range(10))
+    bench = Bench("6:8", HopPolicy(prefix_unit=UNIT))
+    keys = prefix_keys(ids, MODEL.digest, CHUNK, unit=UNIT)
+    bench.open(prefix=keys, prefix_unit=UNIT, prefix_grain=CHUNK, donor="donor")
+    tensor = Payload(DType.FLOAT32, (1, CHUNK, 1), bytes(4 * CHUNK))
+    kv = KV(SESSION, 1, 0, ({"key": tensor, "value": tensor},) * 2)
+    order = only(bench.tell(kv, "donor"), Import)
+    if arrived:
+        bench.handle(Imported(SESSION, order.ticket))
+    made = [a for a in bench.tell(Close(SESSION, 1)) if isinstance(a, Freeze)]
+    assert [(f.start, f.end) for f in made] == ([(0, 4), (4, 8)] if arrived else [])

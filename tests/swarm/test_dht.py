@@ -212,6 +212,33 @@ async def test_a_process_that_cannot_be_started_for_a_while_comes_back(
     await until(lambda: sees(reader, me))
 
 
+async def test_whatever_goes_wrong_on_the_way_there_is_another_process(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, me = await nodes.start("only")
+    await directory.publish(announce(me))
+    stop, spawn, broken = DirectoryProcess.stop, DirectoryProcess.spawn, 2
+
+    async def stops_badly(child: DirectoryProcess) -> None:
+        await stop(child)
+        raise RuntimeError("can't start new thread")
+
+    async def starts_badly(*args: Any) -> DirectoryProcess:
+        nonlocal broken
+        broken -= 1
+        if broken:
+            raise MemoryError
+        monkeypatch.undo()
+        return await spawn(*args)
+
+    monkeypatch.setattr(DirectoryProcess, "stop", stops_badly)
+    monkeypatch.setattr(DirectoryProcess, "spawn", starts_badly)
+    assert directory.child_pid is not None
+    os.kill(directory.child_pid, signal.SIGKILL)
+    await until(lambda: asyncio.sleep(0, directory.restarts == 1))
+    await until(lambda: sees(directory, me))
+
+
 async def test_publishing_while_the_process_is_down_is_not_lost(nodes: Nodes) -> None:
     directory, me = await nodes.start("only")
     reader, _ = await nodes.start("reader", directory.addresses()[0])

@@ -51,6 +51,7 @@ def test_nobody_leaves_blocks_to_one_that_loads_drains_or_plans_to_go() -> None:
         node(2, 0, 6, state=NodeState.LOADING),
         node(2, 0, 6, state=NodeState.DRAINING),
         node(2, 0, 6, plan=Span(6, 12)),
+        node(2, 0, 6, leaves=True),
     ):
         assert better([node(1, 0, 6), other], 1) is None
 

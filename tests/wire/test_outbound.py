@@ -128,6 +128,14 @@ def test_a_frame_that_no_peer_would_take_is_refused_at_once() -> None:
     assert not outbound
 
 
+def test_a_frame_that_no_peer_would_take_keeps_no_other_one() -> None:
+    outbound = Outbound()
+    one, other = values.hidden_step(1, 100), values.hidden_step(2, 100)
+    with pytest.raises(ProtocolError, match=r"shorter chunks"):
+        outbound.put_all([one, values.hidden_step(3, limits.MAX_FRAME_BYTES), other])
+    assert received(messages(outbound)) == [one, other]
+
+
 def test_what_waits_is_bounded() -> None:
     outbound = Outbound(max_bytes=MIB)
     with pytest.raises(QueueFull, match="bytes wait for this peer"):

@@ -1,0 +1,45 @@
+"""A node that leaves takes the time that it has, and no more when that becomes less."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+from swarmd.node.life import Life
+from swarmd.node.lifecycle import Event, State
+
+BUSY = cast(Any, SimpleNamespace(drain=lambda: None, hand_over=lambda: None, is_idle=False))
+"""A service whose sessions do not end."""
+OTHERS = cast(Any, SimpleNamespace(presence=SimpleNamespace(changed=lambda: None)))
+
+
+async def test_a_notice_in_the_middle_of_a_drain_makes_it_shorter() -> None:
+    life = Life(patience=3600.0)
+    life.lifecycle.handle(Event.READY)
+    life.drain()
+    leaving = asyncio.create_task(life.depart(BUSY, OTHERS))
+    await asyncio.sleep(0)
+    life.leave_within(0.0)
+    await asyncio.wait_for(leaving, 60)
+    assert life.lifecycle.state is State.STOPPED
+
+
+async def test_a_later_deadline_gives_a_drain_no_more_time() -> None:
+    life = Life(patience=0.0)
+    life.lifecycle.handle(Event.READY)
+    life.drain()
+    leaving = asyncio.create_task(life.depart(BUSY, OTHERS))
+    await asyncio.sleep(0)
+    life.leave_within(3600.0)
+    await asyncio.wait_for(leaving, 60)
+
+
+async def test_what_is_told_as_the_work_ends_is_heard() -> None:
+    life = Life(patience=1.0)
+
+    async def work() -> int:
+        life.drain()  # a signal, in the moment in which loading is done
+        return 1
+
+    assert await life.unless_told(asyncio.create_task(work())) is None
