@@ -46,9 +46,9 @@ def test_stages_share_a_crowd_and_compute_at_the_same_time() -> None:
     for batches in decoding:
         crowded = batches[len(batches) // 8 : -len(batches) // 8]
         mean = sum(m.decodes for m in crowded) / len(crowded)
-        # Neither one by one nor all at once, which would leave the other stage idle. How many shares
-        # are best depends on the machine: where a token is underway for longer than a step takes,
-        # a third and a fourth share fill the stages meanwhile.
+        # Neither one by one nor all at once, which would leave the other stage idle. How many
+        # shares are best depends on the machine: where a token is underway for longer than a step
+        # takes, a third and a fourth share fill the stages meanwhile.
         assert 2 <= mean <= 13, (
             f"{mean:.1f} decodes in a microbatch: {[m.decodes for m in crowded]}"
         )
