@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 
 Share = tuple[int, int]
@@ -12,9 +12,17 @@ Share = tuple[int, int]
 
 
 def spread(shares: list[Share], work: Callable[[int, int], None]) -> None:
-    """Do the first share here and the others on threads of their own."""
-    others = [_pool().submit(work, *share) for share in shares[1:]]
-    work(*shares[0])
+    """Do the first share here and the others on threads of their own.
+
+    An error leaves when no share runs any more: after it the caller frees what they work on.
+    """
+    others: list[Future[None]] = []
+    try:
+        for share in shares[1:]:
+            others.append(_pool().submit(work, *share))
+        work(*shares[0])
+    finally:
+        wait(others)
     for other in others:
         other.result()
 
