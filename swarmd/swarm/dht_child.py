@@ -257,7 +257,8 @@ class DirectoryPeer:
     async def wait_until_tried(self) -> None:
         """Return once each of the first peers was tried, one has answered, or 3 s have passed."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), FIRST_JOIN_S)
+            async with asyncio.timeout(FIRST_JOIN_S):
+                await self._tried.wait()
 
     async def keep_joined(self, met: Callable[[list[str]], None]) -> None:
         """Dial the known peers that are not there, again and again; ends only if p2pd does.
@@ -285,7 +286,8 @@ class DirectoryPeer:
             if told != (addresses := _addresses(connected)):
                 met(told := addresses)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._new_peers.wait(), min(TICK_S, patience))
+                async with asyncio.timeout(min(TICK_S, patience)):
+                    await self._new_peers.wait()
 
     async def _join_through(self, peers: Iterable[Any]) -> None:
         async with asyncio.TaskGroup() as group:

@@ -77,7 +77,8 @@ class DirectoryProcess:
         waiting = self._waiting[command.id] = asyncio.get_running_loop().create_future()
         try:
             write_message(self._writer, command.SerializeToString())
-            reply: pb.DirectoryReply = await asyncio.wait_for(waiting, timeout)
+            async with asyncio.timeout(timeout):
+                reply: pb.DirectoryReply = await waiting
         except TimeoutError:
             self.process.kill()
             raise DirectoryError(f"the directory process was silent for {timeout:g} s") from None
