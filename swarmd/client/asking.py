@@ -5,7 +5,6 @@ Who may be asked next, and whether to wait, is decided by `resume`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -24,13 +23,16 @@ logger = logging.getLogger("swarmd.client")
 
 
 async def ask_each(
-    addresses: Callable[[], Sequence[str]], ask: Callable[[str], Awaitable[T]], until: float
+    addresses: Callable[[], Sequence[str]],
+    ask: Callable[[str], Awaitable[T]],
+    until: float,
+    pause: Callable[[float], Awaitable[None]],
 ) -> T:
     """Return what the first node answers that can; a refusal with a reason is final.
 
     `addresses` are read anew in each pass over all of them. A node that loads its model is waited
-    for, nearly up to `until` in seconds of `time.monotonic`; then its refusal is raised. Raises
-    PeerUnreachable if nobody answers.
+    for by `pause`, nearly up to `until` in seconds of `time.monotonic`; then its refusal is raised.
+    Raises PeerUnreachable if nobody answers.
     """
     began = time.monotonic()
     level = logging.INFO
@@ -52,7 +54,7 @@ async def ask_each(
             raise refusal
         logger.log(level, "waits for a node that is loading: %s", refusal)
         level = logging.DEBUG
-        await asyncio.sleep(min(wait, (until - now) / 2))
+        await pause(min(wait, (until - now) / 2))
 
 
 def _nobody(failed: Sequence[SwarmdError]) -> SwarmdError:

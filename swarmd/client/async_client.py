@@ -171,11 +171,11 @@ class AsyncClient:
         return int(reply.sessions)
 
     async def close(self) -> None:
-        """Close all connections; generations that still run are cancelled."""
+        """Close all connections; what still runs or waits in other tasks ends with UsageError."""
+        await self._nodes.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._nodes.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,14 +197,17 @@ class AsyncClient:
             lambda: self._nodes.order(self.nodes),
             lambda address: self._ask_one(address, call, limit),
             time.monotonic() + limit,
+            self._nodes.pause,
         )
 
     async def _ask_one(
         self, address: str, call: Callable[[InferenceStub, float], Awaitable[Any]], limit: float
     ) -> Any:
-        stub = await self._nodes.stub(address, min(limit, self._reach.connect_timeout_s))
+        patience = min(limit, self._reach.connect_timeout_s)
+        begun = await self._nodes.call(address, patience, lambda stub: call(stub, limit))
         try:
-            return await call(stub, limit)
+            with self._nodes.closing_typed():
+                return await begun
         except grpc.RpcError as error:
             raise error_from_rpc(error, address) from error
 

@@ -30,7 +30,6 @@ from swarmd.core.errors import (
     ProtocolError,
     SwarmdError,
     UnknownModel,
-    UsageError,
 )
 from swarmd.core.results import Completion, Coordinator, RouteHop, TokenOutput
 from swarmd.v1 import inference_pb2 as pb
@@ -161,7 +160,7 @@ class Generation:
     async def _begin(self) -> _Call:
         """Return the call of the first node that begins; a refusal with a reason is final."""
         until = self._began + self._timeout_s
-        return await ask_each(self._nodes, self._begin_at, until)
+        return await ask_each(self._nodes, self._begin_at, until, self._reach.nodes.pause)
 
     def _nodes(self) -> list[str]:
         given = self._reach.nodes.order(self._reach.given)
@@ -235,7 +234,7 @@ class Generation:
             if (loading := loading_wait(refusals, random.random())) is not None:
                 # It is there, and will serve: only the timeout of the call bounds this.
                 wait, self._attempts, self._broke = max(wait, loading), 0, time.monotonic()
-            await self._pause(wait)
+            await self._reach.nodes.pause(min(wait, self._remaining()))
 
     async def _resume_at(self, address: str) -> _Call:
         request = self._progress.resumption(self._request, silent=self._silent)
@@ -252,9 +251,6 @@ class Generation:
             f"after {len(self._progress.ids)} tokens, and {self._attempts} attempts to go on"
         )
         return error
-
-    async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(min(seconds, self._remaining()))
 
     def _remaining(self) -> float:
         left = self._began + self._timeout_s - time.monotonic()
@@ -274,11 +270,12 @@ class Generation:
         """Call a node and return the call with its first event."""
         limit = min(connect_timeout_s, self._remaining())
         try:
-            stub = await self._reach.nodes.stub(address, limit)
+            call: _Call = await self._reach.nodes.call(
+                address, limit, lambda stub: stub.Generate(request, timeout=self._remaining())
+            )
         except PeerUnreachable:
             self._remaining()  # it may be our own time that was too short
             raise
-        call = stub.Generate(request, timeout=self._remaining())
         try:
             return call, await self._read(call, address)
         except BaseException:
@@ -287,13 +284,8 @@ class Generation:
 
     async def _read(self, call: _Call, address: str = "") -> pb.GenerateEvent:
         try:
-            event = await call.read()
-        except asyncio.CancelledError:
-            # grpc says this also when the client was closed, and then nobody cancelled our task.
-            task = asyncio.current_task()
-            if self._reach.nodes.closed and not (task and task.cancelling()):
-                raise UsageError("the client was closed while a generation ran") from None
-            raise
+            with self._reach.nodes.closing_typed():
+                event = await call.read()
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             failure = error_from_rpc(error, address or self._at)
             # Nodes have deadlines of their own, and say which.

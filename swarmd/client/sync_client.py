@@ -31,20 +31,23 @@ T = TypeVar("T")
 
 
 class _LoopThread:
-    """An event loop in a daemon thread, stopped when its owner is gone."""
+    """An event loop in a daemon thread; its end is the end of all that runs there."""
 
-    def __init__(self) -> None:
+    def __init__(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """`farewell` is the last that is done there, before what still runs is cancelled."""
+        self._farewell = farewell
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="swarmd-client", daemon=True
-        )
+        self._stopped = False
+        # Taken again by who is interrupted while holding it, and stops the loop then.
+        self._lock = threading.RLock()
+        self._thread = threading.Thread(target=self._run, name="swarmd-client", daemon=True)
         self._thread.start()
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end; an interrupt here cancels it there."""
-        if self._loop.is_closed():
-            coroutine.close()
-            raise UsageError("this client is closed; make a new one")
+        """Run a coroutine to its end; an interrupt here cancels it there.
+
+        Raises UsageError if the loop is stopped, be it in the middle of this.
+        """
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise UsageError("swarmd.Client was called from its own loop; use AsyncClient there")
@@ -61,23 +64,55 @@ class _LoopThread:
             tasks[0].cancel()
 
         try:
-            self._loop.call_soon_threadsafe(begin)
+            self._schedule(begin)
             task = finished.result()
         except BaseException:
             # Until it has really ended, nobody could close what it works on.
-            self._loop.call_soon_threadsafe(cancel)
-            task = finished.result()
-            _ = task.cancelled() or task.exception()  # seen: asyncio need not warn of it
+            try:
+                self._schedule(cancel)
+                finished.result()
+            except UsageError:  # the loop ends, and with it what had begun
+                self._thread.join()
+            for task in tasks:
+                _ = task.cancelled() or task.exception()  # seen: asyncio need not warn of it
+            coroutine.close()  # without effect if it has begun
             raise
+        if task.cancelled():
+            raise UsageError("the client was closed while a call ran")
         return task.result()
 
     def stop(self) -> None:
-        if self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        """End the loop and all that runs there; may be called from any thread, and again."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _schedule(self, step: Callable[[], None]) -> None:
+        """Have a step done in the loop; what comes before `stop` is done before the end."""
+        with self._lock:
+            if self._stopped:
+                raise UsageError("this client is closed; make a new one")
+            self._loop.call_soon_threadsafe(step)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._end())
+        finally:
+            self._loop.close()
+
+    async def _end(self) -> None:
+        try:
+            await self._farewell()
+        finally:
+            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            await self._loop.shutdown_asyncgens()
 
 
 class SyncGeneration:
@@ -170,7 +205,7 @@ class Client:
         self._client = AsyncClient(
             nodes, timeout=timeout, connect_timeout=connect_timeout, resume=resume
         )
-        self._thread = _LoopThread()
+        self._thread = _LoopThread(self._client.close)
         self._stop = weakref.finalize(self, self._thread.stop)
 
     @property
@@ -180,24 +215,24 @@ class Client:
 
     def generate(self, prompt: Prompt, **arguments: Unpack[GenerateArguments]) -> SyncGeneration:
         """Return the tokens that follow a prompt, as they come; see `AsyncClient.generate`."""
-        return SyncGeneration(self._client.generate(prompt, **arguments), self._thread.wait)
+        return SyncGeneration(self._client.generate(prompt, **arguments), self._wait)
 
     def complete(self, prompt: Prompt, **arguments: Unpack[GenerateArguments]) -> Completion:
         """Generate to the end and return the whole; arguments as for `generate`."""
-        return self._thread.wait(self._client.complete(prompt, **arguments))
+        return self._wait(self._client.complete(prompt, **arguments))
 
     def chat(
         self, messages: Sequence[Mapping[str, str]], **arguments: Unpack[GenerateArguments]
     ) -> Completion:
         """Answer a conversation with the model's own chat template; arguments as for `generate`."""
-        return self._thread.wait(self._client.chat(messages, **arguments))
+        return self._wait(self._client.chat(messages, **arguments))
 
     def status(self, *, microbatches: bool = False, timeout: float | None = None) -> SwarmStatus:
         """Return the swarm as the first node that answers sees it.
 
         With `microbatches` also the latest ones that this node has computed.
         """
-        return self._thread.wait(self._client.status(microbatches=microbatches, timeout=timeout))
+        return self._wait(self._client.status(microbatches=microbatches, timeout=timeout))
 
     def tokenize(
         self,
@@ -208,7 +243,7 @@ class Client:
         timeout: float | None = None,
     ) -> list[int]:
         """Return the token ids of text, or of messages in the model's chat template."""
-        return self._thread.wait(
+        return self._wait(
             self._client.tokenize(
                 prompt, model=model, add_special_tokens=add_special_tokens, timeout=timeout
             )
@@ -218,21 +253,24 @@ class Client:
         self, ids: Sequence[int], *, model: str = "", timeout: float | None = None
     ) -> str:
         """Return the text of token ids."""
-        return self._thread.wait(self._client.detokenize(ids, model=model, timeout=timeout))
+        return self._wait(self._client.detokenize(ids, model=model, timeout=timeout))
 
     def release(self, kept: KeptSession | str, *, timeout: float | None = None) -> None:
         """End the lease of a kept session; see `AsyncClient.release`."""
-        self._thread.wait(self._client.release(kept, timeout=timeout))
+        self._wait(self._client.release(kept, timeout=timeout))
 
     def drain(self, force: bool = False, *, timeout: float | None = None) -> int:
         """Ask the node to finish its sessions and exit; see `AsyncClient.drain`."""
-        return self._thread.wait(self._client.drain(force, timeout=timeout))
+        return self._wait(self._client.drain(force, timeout=timeout))
 
     def close(self) -> None:
-        """Close all connections; generations that still run are cancelled."""
-        if self._stop.alive:
-            self._thread.wait(self._client.close())
-            self._stop()
+        """Close all connections; what still runs or waits in other threads ends with UsageError."""
+        self._thread.stop()
+        self._stop.detach()
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        # Generations hold this, and by it the client: it lasts as long as they do.
+        return self._thread.wait(coroutine)
 
     def __enter__(self) -> Self:
         return self
