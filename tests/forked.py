@@ -1,8 +1,8 @@
 """Starts daemons without the seconds that imports take, through a fork server; else as usual.
 
 For tests whose subject is what daemons do together. What is to be seen of a process itself, its
-start, its imports, its environment, is to be seen of one that is executed. TEST_DAEMONS=forked asks
-for it; without it all are executed.
+start, its imports, its environment, is to be seen of one that is executed. With
+TEST_DAEMONS=executed all are.
 """
 
 from __future__ import annotations
@@ -136,6 +136,6 @@ def forked(
     args: Sequence[str], env: Mapping[str, str], log: BinaryIO, prefix: Sequence[str] = ()
 ) -> Process:
     """A `launch` for `LocalSwarm` and `LocalNode`."""
-    if prefix or os.environ.get("TEST_DAEMONS") != "forked":
+    if prefix or os.environ.get("TEST_DAEMONS") == "executed":
         return execute(args, env, log, prefix)
     return SERVER.fork("swarmd.cli.main", args, env, log) or execute(args, env, log, prefix)

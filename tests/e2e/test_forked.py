@@ -52,7 +52,7 @@ SET_BY_IMPORTS = ("GRPC_", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 
 @pytest.fixture(autouse=True)
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_DAEMONS", "forked")
+    monkeypatch.delenv("TEST_DAEMONS", raising=False)
 
 
 Start = Callable[[str, list[str], Mapping[str, str], BinaryIO], Process]
