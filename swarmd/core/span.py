@@ -32,6 +32,10 @@ class Span:
         """Whether every block of `other` is in this span."""
         return self.start <= other.start and other.end <= self.end
 
+    def meets(self, other: Span) -> bool:
+        """Whether some block of `other` is in this span."""
+        return self.start < other.end and other.start < self.end
+
     @classmethod
     def parse(cls, text: str, num_blocks: int | None = None) -> Span:
         """Read `"A:B"`; an empty A is 0 and an empty B is `num_blocks`.

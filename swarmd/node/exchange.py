@@ -81,6 +81,10 @@ class Exchange:
             self.stats.activation_bytes_sent += _hidden_bytes(batch)
         self.links.send(peer_id, batch)
 
+    def pending(self, peer_id: str) -> int:
+        """Return how many bytes wait for the link to a peer."""
+        return self.links.pending(peer_id)
+
     def on_frames(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
         """Give each frame to the role that it is meant for."""
         if peer_id != self.links.own_id:

@@ -180,12 +180,14 @@ class Service:
                 loop.call_soon_threadsafe(self._on_death)
 
         self.executor = self._new_executor(deliver, died, self.executor if before else None)
-        table = HopTable(self._facts(), self._new_account(), self._hop_policy())
+        exchange = self._membership.exchange
+        account, policy = self._new_account(), self._hop_policy()
+        table = HopTable(self._facts(), account, policy, exchange.pending)
         table.polls.stage = self.executor
         if before is not None:
             for name, count in asdict(before.table.counters).items():
                 setattr(table.counters, name, count)  # they go on
-        self._host = StageHost(table, self.executor, self._membership.exchange.send)
+        self._host = StageHost(table, self.executor, exchange.send)
         assert self._membership.description is not None
         self._membership.description.loaded(stage, self.executor, self._host)
         self.executor.start()

@@ -1,8 +1,9 @@
 """Copies of sessions' KV on other peers: what a hop sends of its own, and takes of another's.
 
 The donor sends what is computed as fast as the other side takes it in, so a copy may lag but never
-holds decoding up. Who is to hold a copy, and when it takes the hop's place, is the coordinator's
-decision (`standbys.Standbys`); reading and writing KV is the executor's.
+holds decoding up. Copies to one peer share what may be under way there, so that they cannot overrun
+its link, which others use. Who is to hold a copy, and when it takes the hop's place, is the
+coordinator's decision (`standbys.Standbys`); reading and writing KV is the executor's.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from swarmd.core.frames import KV, Copied, Copy, Refusal
+from swarmd.core.span import Span
 from swarmd.pipeline.events import Export, Exported, HopAction, Import, Imported, Send, Truncate
 from swarmd.pipeline.hop_session import CopyTo, HopSession
 from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount
+from swarmd.pipeline.under_way import UnderWay
 
 MOST_POSITIONS = 256
 """In one frame: taking that many out of the tiles holds the compute thread up for some ms."""
@@ -29,16 +32,24 @@ class Copies:
         policy: HopPolicy,
         next_ticket: Callable[[], int],
         give_up: Callable[[HopSession, Refusal, str], list[HopAction]],
+        pending: Callable[[str], int],
     ) -> None:
-        """`give_up` frees a session and tells its coordinator why."""
+        """`give_up` frees a session and tells its coordinator why.
+
+        `pending` says how many bytes wait for the link to a peer.
+        """
         self._sessions = sessions
         self._account = account
         self._counters = counters
         self._policy = policy
         self._next_ticket = next_ticket
         self._give_up = give_up
+        self._pending = pending
+        self.under_way = UnderWay()
         self._copying: dict[bytes, None] = {}
-        """Sessions that may have copies."""
+        """Sessions that have copies."""
+        self._line: dict[bytes, None] = {}
+        """Sessions that may have something to send; the first has waited for longest."""
         self._free_at = 0.0
         """When the next bytes may go, as the rate is bounded."""
 
@@ -48,28 +59,77 @@ class Copies:
         """Begin a copy, or begin it anew from where the other side says that it is."""
         if not session.blocks.covers(order.blocks) or order.position > session.length:
             return []
+        waits = self._pending(order.peer_id) > self._policy.copy_frame_bytes
+        if waits and self._is_as_said(session.copies.get(order.peer_id), order):
+            return []  # nothing has come there, but it is the link that it waits for
+        for peer_id, copy in list(session.copies.items()):
+            if peer_id != order.peer_id and copy.blocks.meets(order.blocks):
+                self.lost(session, peer_id)  # its coordinator has found another one
         self._copying[session.id] = None
         session.copies[order.peer_id] = CopyTo(order.blocks, order.position, order.position)
+        self._note(session, order.peer_id)
         return self.advance(session, now)
 
+    def _is_as_said(self, copy: CopyTo | None, order: Copy) -> bool:
+        """Whether the other side is known to be where an order says that it is."""
+        return bool(copy and copy.blocks == order.blocks and copy.held == order.position)
+
     def advance(self, session: HopSession, now: float) -> list[HopAction]:
-        """Take out of the KV what may be sent now."""
+        """Take out of the KV what may be sent now, after others that wait."""
+        if session.copies:
+            self._line[session.id] = None
+        return self.serve(now)
+
+    def serve(self, now: float) -> list[HopAction]:
+        """Let those that wait send as much as the rate allows: a frame of each in turn."""
         actions: list[HopAction] = []
-        for copy in session.copies.values():
-            end = self._end(session, copy)
-            if copy.ticket is None and copy.sent < end and now >= self._free_at:
-                copy.ticket, start, copy.sent = self._next_ticket(), copy.sent, end
-                nbytes = self._account.size(copy.blocks, end - start)
-                self._free_at = max(now, self._free_at) + nbytes / self._policy.copy_rate
-                actions.append(Export(session.id, copy.ticket, copy.blocks, start, end))
+        while self._line and now >= self._free_at:
+            session_id = next(iter(self._line))
+            del self._line[session_id]
+            if session := self._sessions.get(session_id):
+                actions += self._export(session, now)
         return actions
 
-    def _end(self, session: HopSession, copy: CopyTo) -> int:
+    def _export(self, session: HopSession, now: float) -> Iterator[HopAction]:
+        for peer_id, copy in session.copies.items():
+            end = self._end(session, peer_id, copy)
+            if copy.ticket is None and copy.sent < end:
+                copy.ticket, start, copy.sent = self._next_ticket(), copy.sent, end
+                seconds = (end - start) * self._each(copy.blocks) / self._policy.copy_rate
+                self._free_at = max(now, self._free_at) + seconds
+                self._note(session, peer_id)
+                yield Export(session.id, copy.ticket, copy.blocks, start, end)
+
+    def _end(self, session: HopSession, peer_id: str, copy: CopyTo) -> int:
         """To where the next frame reaches: within what is computed, and what may be under way."""
-        each = max(1, self._account.size(copy.blocks, 1))
-        most = max(1, min(MOST_POSITIONS, self._policy.copy_frame_bytes // each))
-        window = max(most, self._policy.copy_window_bytes // each)
-        return min(session.computed, copy.sent + most, copy.held + window)
+        each = self._each(copy.blocks)
+        window = max(1, self._window(session, peer_id) // each)
+        frame = max(1, min(MOST_POSITIONS, self._policy.copy_frame_bytes // each))
+        whole = min(session.computed, copy.sent + frame)
+        end = min(whole, copy.held + window)
+        # What is under way will be answered for: better a whole frame then than shreds until then.
+        return end if end == whole or copy.sent == copy.held else copy.sent
+
+    def _window(self, session: HopSession, peer_id: str) -> int:
+        """Bytes of a copy that may be under way: its share of what may be for its peer.
+
+        A little may be in any case. So a copy always gets on, whatever others have under way.
+        """
+        under_way, limit = self.under_way, self._policy.copy_peer_bytes
+        own = under_way.of(peer_id, session.id)
+        others = max(under_way.total(peer_id), self._pending(peer_id)) - own
+        share = limit // under_way.sharers(peer_id, session.id)
+        least = limit // self._policy.max_sessions
+        return max(least, min(self._policy.copy_window_bytes, share, limit - others))
+
+    def _each(self, blocks: Span) -> int:
+        """Bytes of KV of one position; the account may count a few positions as many."""
+        return max(1, self._account.size(blocks, MOST_POSITIONS) // MOST_POSITIONS)
+
+    def _note(self, session: HopSession, peer_id: str) -> None:
+        copy = session.copies.get(peer_id)
+        nbytes = (copy.sent - copy.held) * self._each(copy.blocks) if copy else 0
+        self.under_way.note(peer_id, session.id, nbytes)
 
     def exported(self, event: Exported, now: float) -> list[HopAction]:
         """Send what was taken out, unless a rewind has made it void."""
@@ -80,7 +140,7 @@ class Copies:
         for peer_id, copy in found:
             copy.ticket = None
             if event.blocks is None:
-                del session.copies[peer_id]
+                self.lost(session, peer_id)
                 return []
             kv = KV(session.id, session.epoch, event.position, event.blocks)
             self._counters.copied_positions += kv.length
@@ -90,9 +150,10 @@ class Copies:
 
     def rewind(self, session: HopSession) -> None:
         """What lies above the session's length is to be sent anew."""
-        for copy in session.copies.values():
+        for peer_id, copy in session.copies.items():
             copy.sent, copy.held = min(copy.sent, session.length), min(copy.held, session.length)
             copy.ticket = None
+            self._note(session, peer_id)
 
     def copied(self, sender: str, news: Copied, now: float) -> list[HopAction]:
         """Note how far a copy reaches, and go on."""
@@ -101,34 +162,31 @@ class Copies:
         if session is None or copy is None or news.epoch != session.epoch:
             return []
         copy.held = min(news.kv_length, copy.sent)
+        self._note(session, sender)
         return self.advance(session, now)
 
     def lost(self, session: HopSession, peer_id: str) -> None:
         """A peer that held a copy is gone; the coordinator finds another one."""
-        session.copies.pop(peer_id, None)
+        if session.copies.pop(peer_id, None):
+            self._note(session, peer_id)
+        if not session.copies:
+            self._copying.pop(session.id, None)
+
+    def end(self, session: HopSession) -> None:
+        """A session's copies end with its epoch."""
+        for peer_id in list(session.copies):
+            self.lost(session, peer_id)
 
     @property
     def due(self) -> float | None:
         """When more may be sent, where the rate holds something back."""
-        waits = any(
-            copy.ticket is None and copy.sent < self._end(session, copy)
-            for session, copy in self._all()
-        )
-        return self._free_at if waits else None
+        return self._free_at if self._line else None
 
     @property
     def lag(self) -> int:
         """Positions that are computed here and that copies do not hold yet, over all of them."""
-        return sum(max(0, session.computed - copy.held) for session, copy in self._all())
-
-    def _all(self) -> Iterator[tuple[HopSession, CopyTo]]:
-        for session_id in list(self._copying):
-            session = self._sessions.get(session_id)
-            if session is None or not session.copies:
-                del self._copying[session_id]
-                continue
-            for copy in session.copies.values():
-                yield session, copy
+        sessions = [self._sessions[session_id] for session_id in self._copying]
+        return sum(max(0, s.computed - copy.held) for s in sessions for copy in s.copies.values())
 
     # The side that holds the copy.
 

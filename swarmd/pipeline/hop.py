@@ -31,6 +31,7 @@ from swarmd.core.frames import (
 )
 from swarmd.pipeline import admission
 from swarmd.pipeline.admission import Refused
+from swarmd.pipeline.backlogs import Backlogs
 from swarmd.pipeline.copies import Copies
 from swarmd.pipeline.events import (
     Computed,
@@ -49,6 +50,7 @@ from swarmd.pipeline.events import (
 )
 from swarmd.pipeline.hop_session import HopInput, HopSession, HopState
 from swarmd.pipeline.hop_values import HopCounters, HopPolicy, KVAccount, StageFacts
+from swarmd.pipeline.lapses import Lapses
 from swarmd.pipeline.leases import Leases
 from swarmd.pipeline.polls import Polls
 from swarmd.pipeline.prefix_index import PrefixIndex
@@ -63,8 +65,13 @@ class HopTable:
     """All sessions of a stage. `handle` is the only way in; it never raises for a peer's fault."""
 
     def __init__(
-        self, facts: StageFacts, account: KVAccount, policy: HopPolicy | None = None
+        self,
+        facts: StageFacts,
+        account: KVAccount,
+        policy: HopPolicy | None = None,
+        pending: Callable[[str], int] = lambda peer_id: 0,
     ) -> None:
+        """`pending` says how many bytes wait for the link to a peer."""
         self.facts = facts
         self.policy = policy or HopPolicy()
         self.counters = HopCounters()
@@ -81,12 +88,19 @@ class HopTable:
             chunk_exact=facts.chunk_exact,
         )
         self.copies = Copies(
-            self.sessions, account, self.counters, self.policy, self._next_ticket, self._give_up
+            self.sessions,
+            account,
+            self.counters,
+            self.policy,
+            self._next_ticket,
+            self._give_up,
+            pending,
         )
+        self.backlogs = Backlogs(self.sessions, self.counters, self.policy, pending)
+        self.lapses = Lapses(self.counters, self.policy)
         self._account = account
         self.polls = Polls(self._of_coordinator)
         self._ticket = 0
-        self._check_at: float | None = None
         self._shortage = Shortage(self.policy.exhausted_for)
         self._events: dict[type[Any], Callable[[Any, float], list[HopAction]]] = {
             Received: self._received,
@@ -118,7 +132,7 @@ class HopTable:
 
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
-        due = earliest(self._check_at, self.copies.due)
+        due = earliest(self.lapses.due, self.copies.due, self.backlogs.due)
         return self._shortage.before(due if self.sessions or len(self.leases) else None)
 
     def _next_ticket(self) -> int:
@@ -150,11 +164,9 @@ class HopTable:
             answer = Opened(order.session, no.epoch or order.epoch, no.refusal, str(no))
             return [*actions, Send(sender, answer)]
         self.counters.taken_over += bool(session.donor and not order.donor and session.length)
+        self.copies.end(session)
         session.point(sender, order)
-        session.seen_at = now
-        if new or not session.length:
-            session.lapses_at = now + self.policy.reservation
-        self._remind(session)
+        self.lapses.opened(session, now, unused=new or not session.length)
         leaving = [Send(session.coordinator, session.leaving)] if self.draining else []
         return [*actions, *made, self._opened(session), *leaving]
 
@@ -221,21 +233,19 @@ class HopTable:
         if order.epoch != session.epoch:
             self.counters.stale_epochs += 1
             return []
-        self._used(session, now)
+        self.lapses.used(session, now)
         if session.state is HopState.FLOWING:
             self.counters.duplicates += 1
             return []
         session.resume(order.send_from)
         if session.last or session.log.start > session.send_from:
             return []  # what the log lacks is computed again, and what it has follows on that
-        backlog = list(session.backlog(self.policy.replay_step))
-        self.counters.replayed_positions += sum(step.length for step in backlog)
-        return [Send(session.next_peer, step) for step in backlog]
+        return self.backlogs.begin(session, now)
 
     def _keep(self, sender: str, order: Keep, now: float) -> list[HopAction]:
         for session_id in order.sessions:
             if session := self._of_coordinator(sender, session_id):
-                self._used(session, now)
+                self.lapses.used(session, now)
         return []
 
     def _close(self, sender: str, order: Close, now: float) -> list[HopAction]:
@@ -247,12 +257,8 @@ class HopTable:
         actions = self.prefixes.share(session, session.computed)
         if order.keep_s > 0:
             actions += self.leases.keep(session, order.keep_s, now)
-            self._check_at = earliest(self._check_at, self.leases.next_end)
+            self.lapses.look_by(self.leases.next_end)
         return [*actions, *self._free(session)]
-
-    def _used(self, session: HopSession, now: float) -> None:
-        session.lapses_at = None
-        session.seen_at = now
 
     # Copies.
 
@@ -260,7 +266,7 @@ class HopTable:
         session = self._of_coordinator(sender, order.session)
         if session is None or order.epoch != session.epoch or not self.facts.rewinds:
             return []
-        self._used(session, now)
+        self.lapses.used(session, now)
         return self.copies.order(session, order, now)
 
     # Steps.
@@ -408,29 +414,15 @@ class HopTable:
         actions: list[HopAction] = []
         self._shortage.tick(now)
         self.leases.end(now)
-        self._check_at = self.leases.next_end
-        for session in list(self.sessions.values()):
-            if session.lapses_at is not None and session.lapses_at <= now:
-                self.counters.lapsed += 1
-                actions += self._free(session)
-            elif session.seen_at + self.policy.orphan_grace <= now:
-                self.counters.orphaned += 1
-                actions += self._free(session)
-            else:
-                self._remind(session)
-                actions += self.copies.advance(session, now)
-        return actions
+        for session in self.lapses.over(self.sessions.values(), now):
+            actions += self._free(session)
+        self.lapses.look_by(self.leases.next_end)
+        return [*actions, *self.copies.serve(now), *self.backlogs.advance(now)]
 
     def _drain(self, event: Drain, now: float) -> list[HopAction]:
         self.draining = event.on
         told = self.sessions.values() if event.on else ()
         return [Send(session.coordinator, session.leaving) for session in told]
-
-    def _remind(self, session: HopSession) -> None:
-        due = session.seen_at + self.policy.orphan_grace
-        if session.lapses_at is not None:
-            due = min(due, session.lapses_at)
-        self._check_at = earliest(self._check_at, due)
 
     def _fail(self, session: HopSession, why: Refusal, message: str, lost: str = "") -> Send:
         failed = Failed(session.id, session.epoch, why, message, lost)
@@ -441,6 +433,7 @@ class HopTable:
 
     def _free(self, session: HopSession) -> list[HopAction]:
         del self.sessions[session.id]
+        self.copies.end(session)
         session.log.truncate(0)
         self.prefixes.release(session)
         self._account.release(session.id)

@@ -6,7 +6,7 @@ Who may say what to it, and the memory it may use, is `hop.HopTable`'s business.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 from swarmd.core.errors import SessionError
@@ -15,7 +15,7 @@ from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Drawn, Submit
 from swarmd.pipeline.replay_log import ReplayLog
-from swarmd.pipeline.steps import cut, join, rows
+from swarmd.pipeline.steps import cut, rows, take
 
 
 class HopState(enum.Enum):
@@ -100,6 +100,8 @@ class HopSession:
     length: int = 0
     send_from: int = 0
     """Outputs at and above it go on to the next hop."""
+    unsent: deque[Step] = field(default_factory=deque)
+    """What goes on to the next hop before any other output, when its link has room."""
     rewound_to: int | None = None
     """The lowest rewind of this epoch: what lies above, the next hop must be sent anew."""
     gap_told: int = -1
@@ -139,6 +141,7 @@ class HopSession:
             self.state = HOP_TRANSITIONS[self.state, what]
         except KeyError:
             raise SessionError(f"hop session: {self.state.value} knows no {what.value}") from None
+        self.unsent.clear()  # a resume begins with the log, and nothing else lets anything go on
 
     def point(self, sender: str, order: Open) -> None:
         """Take the place in the route that a new epoch gives."""
@@ -146,7 +149,6 @@ class HopSession:
         self.prev_peer, self.next_peer = order.prev_peer, order.next_peer
         self.donor = order.donor
         self.private |= order.claimed
-        self.copies.clear()
         self.max_positions, self.sampling = order.max_positions, order.sampling
         self.ids, self.prompt_tokens = list(order.token_ids), order.prompt_tokens
         self.send_from, self.rewound_to, self.gap_told = 0, None, -1
@@ -181,6 +183,8 @@ class HopSession:
         gone = max(0, self.length - keep)
         self.length = min(self.length, keep)
         self.log.truncate(keep)
+        below = (step for step in self.unsent if step.position < position)
+        self.unsent = deque(cut(step, step.position, position) for step in below)
         self.pending = {
             ticket: cut(step, step.position, keep)
             for ticket, step in self.pending.items()
@@ -249,11 +253,20 @@ class HopSession:
         return replace(step, epoch=self.epoch, round=0, wants=())
 
     def onward(self, done: Step) -> Step | None:
-        """The part of an output that is to be sent on now, if any."""
+        """The part of an output that is to be sent on now, if any: not before what is unsent."""
         if self.state is not HopState.FLOWING or done.end <= self.send_from:
             return None
-        return self.stamped(cut(done, self.send_from, done.end))
+        step = self.stamped(cut(done, self.send_from, done.end))
+        if not self.unsent:
+            return step
+        self.unsent.append(step)
+        return None
 
-    def backlog(self, most: int) -> Iterator[Step]:
-        """What a resume has to send out of the log, in steps of at most `most` positions."""
-        return join((self.stamped(step) for step in self.log.since(self.send_from)), most)
+    def queue_log(self) -> int:
+        """Make all that a resume has to send out of the log unsent; return how many positions."""
+        self.unsent.extend(self.stamped(step) for step in self.log.since(self.send_from))
+        return sum(step.length for step in self.unsent)
+
+    def next_unsent(self, most: int) -> Step:
+        """Take what is to be sent next, as a step of at most `most` positions."""
+        return take(self.unsent, most)

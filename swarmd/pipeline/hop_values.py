@@ -55,14 +55,19 @@ class HopPolicy:
     max_queued_steps: int = 1024
     """Steps of one session that may wait for the executor."""
     replay_log_bytes: int = 192 << 20
-    """What all replay logs may hold together: less than what may wait for one peer's link, so that
-    a replay of everything cannot overrun it."""
+    """What all replay logs may hold together, without what they share with others."""
     replay_step: int = 256
     """Positions in one step out of a replay log."""
+    backlog_bytes: int = 128 << 20
+    """What may wait for one peer's link when more is sent out of replay logs; the rest follows as
+    that leaves. Half of what a link is given up for: new outputs need room, too."""
     copy_frame_bytes: int = 2 << 20
     """KV in one frame of a copy."""
     copy_window_bytes: int = 16 << 20
     """KV of one copy that may be under way at once."""
+    copy_peer_bytes: int = 64 << 20
+    """KV of all copies to one peer that may be under way at once; and each copy may have a small
+    part of that in any case, which comes to no more than as much again."""
     copy_rate: float = float(256 << 20)
     """Bytes of KV a second that all copies of this node may send."""
     prefix_unit: int = PREFIX_UNIT

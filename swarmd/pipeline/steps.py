@@ -6,7 +6,8 @@ Which steps are sent when is the driver's and the hop table's decision.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from swarmd.core.frames import Payload, Step
@@ -58,20 +59,18 @@ def cut(step: Step, start: int, end: int) -> Step:
     )
 
 
-def join(steps: Iterable[Step], most: int) -> Iterator[Step]:
-    """Make fewer steps of hidden states out of adjacent ones of one round.
+def take(line: deque[Step], most: int) -> Step:
+    """Take the first step off a line of adjacent ones, as one with those after it of its round.
 
-    A joined step holds at most `most` positions; the chunks within it stay as they were.
+    It holds at most `most` positions, or is one that was longer already; the chunks within it stay
+    as they were.
     """
-    batch: list[Step] = []
-    for step in steps:
-        full = sum(part.length for part in batch) + step.length > most
-        if batch and (full or step.round != batch[0].round):
-            yield _joined(batch)
-            batch = []
-        batch.append(step)
-    if batch:
-        yield _joined(batch)
+    batch = [line.popleft()]
+    length = batch[0].length
+    while line and line[0].round == batch[0].round and length + line[0].length <= most:
+        batch.append(line.popleft())
+        length += batch[-1].length
+    return _joined(batch)
 
 
 def _joined(steps: list[Step]) -> Step:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from swarmd.core.frames import SessionFrame
+from swarmd.core.frames import SessionFrame, Step
 from swarmd.node.presence import APPEARS_S
 from swarmd.sim.timeline import ProcessLoop
 from swarmd.wire.link import RttSample
@@ -87,6 +87,11 @@ class SimLinks:
         else:
             waiting = self.waiting[peer_id] = list(batch)
             self._network.dial(self, peer_id, waiting, self.loop.time() + APPEARS_S)
+
+    def pending(self, peer_id: str) -> int:
+        """Nothing waits for a link that is open: what is sent is on its way."""
+        frames = self.waiting.get(peer_id, ())
+        return sum(f.hidden.nbytes for f in frames if isinstance(f, Step) and f.hidden)
 
     def connected(self) -> list[str]:
         """Return the ids of the peers with a live link."""

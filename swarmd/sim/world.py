@@ -28,6 +28,8 @@ from swarmd.sim.timeline import Timeline
 from swarmd.toys import toy_model
 
 WHOLE_LOGS = 1 << 30
+NARROW = {"backlog_bytes": 512, "copy_peer_bytes": 256}
+"""What every second swarm lets wait for links: replays and copies go piece by piece."""
 MEMORY = Path("/dev/shm")
 """Where simulated disks are, if there is such a place: a tenth of a seed's time otherwise."""
 FIRST_ID = 0xA0
@@ -60,6 +62,7 @@ class World:
             prefix_unit=draw.choice([4, 8] if keeps else [0, 4, 8]),
             keep_bytes=PLENTY // 2 if keeps else 0,
             keep_limit=max(LEASES),
+            **(NARROW if seed % 2 else {}),
         )
         self.movable = draw.choice([0, 0, 0, 2, 3])
         """How many machines take the blocks that are needed most, and go to others later."""

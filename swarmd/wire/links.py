@@ -112,6 +112,12 @@ class Links:
         else:
             self._send_later(peer_id, batch)
 
+    def pending(self, peer_id: str) -> int:
+        """Return how many bytes wait for the link to a peer."""
+        live = self._live.get(peer_id)
+        outbound = live[0].outbound if live else self._waiting.get(peer_id)
+        return 0 if outbound is None else outbound.pending_bytes
+
     def connected(self) -> list[str]:
         """Return the ids of the peers with a live link."""
         return list(self._live)

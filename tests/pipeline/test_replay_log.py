@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from bench_hop import SESSION, hidden, numbers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.core.frames import Step
 from swarmd.pipeline.replay_log import ENTRY_OVERHEAD, ReplayBudget, ReplayLog
-from swarmd.pipeline.steps import ChunkPlan, cut, join
+from swarmd.pipeline.steps import ChunkPlan, cut, take
 
 
 def step(position: int, *chunks: int, wants: tuple[int, ...] = ()) -> Step:
@@ -38,7 +40,9 @@ def test_a_cut_keeps_the_rows_chunks_and_wants_of_its_positions(
 @given(sizes, st.integers(1, 12))
 def test_joined_steps_hold_the_same_in_fewer_pieces(chunks: list[int], most: int) -> None:
     steps = [step(sum(chunks[:i]), size) for i, size in enumerate(chunks)]
-    joined = list(join(steps, most))
+    line, joined = deque(steps), []
+    while line:
+        joined.append(take(line, most))
     assert [size for part in joined for size in part.chunks] == chunks
     assert [n for part in joined for n in numbers(part.hidden)] == list(range(sum(chunks)))
     assert all(part.length <= most or len(part.chunks) == 1 for part in joined)

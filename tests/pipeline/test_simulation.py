@@ -42,6 +42,8 @@ SEEDS = int(os.environ.get("SWARMD_STORMS", "50"))
 BOUND = 400.0
 """Seconds of fake time in which every request must end."""
 WHOLE_LOGS = 1 << 30
+NARROW = {"backlog_bytes": 256, "copy_peer_bytes": 256}
+"""Replays go piece by piece in every second storm."""
 HAPPENS = (
     "adopted",
     "duplicates",
@@ -84,6 +86,7 @@ class Storm:
             HopPolicy(
                 replay_log_bytes=draw.choice([WHOLE_LOGS, 1 << 14, 0]),
                 prefix_unit=draw.choice([0, 4, 8]),
+                **(NARROW if seed % 2 else {}),
             ),
             DriverPolicy(
                 window=draw.choice([2, 8, 64]),

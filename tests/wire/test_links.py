@@ -70,6 +70,24 @@ async def test_frames_wait_for_a_peer_that_the_view_does_not_show_yet() -> None:
         assert await b.handler.frames_from(A, 1) == [values.close(1)]
 
 
+async def test_what_waits_for_a_link_can_be_asked_before_and_after_it_is_open() -> None:
+    view: dict[str, str] = {}
+    big = values.hidden_step(1, 8 << 20)
+    async with Node(A, {}) as a, Node(B, view) as b:
+        assert a.links.pending(B) == 0
+        a.appears = asyncio.get_running_loop().create_future()
+        a.links.send(B, [big])
+        assert a.links.pending(B) > 8 << 20
+        assert a.links.pending(A) == 0
+        a.appears.set_result(b.address)
+        assert len(await b.handler.frames_from(A, 1)) == 1
+        await a.handler.until(lambda: a.links.pending(B) == 0)
+        a.links.send(B, [big, big])
+        assert a.links.pending(B) > 16 << 20
+        assert len(await b.handler.frames_from(A, 3)) == 3
+        assert a.links.pending(B) == 0
+
+
 async def test_many_frames_arrive_in_order_per_session() -> None:
     sent = [values.decode_step(n % 7, position=n) for n in range(2000)]
     view: dict[str, str] = {}
