@@ -122,8 +122,6 @@ class Leases:
         units, actions = self._prefixes.settle(session, session.computed)
         if not units:
             return actions
-        for unit in units:
-            self._prefixes.take(unit, pinned=True)
         self._leases[session.id] = _Lease(
             session.secret,
             session.blocks,

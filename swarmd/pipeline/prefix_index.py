@@ -135,7 +135,8 @@ class PrefixIndex:
         """Make units of all of `[0, length)` of a session that is at its end; return their names.
 
         All but the last are whole. What has no name that others know gets one of its own. Where
-        rounding leaves no room for a unit, it and those after it are left out.
+        rounding leaves no room for a unit, it and those after it are left out. Each is taken, and
+        pinned, at once: or room for the outputs of a later one might be made by dropping it.
         """
         actions: list[HopAction] = []
         names: list[bytes] = []
@@ -149,6 +150,7 @@ class PrefixIndex:
                 actions += made
                 if name is None:
                     break
+            self.take(name, pinned=True)
             names.append(name)
         return names, actions
 

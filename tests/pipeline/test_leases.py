@@ -6,11 +6,14 @@ import random
 from dataclasses import replace
 
 import pytest
+from bench_hop import SECRET
+from bench_shop import Shop
 
 from swarmd.core.errors import KVExhausted, PromptTooLong
 from swarmd.core.frames import Past, Release
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
+from swarmd.pipeline.events import Attach, Drop, Freeze, Tick
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.pipeline.steps import ChunkPlan, borders_of
 from swarmd.simulation import Client, Swarm
@@ -369,3 +372,36 @@ def test_forks_of_forks_stay_right_whatever_happens_to_the_hops(seed: int) -> No
             node.drop_prefixes()
             assert node.account.reserved == {}
             assert node.table.budget.used == 0
+
+
+def test_a_unit_that_a_lease_has_chosen_does_not_go_for_the_outputs_of_a_later_one() -> None:
+    """Of two that compute the same prompt one is faster; what it made is idle when it has ended."""
+    shop = Shop(total=2000, log_bytes=1950, keep_bytes=1000)
+    shop.open(1)
+    shop.open(2, keeps=True)
+    shop.prefill(1)
+    shop.close(1)
+    for number in (3, 4, 5, 6):
+        ids = tuple(range(100 * number, 100 * number + 30))
+        shop.open(number, ids)
+        shop.prefill(number, ids)
+        shop.close(number)
+    shop.prefill(2)
+    for position in range(30, 40):
+        shop.step(2, position, 1)
+    evicted = shop.table.counters.prefix_evicted_positions
+    actions = shop.close(2, keep_s=10.0)
+    assert shop.table.counters.prefix_evicted_positions > evicted, "or the limit is not met"
+    kept = [a.unit for a in actions if isinstance(a, Freeze)]
+    dropped = {a.unit for a in actions if isinstance(a, Drop)}
+    assert len(kept) == 3, "the first seven were there already"
+    shop.open(7, past=Past(bytes([2]) * 16, SECRET, 40), ids=tuple(range(50)))
+    (attach,) = [action for action in shop.actions if isinstance(action, Attach)]
+    assert len(attach.units) == 10
+    assert not dropped & set(attach.units)
+    shop.close(7)
+    shop.now = 10.0
+    shop.table.handle(Tick(), shop.now)
+    assert shop.table.prefixes.pinned_bytes == 0
+    shop.table.prefixes.clear()
+    assert not shop.account.reserved
