@@ -281,9 +281,16 @@ class Driver(Pacing):
         """Go on without a handoff: the copy that was nearly whole has not become so."""
         for standby in self.standbys.successors(1):
             self._close(standby.drop_peers(now + self.policy.standby_retry))
-        self.feed.paused = False
+        self._end_pause(now)
+
+    def _end_pause(self, now: float) -> None:
+        if not self.feed.paused:
+            return
+        was_quiet, self.feed.paused = self.feed.is_quiet, False
         self._pump()
-        self._due = now + self.policy.time_for(self.feed.outstanding)
+        if was_quiet:  # otherwise a token is on its way, and has its time
+            self._due = now + self.policy.time_for(self.feed.outstanding)
+            self._watch.begin(self.feed.known, self.feed.waited_us, now)
 
 
 Handler = Callable[[Driver, Any, float], None]

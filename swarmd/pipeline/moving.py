@@ -6,6 +6,7 @@ moment when every step is answered, so that all hops hold the same and nothing i
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from swarmd.core import errors
@@ -71,6 +72,8 @@ class Moving(Opening):
         if peers:
             self._search.avoid(peer_id, now + seconds)
             self._close(peer for peer in peers if lives or peer.peer_id != peer_id)
+            if self.state is DriverState.RUNNING:
+                self._settle(now)
 
     def _copied(self, event: ev.Received, now: float) -> None:
         news = event.frame
@@ -96,11 +99,17 @@ class Moving(Opening):
             self._settle(now)
 
     def _settle(self, now: float) -> None:
-        """Hand off what can be: pause when copies are nearly whole, go on when they are."""
+        """Hand off what can be: pause when copies are nearly whole, go on when they are.
+
+        A session that has paused for a copy that is no more goes on without a handoff.
+        """
         last = self.feed.known - 1
         if self.feed.sent < last:
             return  # hops are fed the past yet: to pause now would be for ever
-        if not self.standbys.successors(max(1, last - self.policy.handoff_lag)):
+        # The token that was under way at a pause must not end it again.
+        lag = self.policy.handoff_lag * (2 if self.feed.paused else 1)
+        if not self.standbys.successors(max(1, last - lag)):
+            self._end_pause(now)
             return
         self.feed.paused = True
         if not self.feed.is_quiet:
@@ -134,3 +143,9 @@ class Moving(Opening):
         """End here and keep what the hops hold: the client goes on at another node."""
         error = errors.PeerUnreachable("this node is leaving: go on at another one")
         self._end("moved", error)
+
+    # What the driver does next.
+
+    @abstractmethod
+    def _end_pause(self, now: float) -> None:
+        """Send steps again, if the session has paused for a handoff."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-from bench_driver import SESSION, Bench, hops, steps
+from collections.abc import Callable
 
-from swarmd.core.frames import Leaving, Opened
+import pytest
+from bench_driver import SESSION, Bench, emitted, hops, opens, sent, steps
+
+from swarmd.core.frames import Copied, Leaving, Opened, Poll, Refusal
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
-from swarmd.pipeline.events import PeerLost
+from swarmd.pipeline.events import DriverAction, PeerLost
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.simulation import Client, SimNode, Swarm
@@ -189,6 +191,7 @@ def test_copies_end_with_their_session() -> None:
     for node in made.nodes.values():
         assert not node.table.sessions
         assert not node.account.reserved
+        assert not node.table.copies.under_way
 
 
 def test_a_node_that_leaves_does_not_wait_with_the_copies_that_it_holds() -> None:
@@ -237,8 +240,8 @@ def test_a_copy_of_a_hop_that_is_lost_before_it_began_is_given_up_at_once(seed: 
     finish(made, someone)
 
 
-def copied(window: int, prompt: int) -> Bench:
-    """A session whose first hop leaves; its successor holds all of the prompt already."""
+def copied(window: int, prompt: int, lacks: int = 0) -> Bench:
+    """A session whose first hop leaves; its successor holds all of the prompt, or nearly."""
     bench = Bench(DriverPolicy(window=window), prompt_ids=tuple(range(prompt)))
     bench.start()
     bench.found()
@@ -246,7 +249,7 @@ def copied(window: int, prompt: int) -> Bench:
         bench.tell(peer, Opened(SESSION, bench.driver.epoch, copies=True))
     bench.tell("a", Leaving(SESSION, bench.driver.epoch))
     bench.found(hops("c 0:4"))
-    bench.opened("c", kv_length=prompt - 1)
+    bench.opened("c", kv_length=prompt - 1 - lacks)
     return bench
 
 
@@ -263,3 +266,56 @@ def test_a_session_that_pauses_and_is_rewound_goes_on() -> None:
     bench.token(4)
     assert bench.driver.feed.paused
     assert steps(bench.gap("b", 8))[0].position == 8
+
+
+def test_the_token_under_way_at_a_pause_does_not_end_it() -> None:
+    """Or a copy that always lacks so much would never be put in place."""
+    bench = copied(window=64, prompt=60, lacks=DriverPolicy().handoff_lag)
+    bench.token(4)
+    assert bench.driver.feed.paused
+    assert not steps(bench.token(60))
+    assert "c" in opens(bench.tell("c", Copied(SESSION, bench.driver.epoch, 60)))
+
+
+def loses_it(bench: Bench) -> list[DriverAction]:
+    return bench.lose("c")
+
+
+def is_refused_by_it(bench: Bench) -> list[DriverAction]:
+    return bench.fail("c", Refusal.KV_EXHAUSTED)
+
+
+def sees_it_leave(bench: Bench) -> list[DriverAction]:
+    return bench.tell("c", Leaving(SESSION, bench.driver.epoch))
+
+
+ENDS = [loses_it, is_refused_by_it, sees_it_leave]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_session_that_paused_goes_on_with_its_token_when_its_successor_is_gone(
+    ends: Callable[[Bench], list[DriverAction]],
+) -> None:
+    bench = copied(window=64, prompt=60)
+    bench.token(4)
+    assert bench.driver.feed.paused
+    assert not steps(ends(bench)), "all is under way yet"
+    assert steps(bench.token(60))[0].position == 60
+    assert bench.driver.repairs == 0
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_session_that_stands_still_goes_on_at_once_when_its_successor_is_gone(
+    ends: Callable[[Bench], list[DriverAction]],
+) -> None:
+    bench = copied(window=64, prompt=60)
+    assert not steps(bench.token(60)), "the copy lacks one position"
+    assert steps(ends(bench))[0].position == 60
+    assert emitted(bench.token(61)) == [561]
+
+
+def test_the_token_after_a_pause_is_watched_as_any_other() -> None:
+    bench = copied(window=64, prompt=60)
+    bench.token(60)
+    bench.lose("c")
+    assert sent(bench.wait(bench.driver.policy.watch.at_first / 2), "a", Poll)
