@@ -55,6 +55,8 @@ class Asked:
         """It leaves: others hold its blocks."""
         self._in_time()
         self._world.history["dismissal_accepted"] += 1
+        if self._process in self._dismissals.left:
+            return  # told twice: that was decided by what was known at the first time
         self._dismissals.left.add(self._process)
         serving = self._dismissals.serving()
         if not self._is_fair(serving):

@@ -53,6 +53,8 @@ FAULTS = (
     "step_clock",
     "vanish",
 )
+FOUND = (80110,)
+"""Seeds beyond those of every run that have failed once."""
 FINGERPRINT = """
 from swarmd.sim.world import World
 for seed in (2, 3, 11):
@@ -72,6 +74,11 @@ def lived(seed: int) -> tuple[Counter[str], str]:
 def test_whatever_befalls_nodes_requests_end_well_and_leave_nothing(first: int) -> None:
     for seed in range(first, min(first + GROUP, SEEDS)):
         assert not lived(seed)[1], f"{lived(seed)[1]}\nagain: python -m swarmd.sim {seed}"
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_failed_once_does_not_again(seed: int) -> None:
+    assert not lived(seed)[1]
 
 
 def test_every_kind_of_fault_happens() -> None:
