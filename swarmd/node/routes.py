@@ -25,8 +25,21 @@ SUSPECTED_S = 30.0
 """After so long it is the view's business whether a silent peer is there: its lease has ended."""
 FORGIVEN_S = 60.0
 """For so long what a process does counts, even if it is started again: some end again and again."""
+BACK_S = 3.0
+"""What a peer announces so long after its loss shows that it is there: not what was on its way."""
 _WHICHEVER = -1
 """Whatever process comes next, it is another one than that which was lost."""
+
+
+@dataclass(slots=True)
+class _Lost:
+    """A peer that was lost."""
+
+    at: float
+    pid: int
+    """Which process that was."""
+    issued_at: float
+    """When it had announced itself last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +113,7 @@ class Routes:
         self._clock = clock
         self.health = Health()
         self._silent_since: dict[str, float] = {}
-        self._lost: dict[str, int] = {}
-        """By peer that was lost, which process that was."""
+        self._lost: dict[str, _Lost] = {}
         self._forgiven_at: dict[str, float] = {}
         self._placements = Placements()
 
@@ -127,17 +139,22 @@ class Routes:
         await self._look_again()
 
     def look(self) -> None:
-        """Take note of a new view: a process that was started anew has not failed yet."""
-        view = self._view()
-        for peer_id, pid in list(self._lost.items()):
+        """Take note of the view: a process that was started anew has not failed yet.
+
+        Nor is one that stood still, or could not be heard, to be avoided when it speaks again.
+        """
+        if not self._lost:
+            return
+        view, now = self._view(), self._clock.monotonic()
+        for peer_id, lost in list(self._lost.items()):
             peer = view.peer(peer_id)
             if peer_id not in self.health:
                 del self._lost[peer_id]
             elif peer is None or peer.state is NodeState.LOADING:
-                self._lost[peer_id] = _WHICHEVER
-            elif peer.state is NodeState.SERVING and peer.pid != pid:
+                lost.pid = _WHICHEVER
+            elif peer.state is NodeState.SERVING and _is_back(peer, lost, now):
                 del self._lost[peer_id]
-                self._forgive(peer_id, self._clock.monotonic())
+                self._forgive(peer_id, now)
 
     def _forgive(self, peer_id: str, now: float) -> None:
         since = now - FORGIVEN_S
@@ -178,6 +195,7 @@ class Routes:
         return hop
 
     def _first_hops(self) -> list[Announcement]:
+        self.look()
         view = self._view()
         return [
             peer
@@ -196,11 +214,12 @@ class Routes:
         if peer_id not in self.suspected():
             self.health.report(peer_id, Fault.FAILED, self._clock.wall())
         self._silent_since[peer_id] = self._clock.monotonic()
-        peer = self._view().peer(peer_id)
+        peer, now = self._view().peer(peer_id), self._clock.monotonic()
         if peer is None or peer.state is NodeState.LOADING:
-            self._lost[peer_id] = _WHICHEVER
-        else:
-            self._lost.setdefault(peer_id, peer.pid)
+            self._lost[peer_id] = _Lost(now, _WHICHEVER, 0.0)
+            return
+        before = self._lost.get(peer_id)
+        self._lost[peer_id] = _Lost(now, before.pid if before else peer.pid, peer.issued_at)
 
     def heard(self, peer_id: str) -> None:
         """Note that a peer answers."""
@@ -236,6 +255,7 @@ class Routes:
     def _find(
         self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
     ) -> Route:
+        self.look()
         if keep or spans != (Span(0, self._model.num_blocks),):
             return tuple(hop for span in spans for hop in self._cover(span, exclude, keep, asked))
         view = self._view()
@@ -271,3 +291,12 @@ class Routes:
             after=after[0].peer_id if after else self._own_id,
             unseen=self._placements.unseen(view, self._clock.wall()),
         )
+
+
+def _is_back(peer: Announcement, lost: _Lost, now: float) -> bool:
+    """Whether it was started anew, or has announced itself since it was lost."""
+    if peer.pid != lost.pid:
+        return True
+    if now - lost.at < BACK_S:
+        lost.issued_at = peer.issued_at
+    return peer.issued_at > lost.issued_at

@@ -61,7 +61,7 @@ class Health:
             self._keep(peer_id, losses / 2, others, now)
 
     def restarted(self, peer_id: str, now: float) -> None:
-        """Forgive the losses of a process that is no more."""
+        """Forgive the losses of a process that is no more, or that is back."""
         if peer_id in self._penalties:
             self._keep(peer_id, 0.0, self._left(peer_id, now)[1], now)
 

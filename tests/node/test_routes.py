@@ -7,7 +7,7 @@ from dataclasses import replace
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.route import Hop
 from swarmd.core.span import Span
-from swarmd.node.routes import SUSPECTED_S, Asked, Routes
+from swarmd.node.routes import BACK_S, SUSPECTED_S, Asked, Routes
 from swarmd.swarm.health import HALF_LIFE_S, Fault
 from swarmd.swarm.view import View
 from swarmd.testing import FakeClock
@@ -137,6 +137,34 @@ def test_in_a_container_all_processes_have_one_id() -> None:
         seen[0] = replace(seen[0], state=state)
         routes.look()
         assert routes.demoted() == demoted
+
+
+def test_a_peer_that_stood_still_is_trusted_when_it_speaks_again() -> None:
+    clock = FakeClock()
+    seen = [replace(_peer(clock, "a", "float32"), span=Span(0, 4))]
+    routes = _routes_over(clock, seen)
+
+    def announces() -> None:
+        seen[0] = replace(seen[0], issued_at=clock.wall())
+
+    routes.failed("a")
+    clock.advance(BACK_S / 2)
+    announces()  # that was on its way as it stood still
+    routes.look()
+    clock.advance(BACK_S)
+    routes.look()
+    assert routes.demoted() == 1
+    announces()
+    assert routes.first_hop().peer_id == "a"
+    assert routes.demoted() == 0
+    assert routes.suspected() == frozenset()
+    # Once a minute: whose links break again and again is avoided, though it announces itself.
+    routes.failed("a")
+    clock.advance(2 * BACK_S)
+    routes.look()
+    announces()
+    routes.look()
+    assert routes.demoted() == 1
 
 
 def test_a_machine_that_is_slow_is_so_after_a_restart() -> None:
