@@ -39,7 +39,9 @@ async def test_what_is_told_as_the_work_ends_is_heard() -> None:
     life = Life(patience=1.0)
 
     async def work() -> int:
-        life.drain()  # a signal, in the moment in which loading is done
+        this = asyncio.current_task()
+        assert this is not None
+        this.add_done_callback(lambda _: life.drain())  # a signal, just as loading is done
         return 1
 
     assert await life.unless_told(asyncio.create_task(work())) is None
