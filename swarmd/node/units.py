@@ -18,7 +18,8 @@ class Units:
     """Shared units by name. One that could not be made is known by what was in the way."""
 
     def __init__(self) -> None:
-        self._held: dict[bytes, KVSegment | Exception] = {}
+        self._held: dict[bytes, KVSegment | str] = {}
+        """Or the reason in words: an error would keep what its frames hold, the session's KV."""
 
     def freeze(self, cache: RaggedCache, op: ev.Freeze) -> None:
         """Keep positions of a session. Raises nothing: the session itself has lost nothing.
@@ -28,8 +29,8 @@ class Units:
         try:
             self._held[op.unit] = cache.freeze(op.start, op.end)
         except Exception as error:
-            log.exception("positions %d to %d could not be shared", op.start, op.end)
-            self._held[op.unit] = error
+            reason = self._held[op.unit] = f"{type(error).__name__}: {error}"
+            log.error("positions %d to %d could not be shared: %s", op.start, op.end, reason)
 
     def attach(self, cache: RaggedCache, op: ev.Attach) -> None:
         """Begin a session with units. Raises what was in the way of one of them, or of this."""
@@ -42,9 +43,9 @@ class Units:
         self._held.clear()
 
 
-def _there(held: Mapping[bytes, KVSegment | Exception], unit: bytes) -> KVSegment:
+def _there(held: Mapping[bytes, KVSegment | str], unit: bytes) -> KVSegment:
     found = held[unit]
-    if isinstance(found, Exception):
+    if isinstance(found, str):
         # As if memory had run out: the hop gives up what nobody uses, this unit as well.
         raise MemoryError(f"a shared prefix could not be kept: {found}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,11 +16,13 @@ from swarmd.core.frames import Payload, Step
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.engine.checkpoint import open_checkpoint
+from swarmd.engine.kv_cache import RaggedCache
 from swarmd.engine.load import load_stage
 from swarmd.engine.stage import Batch, Stage
 from swarmd.node import executor as executor_module
 from swarmd.node.executor import Executor, Result
 from swarmd.node.pace import ChunkBudget
+from swarmd.node.units import Units
 from swarmd.pipeline import events as ev
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -306,3 +309,11 @@ def test_a_unit_that_cannot_be_made_or_is_not_there_fails_its_sessions_alone(
         assert isinstance(failed, ev.ComputeFailed)
         assert failed.exhausted == exhausted
     assert harness.executor.running
+
+
+def test_a_unit_that_could_not_be_made_keeps_no_kv(whole: Stage) -> None:
+    units, cache = Units(), whole.new_cache()
+    assert isinstance(cache, RaggedCache)
+    held = sys.getrefcount(cache)
+    units.freeze(cache, ev.Freeze(A, b"unit", 0, 64))
+    assert sys.getrefcount(cache) == held

@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from swarmd.node.life import Life
 from swarmd.node.lifecycle import Event, State
 
@@ -14,25 +16,18 @@ BUSY = cast(Any, SimpleNamespace(drain=lambda: None, hand_over=lambda: None, is_
 OTHERS = cast(Any, SimpleNamespace(presence=SimpleNamespace(changed=lambda: None)))
 
 
-async def test_a_notice_in_the_middle_of_a_drain_makes_it_shorter() -> None:
-    life = Life(patience=3600.0)
+@pytest.mark.parametrize(("patience", "notice"), [(3600.0, 0.0), (0.0, 3600.0)])
+async def test_a_notice_in_the_middle_of_a_drain_makes_it_shorter_never_longer(
+    patience: float, notice: float
+) -> None:
+    life = Life(patience)
     life.lifecycle.handle(Event.READY)
     life.drain()
     leaving = asyncio.create_task(life.depart(BUSY, OTHERS))
     await asyncio.sleep(0)
-    life.leave_within(0.0)
+    life.leave_within(notice)
     await asyncio.wait_for(leaving, 60)
     assert life.lifecycle.state is State.STOPPED
-
-
-async def test_a_later_deadline_gives_a_drain_no_more_time() -> None:
-    life = Life(patience=0.0)
-    life.lifecycle.handle(Event.READY)
-    life.drain()
-    leaving = asyncio.create_task(life.depart(BUSY, OTHERS))
-    await asyncio.sleep(0)
-    life.leave_within(3600.0)
-    await asyncio.wait_for(leaving, 60)
 
 
 async def test_what_is_told_as_the_work_ends_is_heard() -> None:

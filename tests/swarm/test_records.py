@@ -234,9 +234,11 @@ def test_no_more_is_kept_than_there_is_room_for() -> None:
     read = records.ReadRecords(most=5)
     for number in range(9):
         read.get(records.encode(signed(issued_at=NOW + number / 10)), NOW)
-    later = records.encode(signed(issued_at=NOW + 3600.0, expires_at=NOW + 3630.0))
-    assert records.ReadRecords().get(later, NOW).issued_at == NOW + 3600.0
     assert len(read) == 5
+    of_tomorrow = records.ReadRecords()
+    later = records.encode(signed(issued_at=NOW + 3600.0, expires_at=NOW + 3630.0))
+    assert of_tomorrow.get(later, NOW).issued_at == NOW + 3600.0
+    assert len(of_tomorrow) == 0
 
 
 @pytest.mark.parametrize("address", ["-a:80", ".x:80", "[::::]:80", "a:0", "a:65536", "unix:/x"])

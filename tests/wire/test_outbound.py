@@ -13,6 +13,7 @@ from swarmd.core.errors import ProtocolError, QueueFull
 from swarmd.core.frames import Keep, Open, SessionFrame, Token
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
+from swarmd.pipeline.hop_values import MAX_STEP_BYTES
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire import frames, limits
 from swarmd.wire.assembler import Assembler
@@ -117,6 +118,7 @@ def test_one_frame_at_a_time_is_cut_up() -> None:
 
 
 def test_the_largest_step_that_is_taken_arrives() -> None:
+    assert MAX_STEP_BYTES < limits.MAX_FRAME_BYTES - (1 << 20)  # what hops compute fits as well
     step = values.hidden_step(1, limits.MAX_FRAME_BYTES - 1024)
     assert received(messages(filled([step]))) == [step]
 
