@@ -5,6 +5,7 @@ Which path is cheapest is `swarmd.swarm.router`'s decision; the view is `swarmd.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,6 +28,8 @@ FORGIVEN_S = 60.0
 """For so long what a process does counts, even if it is started again: some end again and again."""
 BACK_S = 3.0
 """What a peer announces so long after its loss shows that it is there: not what was on its way."""
+FALLING_SILENT_S = 2.0
+"""So long before its links break, a peer that stands still holds sessions up already."""
 _WHICHEVER = -1
 """Whatever process comes next, it is another one than that which was lost."""
 
@@ -115,6 +118,7 @@ class Routes:
         self._silent_since: dict[str, float] = {}
         self._lost: dict[str, _Lost] = {}
         self._forgiven_at: dict[str, float] = {}
+        self._lagged_at: dict[str, float] = {}
         self._placements = Placements()
 
     def find(
@@ -213,8 +217,10 @@ class Routes:
         self.look()
         if peer_id not in self.suspected():
             self.health.report(peer_id, Fault.FAILED, self._clock.wall())
-        self._silent_since[peer_id] = self._clock.monotonic()
         peer, now = self._view().peer(peer_id), self._clock.monotonic()
+        if now - self._lagged_at.pop(peer_id, -math.inf) < FALLING_SILENT_S:
+            self.health.lost_after_all(peer_id, Fault.LAGGED, self._clock.wall())
+        self._silent_since[peer_id] = now
         if peer is None or peer.state is NodeState.LOADING:
             self._lost[peer_id] = _Lost(now, _WHICHEVER, 0.0)
             return
@@ -231,6 +237,10 @@ class Routes:
         What its other sessions say of the same time is no further fault.
         """
         if peer_id not in self.distrusted():
+            now = self._clock.monotonic()
+            since = now - FALLING_SILENT_S
+            self._lagged_at = {p: at for p, at in self._lagged_at.items() if at > since}
+            self._lagged_at[peer_id] = now
             self.health.report(peer_id, Fault.LAGGED, self._clock.wall())
 
     def worked(self, route: Route) -> None:

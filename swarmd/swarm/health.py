@@ -65,6 +65,13 @@ class Health:
         if peer_id in self._penalties:
             self._keep(peer_id, 0.0, self._left(peer_id, now)[1], now)
 
+    def lost_after_all(self, peer_id: str, fault: Fault, now: float) -> None:
+        """Count what was reported of a peer just now as part of the loss that came after it."""
+        if peer_id in self._penalties:
+            losses, others = self._left(peer_id, now)
+            part = min(others, fault.value)
+            self._keep(peer_id, losses + part, others - part, now)
+
     def penalty(self, peer_id: str, now: float) -> float:
         """Return the penalty, 0 for a peer in good standing; it halves every `HALF_LIFE_S`."""
         if peer_id not in self._penalties:

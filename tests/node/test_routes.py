@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.route import Hop
 from swarmd.core.span import Span
-from swarmd.node.routes import BACK_S, SUSPECTED_S, Asked, Routes
+from swarmd.node.routes import BACK_S, FALLING_SILENT_S, SUSPECTED_S, Asked, Routes
 from swarmd.swarm.health import HALF_LIFE_S, Fault
 from swarmd.swarm.view import View
 from swarmd.testing import FakeClock
@@ -172,10 +174,27 @@ def test_a_machine_that_is_slow_is_so_after_a_restart() -> None:
     seen = [_peer(clock, "a", "float32")]
     routes = _routes_over(clock, seen)
     routes.lagging("a")
+    clock.advance(FALLING_SILENT_S)
+    lagged = routes.health.penalty("a", clock.wall())
     routes.failed("a")
     seen[0] = replace(seen[0], pid=2)
     routes.look()
-    assert routes.health.penalty("a", clock.wall()) == Fault.LAGGED.value
+    assert routes.health.penalty("a", clock.wall()) == pytest.approx(lagged)
+
+
+def test_who_held_sessions_up_since_it_fell_silent_is_not_slow() -> None:
+    clock = FakeClock()
+    seen = [replace(_peer(clock, "a", "float32"), span=Span(0, 4))]
+    routes = _routes_over(clock, seen)
+    routes.lagging("a")
+    clock.advance(FALLING_SILENT_S / 2)
+    routes.failed("a")
+    assert routes.health.penalty("a", clock.wall()) > Fault.LAGGED.value
+    clock.advance(2 * BACK_S)
+    routes.look()
+    seen[0] = replace(seen[0], issued_at=clock.wall())
+    assert routes.first_hop().peer_id == "a"
+    assert routes.demoted() == 0
 
 
 def test_hops_that_work_again_are_trusted_sooner() -> None:
