@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import grpc
 
@@ -30,6 +30,7 @@ from swarmd.core.errors import (
     ProtocolError,
     SwarmdError,
     UnknownModel,
+    UsageError,
 )
 from swarmd.core.results import Completion, Coordinator, RouteHop, TokenOutput
 from swarmd.v1 import inference_pb2 as pb
@@ -64,6 +65,10 @@ class Generation:
         self._timeout_s = timeout_s
         self._progress = Progress()
         self._tokens = self._drive()
+        self._reader: asyncio.Task[Any] | None = None
+        """Who waits for a token now."""
+        self._closed_by: set[asyncio.Future[None]] = set()
+        """Others that have closed this meanwhile, and wait for the reader to be gone."""
         self._began = 0.0
         self._max_stall_s = 0.0
         self._attempts = 0
@@ -115,7 +120,7 @@ class Generation:
     async def __anext__(self) -> TokenOutput:
         asked = time.monotonic()
         self._began = self._began or asked
-        token = await anext(self._tokens)
+        token = await self._next()
         now = time.monotonic()
         if token.id >= 0:
             if self._progress.times:
@@ -123,8 +128,42 @@ class Generation:
             self._progress.times.append(now)
         return token
 
+    async def _next(self) -> TokenOutput:
+        if self._reader is not None:
+            raise UsageError("another task waits for this generation's next token: one can only")
+        self._reader = asyncio.current_task()
+        try:
+            token = await anext(self._tokens)
+        except asyncio.CancelledError:
+            if not self._left():
+                raise
+            raise StopAsyncIteration from None
+        except BaseException:
+            self._left()
+            raise
+        if self._left():
+            raise StopAsyncIteration
+        return token
+
+    def _left(self) -> bool:
+        """Let go of the reader; return whether others have closed this, and nothing else did."""
+        reader, self._reader = self._reader, None
+        closed_by, self._closed_by = self._closed_by, set()
+        for gone in closed_by:
+            gone.set_result(None)
+        return bool(closed_by) and reader is not None and reader.uncancel() == 0
+
     async def aclose(self) -> None:
-        """End the call; without effect after the last token."""
+        """End the call; without effect after the last token.
+
+        If another task waits for a token meanwhile, its iteration ends.
+        """
+        while self._reader is not None:
+            gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if not self._closed_by:
+                self._reader.cancel()
+            self._closed_by.add(gone)
+            await asyncio.wait((gone,))
         await self._tokens.aclose()
 
     async def __aenter__(self) -> Self:

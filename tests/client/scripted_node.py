@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from swarmd.client import Generation, SyncGeneration
 from swarmd.v1 import inference_pb2 as pb
 from swarmd.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
 from swarmd.wire.channel import new_server
@@ -197,3 +198,9 @@ class Wire:
             writer.write(data)
             await writer.drain()
         writer.close()
+
+
+async def reads(stream: Generation | SyncGeneration) -> None:
+    """Wait until whoever reads this has its first text."""
+    while not stream.text:  # noqa: ASYNC110  nobody tells
+        await asyncio.sleep(0.01)

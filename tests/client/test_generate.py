@@ -9,10 +9,11 @@ from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import pytest
-from scripted_node import DIGEST, ScriptedNode, finished, redirect, serving, token, whole
+from scripted_node import DIGEST, ScriptedNode, finished, reads, redirect, serving, token, whole
 
 from swarmd.cli.generate import stats_line
 from swarmd.client import AsyncClient
+from swarmd.client.generation import Generation
 from swarmd.client.request import GenerateArguments, GenerateOptions
 from swarmd.core.errors import (
     CapacityError,
@@ -27,7 +28,7 @@ from swarmd.core.errors import (
     UnknownModel,
     UsageError,
 )
-from swarmd.core.results import Coordinator
+from swarmd.core.results import Coordinator, TokenOutput
 from swarmd.v1 import inference_pb2 as pb
 
 DEAD = "127.0.0.1:1"
@@ -446,6 +447,53 @@ async def test_leaving_early_cancels_the_call_at_the_node(way: str) -> None:
                 with pytest.raises(UsageError, match="closed"):
                     await waiting
         await asyncio.wait_for(node.cancelled.wait(), 20)
+
+
+async def test_a_stream_that_another_task_reads_can_be_closed() -> None:
+    node = ScriptedNode(script=endless())
+    async with serving(node), AsyncClient(node.address) as client:
+        stream = client.generate("p")
+        read = asyncio.ensure_future(_all_of(stream))
+        await reads(stream)
+        await asyncio.gather(stream.aclose(), stream.aclose())
+        assert len(await asyncio.wait_for(read, 20)) >= 1
+        assert not read.cancelling()
+        await asyncio.wait_for(node.cancelled.wait(), 20)
+        assert await _all_of(stream) == []
+        with pytest.raises(UsageError, match="end"):
+            _ = stream.result
+
+
+async def test_a_reader_that_is_cancelled_as_its_stream_is_closed_is_cancelled() -> None:
+    node = ScriptedNode(script=endless())
+    async with serving(node), AsyncClient(node.address) as client:
+        stream = client.generate("p")
+        read = asyncio.ensure_future(_all_of(stream))
+        await reads(stream)
+        closed = asyncio.ensure_future(stream.aclose())
+        await asyncio.sleep(0)
+        read.cancel()
+        await closed
+        with pytest.raises(asyncio.CancelledError):
+            await read
+
+
+async def test_two_readers_of_one_stream_are_one_too_many() -> None:
+    node = ScriptedNode(script=endless())
+    async with serving(node), AsyncClient(node.address) as client:
+        stream = client.generate("p")
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="one can only"):
+            await anext(stream)
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+
+
+async def _all_of(stream: Generation) -> list[TokenOutput]:
+    return [token async for token in stream]
 
 
 async def test_a_closed_client_says_so() -> None:

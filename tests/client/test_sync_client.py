@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
-from scripted_node import ScriptedNode, serving, token, whole
+from scripted_node import ScriptedNode, reads, serving, token, whole
 
 from swarmd.client import AsyncClient, Client, Generation, SyncGeneration, resume, sync_client
 from swarmd.core.errors import NodeLoading, PeerUnreachable, RequestError, UsageError
@@ -81,13 +81,14 @@ def test_errors_are_typed_here_too() -> None:
     client.close()
 
 
+async def endless(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+    yield node.started(request)
+    yield token(0)
+    await asyncio.Event().wait()
+
+
 @pytest.mark.parametrize("way", ["close", "with", "drop", "close the client"])
 async def test_leaving_early_cancels_the_call_at_the_node(way: str) -> None:
-    async def endless(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
-        yield node.started(request)
-        yield token(0)
-        await asyncio.Event().wait()
-
     node = ScriptedNode(script=endless)
 
     def use(client: Client) -> None:
@@ -107,6 +108,19 @@ async def test_leaving_early_cancels_the_call_at_the_node(way: str) -> None:
     async with in_a_thread(node) as run:
         client = Client(node.address)
         await run(use, client)
+        await asyncio.wait_for(node.cancelled.wait(), 20)
+        await run(client.close)
+
+
+async def test_a_stream_that_another_thread_reads_can_be_closed() -> None:
+    node = ScriptedNode(script=endless)
+    async with in_a_thread(node) as run:
+        client = Client(node.address)
+        stream = client.generate("p")
+        read = asyncio.ensure_future(run(list, stream))
+        await reads(stream)
+        await run(stream.close)
+        assert len(await read) == 1
         await asyncio.wait_for(node.cancelled.wait(), 20)
         await run(client.close)
 
