@@ -10,7 +10,6 @@ from bench.chaos.deaths import KILL_AT, PLACES, victim_of
 from bench.chaos.lab import Lab
 from bench.chaos.verdict import Bar, Findings, percentile
 from swarmd.cli.local_swarm import LocalNode
-from swarmd.client import AsyncClient
 
 EXIT_S = 60.0
 
@@ -63,7 +62,7 @@ async def drain_chain(lab: Lab) -> Findings:
                     continue
                 first = victim_of(load, target, "middle")
                 load.mark(first)
-                await _drain(lab.node(first))
+                lab.node(first).signal(signal.SIGTERM)
                 await asyncio.sleep(0.1)
                 second = victim_of(load, target, "middle")
                 if second == first:  # not moved yet: whoever else it may move to
@@ -73,7 +72,7 @@ async def drain_chain(lab: Lab) -> Findings:
                         if "3:6" in n.args and n.pid != first and n.alive
                     )
                 load.mark(second)
-                await _drain(lab.node(second))
+                lab.node(second).signal(signal.SIGTERM)
                 await asyncio.gather(exit_code(lab.node(first)), exit_code(lab.node(second)))
             found.runs += 1
             found.counted += 1
@@ -84,11 +83,6 @@ async def drain_chain(lab: Lab) -> Findings:
     recomputed = sum(s.recomputed for s in found.streams)
     found.bars = [Bar("recomputed_tokens", recomputed, 0)]
     return found
-
-
-async def _drain(node: LocalNode) -> None:
-    async with AsyncClient(node.address, timeout=20.0) as client:
-        await client.drain()
 
 
 async def rolling(lab: Lab) -> Findings:

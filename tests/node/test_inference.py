@@ -24,6 +24,7 @@ from swarmd.wire.status import error_from_rpc
 class LongPrompt:
     """A prompt whose ids are there when the test says so."""
 
+    tokenizer: None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     read: asyncio.Event = field(default_factory=asyncio.Event)
 
