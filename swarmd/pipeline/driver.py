@@ -216,7 +216,9 @@ class Driver(Pacing):
             self.causes[cause_of(error)] += 1
         self.error = error
         pause = self._patience.fault(now)
-        if self._patience.is_spent and not isinstance(error, errors.CapacityError):
+        # For room it is waited by the clock: here too, as the view may go on showing what is not.
+        no_room = isinstance(error, errors.CapacityError)
+        if self._gives_up(now) if no_room else self._patience.is_spent:
             return self._fail(error)
         if not self._started:
             # A session that waits holds nothing.

@@ -68,7 +68,12 @@ class DriverPolicy:
         """Seconds to wait before repair number `strikes` in a row. `jitter` is in [0, 1)."""
         if strikes <= 1:
             return 0.0
-        return float(min(self.backoff_cap, self.backoff * 2 ** (strikes - 2)) * (1 + jitter))
+        doublings = min(strikes - 2, _MOST_DOUBLINGS)
+        return float(min(self.backoff_cap, self.backoff * 2**doublings) * (1 + jitter))
+
+
+_MOST_DOUBLINGS = 32
+"""More than any pause is capped at; a float bears no thousand."""
 
 
 class Patience:

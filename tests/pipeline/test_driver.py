@@ -31,7 +31,7 @@ from swarmd.core.errors import (
 from swarmd.core.frames import Close, Keep, Refusal, Resume
 from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.core.span import Span
-from swarmd.pipeline.driver import DRIVER_TABLE, DriverState
+from swarmd.pipeline.driver import DRIVER_TABLE, Driver, DriverState
 from swarmd.pipeline.events import (
     NeedRoute,
     PeerLost,
@@ -336,6 +336,21 @@ def test_a_session_that_never_gets_room_fails_with_that() -> None:
     end = finish(bench.done)
     assert isinstance(end.error, KVExhausted)
     assert 130 <= bench.now < 135
+
+
+def test_a_peer_that_never_has_the_room_that_the_view_shows_is_not_asked_for_ever() -> None:
+    """With such pauses it is avoided no more whenever a peer is looked for."""
+    bench = Bench()
+    bench.driver = Driver(bench.driver.request, None, jitter=0.9)
+    bench.start()
+    wait_for_room(bench, 60)
+    assert isinstance(finish(bench.done).error, KVExhausted)
+    assert bench.now < 140
+
+
+def test_no_number_of_faults_makes_a_pause_longer_than_the_longest() -> None:
+    policy = DriverPolicy()
+    assert policy.pause(100_000, 0.0) == policy.backoff_cap
 
 
 def test_no_room_anywhere_is_waited_out_as_well() -> None:
