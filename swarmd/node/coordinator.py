@@ -357,7 +357,7 @@ class Coordinator:
             asked = Asked(run.positions, prompt, held, stays, precisions)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
-            if not (need.keep or run.past or request.claimed):
+            if not (need.keep or run.past or request.claimed or run.has_begun):
                 self._book.goes(run.session, request.prefix, [hop.peer_id for hop in hops])
         except CoverageError as error:
             return ev.RouteMissing(need.ask, error.missing)

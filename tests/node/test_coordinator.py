@@ -23,6 +23,7 @@ from swarmd.node.kept import Kept
 from swarmd.node.knocks import Knocks
 from swarmd.node.requests import Generation, Resumption
 from swarmd.node.routes import Asked
+from swarmd.node.run import Run
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.driver_state import DriverState
 from swarmd.pipeline.policy import DriverPolicy
@@ -315,6 +316,30 @@ async def test_while_one_computes_a_held_prompt_elsewhere_others_stay_with_its_h
         await comes(2, resumed(2) if claimed else generation(2))
         await comes(3, generation(3))
     assert routes.stayed == [False, False, not claimed]
+
+
+async def test_nobody_waits_for_the_prompt_of_a_session_whose_tokens_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Knocks, "ask", lambda *arguments: None)
+    one = coordinator(Found("one", "two", "three"), prefix_unit=64)
+    prompt, whole = tuple(range(1, 12)) * 30, Span(0, toy_model().num_blocks)
+
+    async def begins(inside: ExitStack, number: int) -> Run:
+        run = inside.enter_context(one.run(replace(generation(number), prompt_ids=prompt)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return run
+
+    with ExitStack() as inside:
+        first = await begins(inside, 1)
+        one._carry_out(first, ev.Routed(first.driver.route, 1))
+        one._carry_out(first, ev.Emit(len(prompt), 5, 0.0, ()))
+        # The only hop leaves: it is gone once the session goes on elsewhere.
+        one._find_route(first, ev.NeedRoute(99, (whole,), frozenset({"one"}), ()))
+        one.on_peer_lost("one")
+        second = await begins(inside, 2)
+        assert second.driver.state is not DriverState.NEW
 
 
 @pytest.mark.parametrize("says", ["nothing", "that it resumes", "what was kept elsewhere"])
