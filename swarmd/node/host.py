@@ -33,6 +33,7 @@ class StageHost:
         self._executor = executor
         self._send = send
         self._due: float | None = None
+        self._closed = False
         self._deadline = Deadline(lambda: self.handle(ev.Tick()))
 
     def on_frames(self, peer_id: str, frames: Iterable[SessionFrame]) -> None:
@@ -51,7 +52,8 @@ class StageHost:
 
     def on_computed(self, results: Iterable[Result]) -> None:
         """Take what a microbatch gave."""
-        self.handle(*results)
+        if not self._closed:
+            self.handle(*results)
 
     def handle(self, *events: ev.HopEvent) -> None:
         """Feed events to the table and carry out what follows.
@@ -81,5 +83,6 @@ class StageHost:
         self._deadline.set(self._due)
 
     def close(self) -> None:
-        """Wake up no more."""
+        """Wake up no more, and take no more results: nobody waits for them."""
+        self._closed = True
         self._deadline.set(None)

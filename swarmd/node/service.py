@@ -171,13 +171,14 @@ class Service:
         loop, stage = asyncio.get_running_loop(), self.stage
 
         def deliver(results: Sequence[Result]) -> None:
-            # The loop may be gone by the time the last microbatch is done.
+            # The loop may be gone by the time the last microbatch is done, and this stage too:
+            # the one that came after it counts its tickets from the beginning again.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._host.on_computed, results)
+                loop.call_soon_threadsafe(host.on_computed, results)
 
         def died() -> None:
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._on_death)
+                loop.call_soon_threadsafe(self._died, stage)
 
         self.executor = self._new_executor(deliver, died, self.executor if before else None)
         exchange = self._membership.exchange
@@ -187,10 +188,15 @@ class Service:
         if before is not None:
             for name, count in asdict(before.table.counters).items():
                 setattr(table.counters, name, count)  # they go on
-        self._host = StageHost(table, self.executor, exchange.send)
+        self._host = host = StageHost(table, self.executor, exchange.send)
         assert self._membership.description is not None
         self._membership.description.loaded(stage, self.executor, self._host)
         self.executor.start()
+
+    def _died(self, stage: Stage) -> None:
+        """End the node, unless it serves another stage by now."""
+        if stage is self.stage:
+            self._on_death()
 
     # What a simulated node has others of -----------------------------------------------------
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from swarmd.node.service import Service
+from swarmd.pipeline.events import Computed
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.sim.client import Client
+from swarmd.sim.executor import SimExecutor
 from swarmd.sim.network import Climate
 from swarmd.sim.world import World
 
@@ -70,3 +74,24 @@ def test_forks_of_a_kept_session_begin_where_it_ended(world: World) -> None:
     assert continued == [2, 2]
     world.run_for(35.0)
     assert not any(len(process.table.leases) for process in world.processes())
+
+
+def test_what_an_old_stage_computes_late_is_not_taken_for_the_new_ones(world: World) -> None:
+    """Tickets begin again with a new stage, so nothing else would tell them apart."""
+    world.start()
+    process = next(iter(world.machines.values())).running
+    service, taken = process.service, []
+    assert service is not None
+    old_host, old_executor = service.host, cast(SimExecutor, service.executor)
+
+    async def change() -> None:
+        await Service.unload(service)
+        service.change_stage(service.stage)
+
+    process.loop.do(lambda: process.loop.spawn(change()))
+    assert world.run_until(lambda: service.host is not old_host, 10.0)
+    for host in (old_host, service.host):
+        host.handle = lambda *events: taken.extend(events)  # type: ignore[method-assign]
+    process.loop.do(lambda: old_executor._deliver([Computed(bytes(16), 1, None)]))
+    world.run_for(0.01)
+    assert taken == []
