@@ -33,6 +33,8 @@ class Progress:
         self._repairs = 0
         self._precision_before = 0
         self._precision = 0
+        self._recomputed_before = 0
+        self._recomputed = 0
         self._held: TokenOutput | None = None
         self._finished: pb.Finished | None = None
 
@@ -49,6 +51,11 @@ class Progress:
     def precision_changes(self) -> int:
         """How often blocks went to a peer of another dtype, over all coordinators."""
         return self._precision_before + self._precision
+
+    @property
+    def recomputed(self) -> int:
+        """How many positions were computed again, over all coordinators, as far as they said."""
+        return self._recomputed_before + self._recomputed
 
     @property
     def coordinator(self) -> Coordinator | None:
@@ -76,6 +83,7 @@ class Progress:
         self.resumes += 1
         self._repairs_before, self._repairs = self.repairs, 0
         self._precision_before, self._precision = self.precision_changes, 0
+        self._recomputed_before, self._recomputed = self.recomputed, message.recomputed_tokens
         started.epoch = max(started.epoch, message.epoch)
         started.coordinator = message.coordinator
         started.coordinator_address = message.coordinator_address
@@ -138,6 +146,7 @@ class Progress:
         started.epoch = max(started.epoch, message.epoch)
         self._repairs = message.repairs
         self._precision = message.precision_changes
+        self._recomputed = message.recomputed_tokens
 
     @staticmethod
     def _set_route(started: pb.Started, hops: Iterable[pb.Hop], standbys: Iterable[pb.Hop]) -> None:
@@ -151,6 +160,7 @@ class Progress:
         self._finished = message
         self._repairs = message.repairs
         self._precision = message.precision_changes
+        self._recomputed = message.recomputed_tokens
         self.text += message.text
         if self._held is not None:
             return dataclasses.replace(self._held, text=self._held.text + message.text)
@@ -177,7 +187,7 @@ class Progress:
             seed=started.sampling.seed,
             model=printable(started.model),
             stop=finished.stop,
-            recomputed_tokens=finished.recomputed_tokens,
+            recomputed_tokens=self.recomputed,
             cached_tokens=finished.cached_tokens,
             precision_changes=self.precision_changes,
             kept=self._kept(finished.kept) if finished.HasField("kept") else None,

@@ -129,6 +129,9 @@ class Open:
     claimed: bool = False
     """There is only the client's word that the KV that is held belongs to these ids: what the
     session computes from now on is shared with nobody."""
+    computed: int = 0
+    """Positions that have been computed before: a hop that takes another one's place counts by it
+    what it computes again."""
 
 
 @dataclass(frozen=True, slots=True)

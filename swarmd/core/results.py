@@ -132,7 +132,9 @@ class Completion:
     stop: str = ""
     """The stop string that matched, if one did."""
     recomputed_tokens: int = 0
-    """Positions that repairs computed again, over all hops."""
+    """Positions that any hop computed again for repairs and resumptions, over all coordinators:
+    each once a repair, however many hops compute it. What a coordinator that is lost has not said
+    is not in it."""
     cached_tokens: int = 0
     """Prompt tokens that needed no prefill."""
     precision_changes: int = 0

@@ -274,6 +274,7 @@ class _Stream:
             repairs=run.repairs,
             standbys=_hops(output.standbys),
             precision_changes=run.driver.precision_changes,
+            recomputed_tokens=run.recomputed,
         )
         return pb.GenerateEvent(route_changed=changed)
 
@@ -296,6 +297,7 @@ class _Stream:
                 coordinator_address=own.address,
                 coordinator_pid=own.pid,
                 borders=generation.borders,
+                recomputed_tokens=run.recomputed,
             )
         )
 

@@ -93,7 +93,7 @@ ROWS = tuple(
         (
             "hop_recomputed_positions",
             "hop_recomputed_positions_total",
-            "Positions given up in rewinds, so computed again.",
+            "Positions given up in rewinds, or that another hop had computed: so computed again.",
         ),
         (
             "hop_evicted_positions",

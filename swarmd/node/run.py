@@ -51,8 +51,8 @@ class Run:
 
     @property
     def recomputed(self) -> int:
-        """Positions that were sent down the pipeline more than once."""
-        return self.driver.feed.resent
+        """Positions that any hop had to compute once more."""
+        return self.driver.recomputed
 
     async def __aiter__(self) -> AsyncIterator[Output]:
         while True:

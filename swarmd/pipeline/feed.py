@@ -21,8 +21,15 @@ class Feed:
     """
 
     def __init__(
-        self, session: bytes, ids: list[int], chunks: ChunkPlan, window: int, replay_step: int
+        self,
+        session: bytes,
+        ids: list[int],
+        chunks: ChunkPlan,
+        window: int,
+        replay_step: int,
+        computed: int = 0,
     ) -> None:
+        """`computed` positions were computed for coordinators before this one."""
         self.session = session
         self.ids = ids
         self.chunks = chunks
@@ -30,12 +37,12 @@ class Feed:
         self.round = 0
         self.sent = 0
         """Positions below it are under way or done, in this round."""
-        self.highest = 0
-        """Positions below it have been sent at least once."""
+        self.highest = computed
+        """Positions below it have been sent at least once, by this coordinator or another one."""
         self.waited_us = 0
         """How long the session has waited for stages so far, as its last token said."""
-        self.resent = 0
-        """Positions that were sent more than once."""
+        self.recomputed = 0
+        """Positions that any hop had to compute once more."""
         self.paused = False
         """Whether no steps are to be sent now; ends with the round."""
         self._window = window
@@ -88,6 +95,10 @@ class Feed:
         Returns from where on each hop is to send its outputs, and steps for the first hop.
         """
         made = plan(held, self.last_chunk, self.chunks)
+        # What hops hold was computed, also where it was never sent from here.
+        self.highest = max(self.highest, *(hop.kv_length for hop in held))
+        # What comes after that is counted as it is sent.
+        self.recomputed += max(0, made.rewind_to - min(hop.kv_length for hop in held))
         steps = list(self.replay(made.feed_from, made.rewind_to, made.send_from[0]))
         self.rewind(made.rewind_to)
         return made.send_from, steps
@@ -108,6 +119,8 @@ class Feed:
             self._unmarked += 1
             mark = self._unmarked >= max(1, self._window // 2)
             step = self._take(self.known, mark)
+            self.recomputed += max(0, min(step.end, self.highest) - step.position)
+            self.highest = max(self.highest, step.end)
             if step.wants:
                 self._unmarked = 0
             self._under_way.append(step.end)
@@ -124,8 +137,6 @@ class Feed:
         start = self.sent
         sizes = self.chunks.together(start, end, self._replay_step, silent)
         self.sent = stop = start + sum(sizes)
-        self.resent += max(0, min(stop, self.highest) - start)
-        self.highest = max(self.highest, stop)
         return Step(
             self.session,
             self.epoch,

@@ -163,6 +163,8 @@ class HopTable:
             self.counters.refused += 1
             answer = Opened(order.session, no.epoch or order.epoch, no.refusal, str(no))
             return [*actions, Send(sender, answer)]
+        if not (order.fresh or order.donor) and (new or session.donor):
+            session.behind = session.length, order.computed
         self.counters.taken_over += bool(session.donor and not order.donor and session.length)
         self.copies.end(session)
         session.point(sender, order)
@@ -324,6 +326,7 @@ class HopTable:
             message = f"{len(session.pending)} steps of this session are waiting already"
             return [self._fail(session, Refusal.BAD_STEP, message)]
         step = cut(step, session.length, step.end)
+        self.counters.recomputed_positions += session.recomputes(step)
         return [session.accept(self._next_ticket(), step)]
 
     def _gap(self, session: HopSession) -> list[HopAction]:

@@ -112,6 +112,9 @@ class HopSession:
     """By the peers that hold them."""
     imports: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Ticket -> where the KV begins and ends that is being put in."""
+    behind: tuple[int, int] = (0, 0)
+    """Where the positions begin and end that the hop has computed in whose place this one is, and
+    that are not computed here yet."""
     seen_at: float = 0.0
     """When the coordinator was last heard of."""
     lapses_at: float | None = None
@@ -153,6 +156,14 @@ class HopSession:
         self.ids, self.prompt_tokens = list(order.token_ids), order.prompt_tokens
         self.send_from, self.rewound_to, self.gap_told = 0, None, -1
         self.move(HopInput.OPEN_FRESH if order.fresh else HopInput.OPEN_AGAIN)
+
+    def recomputes(self, step: Step) -> int:
+        """How many positions of a step another hop has computed in this one's place."""
+        start, end = self.behind
+        if step.position >= end:
+            return 0
+        self.behind = max(start, min(step.end, end)), end
+        return self.behind[0] - start
 
     def accept(self, ticket: int, step: Step) -> Submit:
         """Take the step that follows what is held; return what is to be computed."""

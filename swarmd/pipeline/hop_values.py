@@ -118,7 +118,7 @@ class HopCounters:
     replayed_positions: int = 0
     """Sent on out of the replay log."""
     recomputed_positions: int = 0
-    """Given up in rewinds, so computed again."""
+    """Given up in rewinds, so computed again, or computed in the place of another hop that had."""
     evicted_positions: int = 0
     """Dropped from the replay logs for want of room."""
     prefix_hit_positions: int = 0

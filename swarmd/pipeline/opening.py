@@ -52,6 +52,7 @@ class Opening(ABC):
             ChunkPlan(len(request.prompt_ids), request.chunk_size, request.borders),
             self.policy.window,
             self.policy.replay_step,
+            request.computed,
         )
         self.standbys = Standbys(request, self.policy.standby_retry)
         self.precision_changes = 0
@@ -81,6 +82,11 @@ class Opening(ABC):
     def route(self) -> Route:
         """The hops that the session has, or is being opened on."""
         return self._search.route
+
+    @property
+    def recomputed(self) -> int:
+        """Positions that any hop had to compute once more."""
+        return self.feed.recomputed
 
     # Ending.
 
@@ -224,7 +230,8 @@ class Opening(ABC):
         self._due = now + self.policy.open_timeout
         self._keep_at = now + self.policy.keep_every
         fresh, ids = not self._started, tuple(self.feed.ids)
-        for hop, order in open_frames(self.request, self.route, self.epoch, fresh, ids):
+        computed = self.feed.highest
+        for hop, order in open_frames(self.request, self.route, self.epoch, fresh, ids, computed):
             self._send(hop, order)
 
     def _opened(self, event: ev.Received, now: float) -> None:

@@ -70,6 +70,13 @@ class Request:
         """What hops reserve KV for."""
         return len(self.prompt_ids) + self.max_tokens
 
+    @property
+    def computed(self) -> int:
+        """Positions that other coordinators have had computed: all that came before an output."""
+        if not (self.resumed and self.known_ids):
+            return 0
+        return len(self.prompt_ids) + len(self.known_ids) - 1
+
     def located_past(self) -> Past | None:
         """The past, with the places in it at which a hop may begin."""
         if self.past is None or self.past.run:
@@ -116,9 +123,17 @@ class Request:
 
 
 def open_frames(
-    request: Request, route: Route, epoch: int, fresh: bool, ids: tuple[int, ...]
+    request: Request,
+    route: Route,
+    epoch: int,
+    fresh: bool,
+    ids: tuple[int, ...],
+    computed: int = 0,
 ) -> Iterator[tuple[Hop, Open]]:
-    """What each hop of a route is told at the beginning of an epoch; `ids` are all known so far."""
+    """What each hop of a route is told at the beginning of an epoch.
+
+    `ids` are all known so far, `computed` positions have been computed before.
+    """
     past = request.located_past()
     peers = [request.me, *(hop.peer_id for hop in route), ""]
     for index, hop in enumerate(route, start=1):
@@ -145,5 +160,6 @@ def open_frames(
                 keeps=request.keep_s > 0,
                 claimed=request.claimed,
                 tenant=request.tenant,
+                computed=computed,
             ),
         )

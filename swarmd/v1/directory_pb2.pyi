@@ -201,12 +201,14 @@ class DirectoryStored(_message.Message):
     def __init__(self, stored: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class DirectoryFound(_message.Message):
-    __slots__ = ("records", "version")
+    __slots__ = ("records", "version", "refused")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[DirectoryRecord]
     version: bytes
-    def __init__(self, records: _Optional[_Iterable[_Union[DirectoryRecord, _Mapping]]] = ..., version: _Optional[bytes] = ...) -> None: ...
+    refused: int
+    def __init__(self, records: _Optional[_Iterable[_Union[DirectoryRecord, _Mapping]]] = ..., version: _Optional[bytes] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class DirectoryJoined(_message.Message):
     __slots__ = ()

@@ -106,7 +106,7 @@ class Kept(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tokens: _Optional[int] = ..., lease_s: _Optional[float] = ..., address: _Optional[str] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders", "standbys", "lost")
+    __slots__ = ("session", "secret", "epoch", "prompt_ids", "output_ids", "text_chars", "chunk_size", "route", "borders", "standbys", "lost", "waited_s")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class ResumeFrom(_message.Message):
     BORDERS_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -129,7 +130,8 @@ class ResumeFrom(_message.Message):
     borders: _containers.RepeatedScalarFieldContainer[int]
     standbys: _containers.RepeatedCompositeFieldContainer[Hop]
     lost: str
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., lost: _Optional[str] = ...) -> None: ...
+    waited_s: float
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., lost: _Optional[str] = ..., waited_s: _Optional[float] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("peer_id", "address", "start", "end", "pid", "precision")
@@ -162,7 +164,7 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Generated, _Mapping]] = ..., route_changed: _Optional[_Union[RouteChanged, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest", "borders", "standbys")
+    __slots__ = ("session", "secret", "epoch", "model", "prompt_ids", "sampling", "max_tokens", "chunk_size", "route", "coordinator", "coordinator_address", "coordinator_pid", "model_digest", "borders", "standbys", "recomputed_tokens")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +180,7 @@ class Started(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BORDERS_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     secret: bytes
     epoch: int
@@ -193,7 +196,8 @@ class Started(_message.Message):
     model_digest: str
     borders: _containers.RepeatedScalarFieldContainer[int]
     standbys: _containers.RepeatedCompositeFieldContainer[Hop]
-    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+    recomputed_tokens: int
+    def __init__(self, session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_peer_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., chunk_size: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., coordinator: _Optional[str] = ..., coordinator_address: _Optional[str] = ..., coordinator_pid: _Optional[int] = ..., model_digest: _Optional[str] = ..., borders: _Optional[_Iterable[int]] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
 
 class Generated(_message.Message):
     __slots__ = ("index", "id", "text", "logprob", "top")
@@ -220,18 +224,20 @@ class TopLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class RouteChanged(_message.Message):
-    __slots__ = ("epoch", "route", "repairs", "standbys", "precision_changes")
+    __slots__ = ("epoch", "route", "repairs", "standbys", "precision_changes", "recomputed_tokens")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REPAIRS_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     repairs: int
     standbys: _containers.RepeatedCompositeFieldContainer[Hop]
     precision_changes: int
-    def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., precision_changes: _Optional[int] = ...) -> None: ...
+    recomputed_tokens: int
+    def __init__(self, epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., repairs: _Optional[int] = ..., standbys: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., precision_changes: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
 
 class Redirect(_message.Message):
     __slots__ = ("address", "peer_id", "model_digest")

@@ -80,6 +80,7 @@ def _open_to_pb(frame: Open) -> pb.Frame:
             claimed=frame.claimed,
             tenant=frame.tenant,
             donor=frame.donor,
+            computed=frame.computed,
         )
     )
 

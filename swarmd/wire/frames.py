@@ -129,6 +129,7 @@ def _open_from_pb(m: pb.Open) -> tuple[Open]:
             claimed=m.claimed,
             tenant=tenant_from_pb(m.tenant),
             donor=peer_id(m.donor, optional=True),
+            computed=_position(m.computed, "computed"),
         ),
     )
 

@@ -256,7 +256,9 @@ async def test_one_break_after_another_is_survived_and_repairs_add_up() -> None:
             yield event
             if event.HasField("started"):
                 hops = event.started.route
-                changed = pb.RouteChanged(epoch=event.started.epoch + 1, route=hops, repairs=2)
+                changed = pb.RouteChanged(
+                    epoch=event.started.epoch + 1, route=hops, repairs=2, recomputed_tokens=30
+                )
                 yield pb.GenerateEvent(route_changed=changed)
 
     for node in nodes:
@@ -271,6 +273,29 @@ async def test_one_break_after_another_is_survived_and_repairs_add_up() -> None:
     assert tuple(ids) == whole(12)[0]
     assert stream.resumes >= 2
     assert stream.repairs == 2 * stream.resumes  # the last coordinator's own count was 0 at its end
+    assert stream.result.recomputed_tokens == 30 * stream.resumes
+
+
+async def test_what_was_computed_again_for_a_coordinator_that_is_lost_too_counts() -> None:
+    first, second, third = ScriptedNode(break_after=3), ScriptedNode(break_after=3), ScriptedNode()
+
+    async def resumed(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for event in node.answer(request, context):
+            if event.HasField("started"):
+                event.started.recomputed_tokens = 7
+            if event.HasField("finished"):
+                event.finished.recomputed_tokens = 9
+            yield event
+
+    second.script = third.script = resumed
+    async with (
+        serving(first, second, third),
+        AsyncClient([node.address for node in (first, second, third)], resume=EAGER) as client,
+    ):
+        done = await client.complete("p", max_tokens=12)
+    assert done.token_ids == whole(12)[0]
+    assert done.resumes >= 2
+    assert done.recomputed_tokens == 7 + 9
 
 
 @pytest.mark.parametrize(

@@ -453,6 +453,43 @@ def test_a_resumed_session_adopts_what_the_hops_of_its_route_hold() -> None:
     assert emitted(bench.token(12)) == [512]
 
 
+@pytest.mark.parametrize(
+    ("held", "again"),
+    [
+        ((0, 0), 11),
+        ((0, 11), 11),
+        ((11, 0), 11),
+        ((8, 8), 3),
+        ((11, 11), 0),
+        ((12, 11), 1),
+        ((12, 12), 1),
+        ((13, 12), 2),
+    ],
+)
+def test_what_a_resumed_session_has_computed_again_is_what_some_hop_lacks_of_it(
+    held: tuple[int, int], again: int
+) -> None:
+    """Of its 12 ids the last is not known to have been computed; a cached prefix is held, too."""
+    bench = Bench(known_ids=(510, 511), epoch=3, route=ROUTE, chunk_size=1)
+    orders = opens(bench.start())
+    assert [order.computed for order in orders.values()] == [11, 11]
+    for peer, length in zip(("a", "b"), held, strict=True):
+        bench.opened(peer, length)
+    for position in range(12, 15):
+        assert emitted(bench.token(position)) == [position + 500]
+    assert bench.driver.recomputed == again
+
+
+def test_nothing_is_computed_again_of_a_session_that_begins_with_what_others_computed() -> None:
+    bench = Bench()
+    bench.start()
+    bench.found()
+    bench.opened("a", 8)
+    assert [step.position for step in steps(bench.opened("b", 8))] == [8]
+    bench.token(10)
+    assert (bench.driver.cached, bench.driver.recomputed) == (8, 0)
+
+
 def test_a_resumed_session_does_not_turn_to_a_hop_that_has_fallen_silent() -> None:
     bench = Bench(known_ids=(510, 511), epoch=3, route=ROUTE)
     assert opens(bench.handle(Start(frozenset({"b", "other"})))) == {}

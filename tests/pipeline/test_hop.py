@@ -182,6 +182,26 @@ def test_a_new_round_cuts_the_kv_to_its_first_position() -> None:
     assert bench.counters.recomputed_positions == 3
 
 
+def test_a_hop_that_takes_another_ones_place_counts_what_that_one_had_computed() -> None:
+    bench = Bench()
+    bench.open(epoch=2, fresh=False, computed=6)
+    bench.apply(0, 4, epoch=2)
+    assert bench.counters.recomputed_positions == 4
+    bench.apply(4, 4, epoch=2)
+    assert bench.counters.recomputed_positions == 6, "the last two are new"
+    bench.step(4, epoch=2, round=1)
+    assert bench.counters.recomputed_positions == 10, "those that were given up, once"
+
+
+def test_who_holds_a_session_already_counts_only_what_it_gives_up() -> None:
+    bench = Bench()
+    bench.open()
+    bench.apply(0, 4)
+    bench.open(epoch=2, fresh=False, computed=8)
+    bench.apply(4, 4, epoch=2)
+    assert bench.counters.recomputed_positions == 0, "that had not come here"
+
+
 def test_what_is_being_computed_above_the_cut_has_no_effect_any_more() -> None:
     bench = Bench()
     bench.open()

@@ -50,6 +50,12 @@ def hop(client: Client, index: int) -> str:
     return client.route[index].peer_id
 
 
+def recomputed(client: Client) -> int:
+    """What its last coordinator says of positions that were computed again."""
+    assert client.run is not None
+    return client.run.driver.recomputed
+
+
 def table(swarm: Swarm, peer: str):  # type: ignore[no-untyped-def]
     return swarm.nodes[peer].table
 
@@ -70,6 +76,10 @@ def test_a_lost_hop_is_replaced_and_the_text_stays_the_same(index: int) -> None:
         counters = table(swarm, survivor.peer_id).counters
         assert counters.adopted == 1
         assert counters.recomputed_positions <= 1, "only the lost hop is rebuilt"
+    again = len(PROMPT) + 9
+    assert again <= recomputed(client) <= again + 2, "whoever feeds the replacement"
+    counters = table(swarm, client.route[index].peer_id).counters
+    assert again - 1 <= counters.recomputed_positions <= again + 2, "and it says so itself"
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -90,11 +100,12 @@ def test_a_replay_refills_the_log_so_that_a_second_fault_finds_it_whole() -> Non
     swarm.kill(hop(client, 0))
     swarm.run(60, lambda: len(client.ids) < 15)
     first, last = hop(client, 0), hop(client, 2)
+    before = table(swarm, first).counters.recomputed_positions
     swarm.kill(hop(client, 1))
     end(swarm, client)
     assert client.repairs == 2
     assert table(swarm, first).counters.replayed_positions >= len(PROMPT) + 14
-    assert table(swarm, first).counters.recomputed_positions <= 1
+    assert table(swarm, first).counters.recomputed_positions <= before + 1
     assert table(swarm, last).counters.recomputed_positions <= 2
 
 
@@ -188,6 +199,7 @@ def test_another_coordinator_goes_on_with_what_survives(forgotten: int) -> None:
         counters = table(swarm, part.peer_id).counters
         assert (counters.opened, counters.adopted) == (1, 1)
         assert counters.recomputed_positions <= forgotten + 2
+    assert forgotten <= recomputed(client) <= forgotten + 2
 
 
 def test_a_coordinator_and_a_hop_are_lost_at_once() -> None:
@@ -196,8 +208,10 @@ def test_a_coordinator_and_a_hop_are_lost_at_once() -> None:
     swarm.kill("boss")
     swarm.kill(hop(client, 1))
     swarm.run(swarm.now + 2)
+    known = len(PROMPT) + len(client.ids) - 1
     swarm.start(client, "heir")
     end(swarm, client)
+    assert known <= recomputed(client) <= known + 2
 
 
 def test_after_the_grace_nothing_survives_but_the_text_does() -> None:
@@ -206,8 +220,12 @@ def test_after_the_grace_nothing_survives_but_the_text_does() -> None:
     swarm.kill("boss")
     swarm.run(swarm.now + 12)
     assert not any(node.account.reserved for node in swarm.nodes.values() if node.alive)
+    known = len(PROMPT) + len(client.ids) - 1
     swarm.start(client, "heir")
     end(swarm, client)
+    assert recomputed(client) == known
+    for part in client.route:
+        assert table(swarm, part.peer_id).counters.recomputed_positions == known
 
 
 def test_when_the_client_leaves_kv_is_free_everywhere_within_two_seconds() -> None:

@@ -121,6 +121,7 @@ def opens(draw: st.DrawFn) -> Open:
         keeps=draw(st.booleans()),
         tenant=draw(st.binary(max_size=16)),
         donor=draw(peer_ids | st.just("")),
+        computed=draw(positions),
     )
 
 
