@@ -70,6 +70,8 @@ class Generation:
         self._closed_by: set[asyncio.Future[None]] = set()
         """Others that have closed this meanwhile, and wait for the reader to be gone."""
         self._began = 0.0
+        self._asked = 0.0
+        """Since when the caller waits for a token."""
         self._max_stall_s = 0.0
         self._attempts = 0
         self._broke = 0.0
@@ -118,7 +120,7 @@ class Generation:
         return self
 
     async def __anext__(self) -> TokenOutput:
-        asked = time.monotonic()
+        asked = self._asked = time.monotonic()
         self._began = self._began or asked
         token = await self._next()
         now = time.monotonic()
@@ -276,7 +278,8 @@ class Generation:
             await self._reach.nodes.pause(min(wait, self._remaining()))
 
     async def _resume_at(self, address: str) -> _Call:
-        request = self._progress.resumption(self._request, silent=self._silent)
+        waited_s = time.monotonic() - self._asked
+        request = self._progress.resumption(self._request, silent=self._silent, waited_s=waited_s)
         timeout_s = self._reach.policy.connect_timeout_s
         call, event = await self._open(address, request, timeout_s)
         return self._started(call, event, address)

@@ -109,11 +109,12 @@ class Progress:
         return None
 
     def resumption(
-        self, request: pb.GenerateRequest, *, silent: bool = False
+        self, request: pb.GenerateRequest, *, silent: bool = False, waited_s: float = 0.0
     ) -> pb.GenerateRequest:
         """Return the request with which another node goes on; each call is one attempt.
 
-        `silent` says that the coordinator was lost without a word.
+        `silent` says that the coordinator was lost without a word, `waited_s` for how long the
+        caller has waited for the next token.
 
         A last token whose end was not heard of is asked for again: of a session with nothing left
         to generate no node could say how it ended. It is known here, so nobody sees it twice.
@@ -124,7 +125,7 @@ class Progress:
         if self._held is not None:
             ids, chars = ids[:-1], chars - len(self._held.text)
         lost = self.started.coordinator if silent else ""
-        return resume_request(request, self.started, ids, chars, lost)
+        return resume_request(request, self.started, ids, chars, lost, waited_s)
 
     def _token(self, started: pb.Started, message: pb.Generated) -> TokenOutput | None:
         if message.index < len(self.ids):

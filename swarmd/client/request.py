@@ -202,11 +202,12 @@ def resume_request(
     output_ids: Sequence[int],
     chars: int,
     lost: str = "",
+    waited_s: float = 0.0,
 ) -> pb.GenerateRequest:
     """Return the request that goes on where `started` and the tokens since have come to.
 
     `started` carries the latest epoch and route, `lost` is a coordinator that does not answer. The
-    prompt goes as ids, and only once.
+    prompt goes as ids, and only once. `waited_s` is for the node's own figures.
     """
     resumed = pb.GenerateRequest()
     resumed.CopyFrom(request)
@@ -229,6 +230,7 @@ def resume_request(
             standbys=started.standbys,
             borders=started.borders,
             lost=lost,
+            waited_s=waited_s,
         )
     )
     return resumed

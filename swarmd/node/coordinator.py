@@ -44,6 +44,7 @@ from swarmd.pipeline.policy import DriverPolicy
 log = logging.getLogger(__name__)
 
 GAPS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+FIRST_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0)
 TURN_S = 10.0
 """How long a session waits for another one's prompt that nobody has begun to compute."""
 
@@ -80,7 +81,10 @@ class Coordinator:
     ) -> None:
         self.stats = CoordinatorStats()
         self.gaps = Histogram(GAPS_S)
-        """Seconds between the tokens of a session: stalls are at its end."""
+        """Seconds between the tokens of a session: stalls are at its end. Where a client came from
+        another coordinator, since the last token there; a wait that no token ended is not in it."""
+        self.first_tokens = Histogram(FIRST_S)
+        """Seconds from a session's coming here to its first token."""
         self._own_id = own_id
         self._model = model
         self._send = send
@@ -99,6 +103,11 @@ class Coordinator:
 
     def __len__(self) -> int:
         return len(self._runs)
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions stand in line for KV."""
+        return len(self._line)
 
     @contextmanager
     def run(self, generation: Generation) -> Iterator[Run]:
@@ -226,6 +235,8 @@ class Coordinator:
         run = Run(generation.session, driver, positions, chunk_size)
         run.priority, run.tenant, run.past = generation.priority, generation.tenant, generation.past
         run.lost = resume.lost if resume else ""
+        run.waits_since = asyncio.get_running_loop().time() - (resume.waited_s if resume else 0.0)
+        run.has_emitted = resume is not None and bool(resume.output_ids)
         run.deadline = Deadline(lambda: self._handle(run, ev.Tick()))
         self._runs[run.session] = run
         self.stats.sessions_started += 1
@@ -243,7 +254,9 @@ class Coordinator:
         if not self._lives(run):
             return
         now = asyncio.get_running_loop().time()
-        for action in run.driver.handle(event, now):
+        actions = run.driver.handle(event, now)
+        run.noted = self.stats.note(run.driver, run.noted)
+        for action in actions:
             self._carry_out(run, action)
         if run.deadline is not None and self._lives(run):
             run.deadline.set(run.driver.next_deadline())
@@ -310,9 +323,8 @@ class Coordinator:
 
     def _time_token(self, run: Run) -> None:
         now = asyncio.get_running_loop().time()
-        if run.emitted_at is not None:
-            self.gaps.observe(now - run.emitted_at)
-        run.emitted_at = now
+        (self.gaps if run.has_emitted else self.first_tokens).observe(now - run.waits_since)
+        run.waits_since, run.has_emitted = now, True
 
     def _lives(self, run: Run) -> bool:
         return self._runs.get(run.session) is run
@@ -392,7 +404,6 @@ class Coordinator:
             self._line.leave(run.session)
             del self._runs[run.session]
             self._prompt_done(run)
-            self.stats.note(run.driver)
             if run.admitted:
                 positions = 0 if run.driver.is_kept else run.positions
                 self._routes.ended(run.driver.route, positions)

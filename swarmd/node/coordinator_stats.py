@@ -17,6 +17,7 @@ class CoordinatorStats:
     sessions_failed: int = 0
     tokens_emitted: int = 0
     repairs: int = 0
+    """Counted as they begin, as all that follows."""
     repairs_lost: int = 0
     repairs_slow: int = 0
     repairs_stalled: int = 0
@@ -28,18 +29,39 @@ class CoordinatorStats:
     """Sessions that were left to other coordinators, as this node leaves."""
     attempts: int = 0
     """Times that sessions were opened on hops."""
+    recomputed_positions: int = 0
+    """Positions that any hop was to compute once more."""
     precision_changes: int = 0
     """Repairs that found no peer of the same precision for some blocks."""
     resumed: int = 0
 
-    def note(self, driver: Driver) -> None:
-        """Add what a session has come to that is over."""
-        self.attempts += driver.attempts
-        self.precision_changes += driver.precision_changes
-        self.handoffs += driver.handoffs
-        self.repairs += driver.repairs
-        self.repairs_lost += driver.causes[Cause.LOST]
-        self.repairs_slow += driver.causes[Cause.SLOW]
-        self.repairs_stalled += driver.causes[Cause.STALLED]
-        self.repairs_capacity += driver.causes[Cause.CAPACITY]
-        self.repairs_failed += driver.causes[Cause.FAILED]
+    def note(self, driver: Driver, before: Noted) -> Noted:
+        """Add what has happened to a session that runs; return what is counted of it by now.
+
+        `before` is what this returned the last time, () at first.
+        """
+        now: Noted = (
+            driver.attempts,
+            driver.handoffs,
+            driver.precision_changes,
+            driver.recomputed,
+            driver.repairs,
+        )
+        if now == before[: len(now)]:
+            return before  # as after nearly every token
+        now += tuple(driver.causes[cause] for cause in Cause)
+        for name, value, old in zip(_NOTED, now, before or (0,) * len(now), strict=True):
+            setattr(self, name, getattr(self, name) + value - old)
+        return now
+
+
+Noted = tuple[int, ...]
+"""What has been counted of a session, in the order of _NOTED."""
+_NOTED = (
+    "attempts",
+    "handoffs",
+    "precision_changes",
+    "recomputed_positions",
+    "repairs",
+    *(f"repairs_{cause}" for cause in Cause),
+)

@@ -151,6 +151,11 @@ ROWS = tuple(
         # -- as a coordinator
         ("coordinator_sessions", "coordinator_sessions", "Generations that run now."),
         (
+            "coordinator_waiting_sessions",
+            "coordinator_waiting_sessions",
+            "Of these, the ones that stand in line for KV.",
+        ),
+        (
             "coordinator_sessions_started",
             "coordinator_generations_started_total",
             "Generations started here, resumed ones included.",
@@ -178,7 +183,7 @@ ROWS = tuple(
         (
             "coordinator_repairs",
             "coordinator_repairs_total",
-            "Routes mended, counted when the generation ends.",
+            "Routes to be mended: repairs begun.",
         ),
         (
             "coordinator_repairs_lost",
@@ -208,7 +213,7 @@ ROWS = tuple(
         (
             "coordinator_handoffs",
             "coordinator_handoffs_total",
-            "Hops whose KV was handed off to another one, counted when the generation ends.",
+            "Hops whose KV was handed off to another one.",
         ),
         (
             "coordinator_moved",
@@ -223,7 +228,12 @@ ROWS = tuple(
         (
             "coordinator_attempts",
             "coordinator_open_attempts_total",
-            "Times that sessions were opened on hops, counted when the generation ends.",
+            "Times that sessions were opened on hops.",
+        ),
+        (
+            "coordinator_recomputed_positions",
+            "coordinator_recomputed_positions_total",
+            "Positions that any hop was to compute once more, for repairs and resumptions.",
         ),
         (
             "coordinator_suspected_peers",
@@ -308,3 +318,20 @@ ROWS = tuple(
         ("link_peers_lost", "link_peers_lost_total", "Peers lost."),
     )
 )
+
+DIRECTORY_ROWS = (
+    ("restarts", "directory_restarts_total", "Directory processes started anew."),
+    ("sent", "announcements_sent_total", "Announcements of this node that some peer has taken."),
+    (
+        "failed",
+        "announcements_failed_total",
+        "Announcements that the directory was not there for, or did not answer: they follow later.",
+    ),
+    ("refused", "announcements_refused_total", "Announcements that no peer has taken."),
+    (
+        "records_refused",
+        "directory_records_refused_total",
+        "Records of others that were not taken here: forged, malformed, or of another time.",
+    ),
+)
+"""As ROWS, of `swarmd.swarm.directory.DirectoryStats`."""

@@ -23,11 +23,12 @@ from swarmd.node.compute_log import MicrobatchLog
 from swarmd.node.executor import Executor
 from swarmd.node.histogram import Histogram
 from swarmd.node.loop_lag import LoopLag
-from swarmd.node.metric_table import ROWS
+from swarmd.node.metric_table import DIRECTORY_ROWS, ROWS
 from swarmd.node.metrics_door import MetricsDoor
 from swarmd.node.presence import Presence
 from swarmd.node.status import StatusReport
 from swarmd.swarm.dht import DhtDirectory
+from swarmd.swarm.directory import DirectoryStats
 from swarmd.swarm.view import View
 
 MAX_MODELS = 32
@@ -50,10 +51,11 @@ def show_metrics(
             report.counters,
             executor.log,
             lambda: presence.view,
-            lambda: directory.restarts,
+            directory.stats,
             own,
             LoopLag().seconds,
             report.gaps,
+            report.first_tokens,
         )
     )
 
@@ -61,9 +63,9 @@ def show_metrics(
 class NodeMetrics(Collector):
     """Collects on the event loop; nothing that it reads there is computed anew but by the view.
 
-    `counters` are those of the node's report, `view` is what it knows of the swarm, `restarts`
-    counts those of the directory process, `own` is the node's announcement, `lag` the loop's,
-    `gaps` are those between the tokens of its sessions.
+    `counters` are those of the node's report, `view` is what it knows of the swarm, `directory`
+    what has become of announcements, `own` is the node's, `lag` the loop's, `gaps` are those
+    between the tokens of its sessions, `first_tokens` the waits for the first ones.
     """
 
     def __init__(
@@ -71,18 +73,20 @@ class NodeMetrics(Collector):
         counters: Callable[[], Mapping[str, float]],
         microbatches: MicrobatchLog,
         view: Callable[[], View],
-        restarts: Callable[[], int],
+        directory: DirectoryStats,
         own: Announcement,
         lag: Histogram,
         gaps: Histogram,
+        first_tokens: Histogram,
     ) -> None:
         self._counters = counters
         self._microbatches = microbatches
         self._view = view
-        self._restarts = restarts
+        self._directory = directory
         self._own = own
         self._lag = lag
         self._gaps = gaps
+        self._first_tokens = first_tokens
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of the node."""
@@ -91,10 +95,10 @@ class NodeMetrics(Collector):
         for row in ROWS:
             yield row.family(counters[row.counter])
         yield from self._histograms()
-        restarts = float(self._restarts())
-        yield CounterMetricFamily(
-            "swarmd_directory_restarts_total", "Directory processes started anew.", restarts
-        )
+        for field, name, help in DIRECTORY_ROWS:
+            yield CounterMetricFamily(
+                f"swarmd_{name}", help, float(getattr(self._directory, field))
+            )
         yield from _swarm(self._view(), self._own.model.digest)
 
     def _histograms(self) -> Iterator[Metric]:
@@ -102,7 +106,14 @@ class NodeMetrics(Collector):
         yield _histogram("compute_microbatch_steps", "Session steps in a microbatch.", steps)
         yield _histogram("compute_microbatch_seconds", "Time that a microbatch took.", seconds)
         yield _histogram(
-            "coordinator_token_gap_seconds", "Time between a session's tokens.", self._gaps
+            "coordinator_token_gap_seconds",
+            "Time between a session's tokens, also where it came from another coordinator.",
+            self._gaps,
+        )
+        yield _histogram(
+            "coordinator_first_token_seconds",
+            "Time from a session's beginning to its first token.",
+            self._first_tokens,
         )
         yield _histogram(
             "event_loop_lag_seconds", "How late a timer of the event loop came.", self._lag

@@ -27,6 +27,8 @@ MAX_SALT = 256
 MAX_PRIORITY = 1000
 MAX_STANDBY = 1
 MAX_BORDERS = 4096
+MAX_WAITED_S = 600.0
+"""What a client says of its waiting spoils no figure for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Resumption:
     borders: tuple[int, ...] = ()
     lost: str = ""
     """The coordinator that the client has lost, if that said nothing; peer id."""
+    waited_s: float = 0.0
+    """For how long the client has waited for its next token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,7 @@ def _resumption(message: pb.ResumeFrom, model: ModelInfo) -> Resumption:
         standbys=_hops(message.standbys),
         borders=_borders(message),
         lost=frames.peer_id(message.lost) if message.lost else "",
+        waited_s=min(message.waited_s, MAX_WAITED_S) if message.waited_s > 0 else 0.0,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from swarmd.node.coordinator_stats import Noted
 from swarmd.node.kept import Kept
 from swarmd.node.timer import Deadline
 from swarmd.pipeline import events as ev
@@ -33,8 +34,12 @@ class Run:
         """The coordinator before, if its client has lost that one without a word."""
         self.admitted = driver.request.resumed
         """Whether hops hold KV for it, or did."""
-        self.emitted_at: float | None = None
-        """When its last token came."""
+        self.waits_since = 0.0
+        """When its last token came, here or at another coordinator; before the first, it itself."""
+        self.has_emitted = False
+        """Whether a token came, here or at another coordinator."""
+        self.noted: Noted = ()
+        """What has been counted of it."""
         self.proved = True
         """Whether the hops of its route have computed a token, since it goes over these."""
         self.has_begun = False

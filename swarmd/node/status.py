@@ -87,6 +87,7 @@ class StatusReport:
         values["hop_sessions"] = float(self.sessions)
         values["hop_copy_lag_positions"] = float(self._host.table.copies.lag)
         values["coordinator_sessions"] = float(len(self._coordinator))
+        values["coordinator_waiting_sessions"] = float(self._coordinator.waiting)
         values["coordinator_suspected_peers"] = float(len(self._routes.suspected()))
         values["coordinator_demoted_peers"] = float(self._routes.demoted())
         values["node_cpu_s"] = time.process_time()
@@ -98,6 +99,11 @@ class StatusReport:
     def gaps(self) -> Histogram:
         """Seconds between the tokens of sessions that are coordinated here."""
         return self._coordinator.gaps
+
+    @property
+    def first_tokens(self) -> Histogram:
+        """Seconds that sessions that are coordinated here have waited for their first tokens."""
+        return self._coordinator.first_tokens
 
     @property
     def sessions(self) -> int:

@@ -19,6 +19,7 @@ from swarmd.core.errors import DirectoryError, ProtocolError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.swarm import dht_process
 from swarmd.swarm.dht_process import DirectoryProcess, ProcessEndedError
+from swarmd.swarm.directory import DirectoryStats
 from swarmd.swarm.identity import Identity, dht_key_file
 from swarmd.swarm.records import decode, records_of, sign
 from swarmd.v1 import directory_pb2 as pb
@@ -67,9 +68,11 @@ class DhtDirectory:
         self._child: DirectoryProcess | None = None
         self._found: pb.DirectoryFound | None = None
         """The last answer to a survey."""
+        self._refused = 0
+        """Records that this process has refused, as far as it has said."""
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self.restarts = 0
+        self.stats = DirectoryStats()
 
     @classmethod
     async def start(
@@ -88,7 +91,10 @@ class DhtDirectory:
         """See `Directory`. Signs; raises ConfigError if it is not this node's or not valid."""
         signed = sign(announcement, self._identity)
         self._published[signed.peer_id] = signed
-        await self._store_if_up(signed)
+        taken = await self._store_if_up(signed)
+        self.stats.sent += taken is True
+        self.stats.refused += taken is False
+        self.stats.failed += taken is None
 
     async def withdraw(self, peer_id: str) -> None:
         """See `Directory`; returns when the tombstone is stored, or cannot be."""
@@ -107,6 +113,7 @@ class DhtDirectory:
         known = self._found if wait_s else None
         order = pb.DirectorySurvey(wait_s=wait_s, known=known.version if known else b"")
         found = (await self._ask(pb.DirectoryCommand(survey=order), wait_s)).found
+        self._count_refused(found.refused)
         if known is None or found.version != known.version:
             self._found = known = found
         latest: dict[str, Announcement] = {}
@@ -129,6 +136,11 @@ class DhtDirectory:
     def addresses(self) -> list[str]:
         """See `Directory`: this node's own first, then those of connected peers."""
         return [*self._addresses, *self._neighbours]
+
+    @property
+    def restarts(self) -> int:
+        """How often the directory process was started anew."""
+        return self.stats.restarts
 
     @property
     def child_pid(self) -> int | None:
@@ -187,7 +199,7 @@ class DhtDirectory:
             stable = self._clock.monotonic() - began >= STABLE_S
             failures = 0 if stable else failures + 1
             child = await self._relaunch(failures)
-            self.restarts += 1
+            self.stats.restarts += 1
 
     async def _relaunch(self, failures: int) -> DirectoryProcess:
         for attempt in itertools.count(failures):
@@ -198,23 +210,35 @@ class DhtDirectory:
                 log.warning("directory process does not start: error=%s attempt=%d", error, attempt)
         raise AssertionError("unreachable")
 
-    async def _store_if_up(self, announcement: Announcement) -> None:
-        """Store now if there is a process; a new one is told everything that is published."""
+    async def _store_if_up(self, announcement: Announcement) -> bool | None:
+        """Store now if there is a process; a new one is told everything that is published.
+
+        Returns whether some peer has taken it; None if it could not be asked.
+        """
         if self._child is None:
-            return
+            return None
         try:
-            await self._store(self._child, announcement)
+            return await self._store(self._child, announcement)
         except DirectoryError as error:
             log.warning("announcement not stored yet: error=%s", error)
+            return None
 
-    async def _store(self, child: DirectoryProcess, announcement: Announcement) -> None:
+    async def _store(self, child: DirectoryProcess, announcement: Announcement) -> bool:
         if announcement.expires_at <= self._clock.wall():
-            return
+            return False
         records = [
             pb.DirectoryRecord(key=r.key, subkey=r.subkey, value=r.value, expires_at=r.expires_at)
             for r in records_of(announcement)
         ]
-        await child.ask(pb.DirectoryCommand(store=pb.DirectoryStore(records=records)))
+        reply = await child.ask(pb.DirectoryCommand(store=pb.DirectoryStore(records=records)))
+        # The first is its own place; the one in the list of models it shares with others.
+        return any(reply.stored.stored[:1])
+
+    def _count_refused(self, refused: int) -> None:
+        """Take what a process says of itself since it began: less than before is another one's."""
+        since = refused - self._refused if refused >= self._refused else refused
+        self.stats.records_refused += since
+        self._refused = refused
 
     def _valid(self, found: pb.DirectoryFound) -> Iterator[Announcement]:
         """Yield what was found and is valid; this process checks it once more."""

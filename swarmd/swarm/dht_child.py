@@ -25,7 +25,7 @@ from swarmd.core.errors import ProtocolError
 from swarmd.swarm.bare_import import import_bare
 from swarmd.swarm.dht_commands import run
 from swarmd.swarm.ports import check_port, free_port, is_listening
-from swarmd.swarm.records import MAX_RECORD_BYTES, belongs, decode
+from swarmd.swarm.records import MAX_RECORD_BYTES, StaleError, belongs, decode
 from swarmd.v1 import directory_pb2 as pb
 
 import_bare()
@@ -103,14 +103,25 @@ def _plain_bytes(packed: bytes) -> bytes:
 class AnnouncementValidator(RecordValidatorBase):  # type: ignore[misc]
     """Keeps a record only if it is a signed announcement, in its own place, for its own time."""
 
+    def __init__(self) -> None:
+        self.refused = 0
+        """Records that were not kept; one whose time has just run out is nothing to speak of."""
+
     def validate(self, record: DHTRecord) -> bool:
         try:
-            if len(record.value) > MAX_RECORD_BYTES + 8:
-                return False
-            announcement = decode(_plain_bytes(record.value), time.time())
-            in_place = belongs(announcement, record.key, _plain_bytes(record.subkey))
-        except (ProtocolError, ValueError, msgpack.UnpackException):
+            kept = self._fits(record)
+        except StaleError:
             return False
+        except (ProtocolError, ValueError, msgpack.UnpackException):
+            kept = False
+        self.refused += not kept
+        return kept
+
+    def _fits(self, record: DHTRecord) -> bool:
+        if len(record.value) > MAX_RECORD_BYTES + 8:
+            return False
+        announcement = decode(_plain_bytes(record.value), time.time())
+        in_place = belongs(announcement, record.key, _plain_bytes(record.subkey))
         return in_place and bool(record.expiration_time == announcement.expires_at)
 
 
@@ -209,10 +220,13 @@ def harden() -> None:
 class DirectoryPeer:
     """One running peer of the DHT: p2pd, hivemind's node, and the task that keeps it joined."""
 
-    def __init__(self, p2p: Any, node: Any, port: int, peers: Iterable[str]) -> None:
+    def __init__(
+        self, p2p: Any, node: Any, port: int, peers: Iterable[str], validator: AnnouncementValidator
+    ) -> None:
         self.port = port
         self._p2p = p2p
         self._node = node
+        self._validator = validator
         self._peers: dict[Any, list[Any]] = {}
         self._new_peers = asyncio.Event()
         self._tried = asyncio.Event()
@@ -235,7 +249,13 @@ class DirectoryPeer:
             nat_port_map=False,
             use_relay=False,
         )
-        return cls(p2p, await _join_dht(p2p), port, start.peers)
+        validator = AnnouncementValidator()
+        return cls(p2p, await _join_dht(p2p, validator), port, start.peers, validator)
+
+    @property
+    def refused(self) -> int:
+        """Records of others that were not taken so far; each time that one comes."""
+        return self._validator.refused
 
     def join(self, peers: Iterable[str]) -> None:
         """Add multiaddresses to join through; what is not one is skipped."""
@@ -337,7 +357,7 @@ class DirectoryPeer:
         await self._p2p.shutdown()
 
 
-async def _join_dht(p2p: Any) -> Any:
+async def _join_dht(p2p: Any, validator: AnnouncementValidator) -> Any:
     """Return hivemind's node on `p2p`, with a DHT id that follows from its key.
 
     Caching is off: a cached answer can be up to a lease old, and hivemind keeps what it caches for
@@ -346,7 +366,7 @@ async def _join_dht(p2p: Any) -> Any:
     return await hivemind_node.DHTNode.create(
         p2p=p2p,
         node_id=DHTID.generate(source=p2p.peer_id.to_bytes()),
-        record_validator=AnnouncementValidator(),
+        record_validator=validator,
         wait_timeout=RPC_TIMEOUT_S,
         blacklist_time=1.0,
         cache_locally=False,

@@ -28,6 +28,9 @@ class Peer(Protocol):
 
     port: int
 
+    @property
+    def refused(self) -> int: ...
+
     async def store(self, records: Sequence[pb.DirectoryRecord]) -> list[bool]: ...
 
     async def lookup(self, keys: Sequence[bytes]) -> Iterable[pb.DirectoryRecord]: ...
@@ -141,9 +144,9 @@ async def survey(peer: Peer, order: pb.DirectorySurvey) -> pb.DirectoryFound:
         records, keys = await _everybody(peer, keys)
         version = _version(records)
         if version != order.known:
-            return pb.DirectoryFound(records=records, version=version)
+            return pb.DirectoryFound(records=records, version=version, refused=peer.refused)
         if loop.time() >= due:
-            return pb.DirectoryFound(version=version)
+            return pb.DirectoryFound(version=version, refused=peer.refused)
         await asyncio.sleep(SURVEY_S * random.uniform(0.8, 1.2))
 
 

@@ -7,9 +7,27 @@ is a hint; `swarm.view` makes a picture of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from swarmd.core.peers import Announcement
+
+
+@dataclass(slots=True)
+class DirectoryStats:
+    """What has become of announcements, for metrics."""
+
+    restarts: int = 0
+    """Of the directory's process."""
+    sent: int = 0
+    """This node's announcements that some peer has taken."""
+    failed: int = 0
+    """Those that could not be stored at once, as the directory was away or did not answer: that is
+    done when it is back."""
+    refused: int = 0
+    """Those that no peer has taken."""
+    records_refused: int = 0
+    """Records of others that were not taken here: forged, malformed, or not of now."""
 
 
 class Directory(Protocol):

@@ -44,6 +44,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COUNT = 1 << 53
 
 
+class StaleError(ProtocolError):
+    """An announcement whose time is over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One entry of the directory: a signed announcement under a key and a subkey."""
@@ -92,7 +96,7 @@ def decode(data: bytes, now: float) -> Announcement:
             "the future: its clock or ours is wrong"
         )
     if announcement.expires_at <= now:
-        raise ProtocolError(f"the announcement of peer {announcement.peer_id} has expired")
+        raise StaleError(f"the announcement of peer {announcement.peer_id} has expired")
     return announcement
 
 

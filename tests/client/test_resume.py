@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -62,12 +63,38 @@ async def test_a_stream_that_breaks_goes_on_at_another_node() -> None:
     assert not asked.allow_redirect
     assert (first.requests[0].model, asked.model) == ("", DIGEST)
     assert (asked.sampling.seed, asked.sampling.temperature) == (4242, 0.5)
+    assert 0 < asked.resume.waited_s < PATIENCE_S
+    asked.resume.ClearField("waited_s")
     assert asked.resume == pb.ResumeFrom(
         session=SESSION, secret=SECRET, epoch=1 + EPOCHS_PER_ATTEMPT, prompt_ids=PROMPT_IDS,
         output_ids=ids[:4], text_chars=len(whole(4)[1]), chunk_size=256,
         route=[pb.Hop(peer_id="a" * 40, address=first.address, end=8, pid=11)],
         lost="a" * 40,
     )  # fmt: skip
+
+
+async def test_a_node_is_told_how_long_its_client_has_waited_not_how_long_it_took_to_read() -> None:
+    first, second = ScriptedNode(), ScriptedNode()
+    goes = asyncio.Event()
+
+    async def hesitates(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield node.started(request)
+        yield token(0)
+        await goes.wait()
+        await asyncio.sleep(0.3)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    first.script = hesitates
+    async with serving(first, second), AsyncClient([first.address, second.address]) as client:
+        stream = client.generate("p", max_tokens=3)
+        await anext(stream)
+        await asyncio.sleep(0.5)  # the caller has other things to do
+        goes.set()
+        began = time.monotonic()
+        assert (await anext(stream)).index == 1
+        took = time.monotonic() - began
+        await stream.aclose()
+    assert 0.25 <= second.requests[0].resume.waited_s <= took
 
 
 async def test_a_coordinator_that_said_why_it_ends_is_not_called_lost() -> None:

@@ -25,6 +25,7 @@ from swarmd.node.requests import Generation, Resumption
 from swarmd.node.routes import Asked
 from swarmd.node.run import Run
 from swarmd.pipeline import events as ev
+from swarmd.pipeline.causes import Cause
 from swarmd.pipeline.driver_state import DriverState
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.toys import toy_model
@@ -108,6 +109,89 @@ async def test_who_waits_in_vain_is_told_so_and_leaves_the_line() -> None:
     assert all(isinstance(end.error, KVExhausted) for end in ends if isinstance(end, ev.Finished))
     assert len(one._line) == 0
     assert len(one) == 0
+
+
+async def test_who_stands_in_line_is_counted_while_that_lasts() -> None:
+    one = coordinator(NoRoom())
+    with one.run(generation(1)) as first, one.run(generation(2)):
+        assert one.waiting == 0
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert one.waiting == 2
+        one.stop(first, "cancelled")
+        assert one.waiting == 1
+    assert one.waiting == 0
+
+
+COUNTS = ("attempts", "handoffs", "precision_changes", "repairs")
+
+
+@pytest.mark.parametrize(
+    ("cause", "counter"),
+    [
+        (Cause.LOST, "repairs_lost"),
+        (Cause.SLOW, "repairs_slow"),
+        (Cause.STALLED, "repairs_stalled"),
+        (Cause.CAPACITY, "repairs_capacity"),
+        (Cause.FAILED, "repairs_failed"),
+    ],
+)
+async def test_what_happens_to_a_session_is_counted_at_once_and_once(
+    cause: Cause, counter: str
+) -> None:
+    one = coordinator(NoRoom())
+
+    def counted() -> dict[str, int]:
+        names = (*COUNTS, *(f"repairs_{cause}" for cause in Cause), "recomputed_positions")
+        return {name: number for name in names if (number := getattr(one.stats, name))}
+
+    with one.run(generation(1)) as run, one.run(generation(2)):
+        for name in COUNTS:
+            setattr(run.driver, name, 1)
+        run.driver.causes[cause] += 1
+        run.driver.feed.recomputed = 40
+        assert counted() == {}
+        one.on_view_changed()
+        once = {**dict.fromkeys(COUNTS, 1), counter: 1, "recomputed_positions": 40}
+        assert counted() == once, "while it runs"
+        one.on_view_changed()
+        assert counted() == once
+        run.driver.handoffs += 2
+        one.on_view_changed()
+        assert counted() == {**once, "handoffs": 3}
+    assert counted() == {**once, "handoffs": 3}
+
+
+async def test_each_wait_for_a_token_is_timed_and_that_for_the_first_one_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, loop = 1000.0, asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: now, raising=False)
+    one = coordinator(NoRoom())
+    said = replace(resumed(2).resume, output_ids=(5,), waited_s=3.0)  # type: ignore[type-var]
+    none_yet = replace(said, session=bytes([3]) * 16, output_ids=(), waited_s=16.0)
+
+    def sums() -> tuple[float, float]:
+        return one.first_tokens.sum, one.gaps.sum
+
+    with (
+        one.run(generation(1)) as new,
+        one.run(replace(resumed(2), resume=said)) as goes_on,
+        one.run(replace(resumed(3), resume=none_yet)) as begins,
+    ):
+        now += 2.0
+        one._carry_out(new, ev.Emit(3, 5, 0.0, ()))
+        assert sums() == (2.0, 0.0)
+        now += 4.0
+        one._carry_out(new, ev.Emit(4, 5, 0.0, ()))
+        assert sums() == (2.0, 4.0)
+        now += 2.0
+        one._carry_out(goes_on, ev.Emit(4, 5, 0.0, ()))
+        assert sums() == (2.0, 4.0 + 3.0 + 8.0), "since the last token at another coordinator"
+        one._carry_out(begins, ev.Emit(3, 5, 0.0, ()))
+        assert sums() == (2.0 + 16.0 + 8.0, 15.0), "there was none before"
+        monkeypatch.undo()
+    assert one.first_tokens.cumulative()[-1][1] == one.gaps.cumulative()[-1][1] == 2
 
 
 async def test_beyond_the_sessions_that_may_be_everybody_is_told_when_to_come_again() -> None:

@@ -21,15 +21,17 @@ from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.span import Span
 from swarmd.node import loop_lag, metrics, metrics_door
 from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
-from swarmd.node.coordinator import GAPS_S
+from swarmd.node.coordinator import FIRST_S, GAPS_S
 from swarmd.node.coordinator_stats import CoordinatorStats
 from swarmd.node.exchange import LinkStats
 from swarmd.node.histogram import Histogram
 from swarmd.node.loop_lag import LoopLag
-from swarmd.node.metric_table import LEFT_OUT, ROWS
+from swarmd.node.metric_table import DIRECTORY_ROWS, LEFT_OUT, ROWS
 from swarmd.node.metrics import NodeMetrics
 from swarmd.node.metrics_door import MetricsDoor
+from swarmd.pipeline.causes import Cause
 from swarmd.pipeline.hop_values import HopCounters
+from swarmd.swarm.directory import DirectoryStats
 from swarmd.swarm.view import View
 
 ANY_PORT = "127.0.0.1:0"
@@ -70,13 +72,17 @@ def peer(
 
 
 def node_metrics(
-    *peers: Announcement, log: MicrobatchLog | None = None, gaps: Histogram | None = None
+    *peers: Announcement,
+    log: MicrobatchLog | None = None,
+    gaps: Histogram | None = None,
+    first: Histogram | None = None,
 ) -> NodeMetrics:
     own = peer(1, 0, 4)
     view = View((own, *peers), NOW)
     log = log or MicrobatchLog()
-    lag, gaps = Histogram((1.0,)), gaps or Histogram((1.0,))
-    return NodeMetrics(lambda: COUNTERS, log, lambda: view, lambda: 3, own, lag, gaps)
+    lag, gaps, first = (given or Histogram((1.0,)) for given in (None, gaps, first))
+    told = DirectoryStats(restarts=3, sent=4, failed=5, refused=6, records_refused=7)
+    return NodeMetrics(lambda: COUNTERS, log, lambda: view, told, own, lag, gaps, first)
 
 
 def text_of(collector: Collector) -> str:
@@ -115,7 +121,16 @@ def test_each_counter_is_shown_in_its_unit_with_a_help() -> None:
         assert values(families[name], suffix) == {(): COUNTERS[row.counter] * row.unit}
     step = values(families["swarmd_compute_step_seconds"])[()]
     assert step == pytest.approx(COUNTERS["compute_step_ms"] / 1000)
-    assert values(families["swarmd_directory_restarts"], "_total") == {(): 3.0}
+    directory = {
+        "directory_restarts": 3.0,
+        "announcements_sent": 4.0,
+        "announcements_failed": 5.0,
+        "announcements_refused": 6.0,
+        "directory_records_refused": 7.0,
+    }
+    assert {row[0] for row in DIRECTORY_ROWS} == {field.name for field in fields(DirectoryStats)}
+    for name, value in directory.items():
+        assert values(families[f"swarmd_{name}"], "_total") == {(): value}
     for name, family in families.items():
         assert re.fullmatch("swarmd_[a-z_]+[a-z]", name)
         assert family.documentation.endswith(".")
@@ -132,6 +147,13 @@ def test_every_counter_of_the_parts_has_its_row() -> None:
     }
     counted = {f"{part}_{field.name}" for part, of in parts.items() for field in fields(of)}
     assert counted - {row.counter for row in ROWS} == LEFT_OUT
+
+
+def test_the_cause_of_a_repair_is_in_the_name_of_its_metric() -> None:
+    names = {row.counter: row.name for row in ROWS}
+    for cause in Cause:
+        counter = f"coordinator_repairs_{cause}"
+        assert names[counter] == f"{counter}_total"
 
 
 def test_microbatches_are_counted_by_size_and_time() -> None:
@@ -156,6 +178,16 @@ def test_stalls_are_at_the_end_of_the_gaps_between_tokens() -> None:
     shown_gaps = shown(text_of(node_metrics(gaps=gaps)))["swarmd_coordinator_token_gap_seconds"]
     buckets = values(shown_gaps, "_bucket")
     assert [buckets[bound,] for bound in ("0.01", "0.025", "1", "2", "+Inf")] == [0, 2, 2, 3, 3]
+
+
+def test_waits_for_first_tokens_are_no_gaps() -> None:
+    first = Histogram(FIRST_S)
+    for seconds in (0.2, 20.0):
+        first.observe(seconds)
+    families = shown(text_of(node_metrics(first=first)))
+    buckets = values(families["swarmd_coordinator_first_token_seconds"], "_bucket")
+    assert [buckets[bound,] for bound in ("0.1", "0.25", "15", "30", "+Inf")] == [0, 1, 1, 2, 2]
+    assert values(families["swarmd_coordinator_token_gap_seconds"], "_count") == {(): 0.0}
 
 
 def test_the_swarm_as_it_is_seen_from_here() -> None:

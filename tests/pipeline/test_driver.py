@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from swarmd.core.errors import (
 from swarmd.core.frames import Close, Keep, Refusal, Resume
 from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.core.span import Span
+from swarmd.pipeline.causes import Cause
 from swarmd.pipeline.driver import DRIVER_TABLE, Driver, DriverState
 from swarmd.pipeline.events import (
     NeedRoute,
@@ -369,6 +371,34 @@ def test_a_refusal_that_all_would_give_is_final() -> None:
     bench.start()
     bench.found()
     assert isinstance(finish(bench.refuse("b", Refusal.BAD_REQUEST)).error, RequestError)
+
+
+def stall(bench: Bench) -> None:
+    """Let hops be silent until the session is opened anew, all of them."""
+    while bench.driver.state is DriverState.RUNNING and bench.now < 200:
+        bench.wait(0.1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (lambda bench: bench.lose("b"), Cause.LOST),
+        (lambda bench: bench.fail("a", Refusal.NEXT_UNREACHABLE, lost="b"), Cause.LOST),
+        (stall, Cause.STALLED),
+        (lambda bench: bench.fail("b", Refusal.KV_EXHAUSTED), Cause.CAPACITY),
+        (lambda bench: bench.fail("b", Refusal.COMPUTE_FAILED), Cause.FAILED),
+        (lambda bench: bench.fail("b", Refusal.UNKNOWN_SESSION), Cause.FAILED),
+    ],
+)
+def test_a_repair_has_the_cause_that_it_is_for(
+    fault: Callable[[Bench], object], cause: Cause
+) -> None:
+    bench = Bench()
+    bench.run()
+    bench.token(10)
+    assert not bench.driver.causes
+    fault(bench)
+    assert (bench.driver.repairs, dict(bench.driver.causes)) == (1, {cause: 1})
 
 
 def test_with_the_wrong_secret_nobody_resumes_a_session() -> None:

@@ -8,6 +8,7 @@ from bench_driver import ROUTE
 from swarmd.core.frames import Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
+from swarmd.pipeline.causes import Cause
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
@@ -65,6 +66,8 @@ def test_a_hop_slowed_twentyfold_is_left_for_its_replica(place: int) -> None:
     finish(swarm, client)
     assert client.repairs == 1
     assert client.stall < 1.5
+    assert client.run is not None
+    assert dict(client.run.driver.causes) == {Cause.SLOW: 1}
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

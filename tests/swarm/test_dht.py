@@ -21,6 +21,7 @@ import pytest
 import uvloop
 from swarm_peers import peer
 
+from swarmd.core.clock import SystemClock
 from swarmd.core.errors import ConfigError, DirectoryError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.swarm import dht_process
@@ -246,9 +247,40 @@ async def test_publishing_while_the_process_is_down_is_not_lost(nodes: Nodes) ->
     assert directory.child_pid is not None
     os.kill(directory.child_pid, signal.SIGKILL)
     await directory.publish(announce(me))
+    assert (directory.stats.sent, directory.stats.failed) == (0, 1), "not yet"
     await until(lambda: sees(reader, me))
     # The reader may see it before the new process has confirmed that it is stored.
     await until(lambda: asyncio.sleep(0, directory.restarts == 1))
+    await directory.publish(announce(me, step_ms=5.0))
+    assert (directory.stats.sent, directory.stats.failed, directory.stats.refused) == (1, 1, 0)
+
+
+async def test_what_nobody_takes_and_what_is_not_taken_here_is_counted(tmp_path: Path) -> None:
+    class Child:
+        stored = [True, False]  # somebody else has renewed the place of the model
+        refused = 0
+
+        async def ask(self, command: pb.DirectoryCommand, *timeout: object) -> pb.DirectoryReply:
+            if command.HasField("store"):
+                return pb.DirectoryReply(stored=pb.DirectoryStored(stored=self.stored))
+            found = pb.DirectoryFound(version=b"v", refused=self.refused)
+            return pb.DirectoryReply(found=found)
+
+        has_ended = False
+
+    me, child = Identity.generate(), Child()
+    directory = DhtDirectory(DhtConfig(tmp_path), me, SystemClock())
+    directory._child = child  # type: ignore[assignment]
+    directory._ready.set()
+    await directory.publish(announce(me))
+    child.stored = [False, True]
+    await directory.publish(announce(me, step_ms=5.0))
+    for refused in (5, 7, 7, 2, 3):  # a new process begins anew
+        child.refused = refused
+        await directory.announcements()
+    stats = directory.stats
+    assert (stats.sent, stats.failed, stats.refused) == (1, 0, 1)
+    assert stats.records_refused == 7 + 3
 
 
 async def test_a_restarted_node_keeps_identity_and_port(nodes: Nodes) -> None:
@@ -400,6 +432,15 @@ async def test_only_records_that_prove_themselves_are_kept(raw: Raw) -> None:
         assert await raw.store(record) == [False], record
     found = (await raw.ask(survey=pb.DirectorySurvey())).found
     assert [decode(r.value, time.time()).peer_id for r in found.records] == [me.peer_id]
+    assert found.refused >= len(refused) - 1  # one is too large to be sent at all
+
+
+async def test_a_record_whose_time_is_over_is_nothing_to_speak_of(raw: Raw) -> None:
+    me, now = Identity.generate(), time.time()
+    late, _ = records_of(sign(announce(me, issued_at=now - 9, expires_at=now + 0.05), me))
+    await asyncio.sleep(0.1)
+    assert await raw.store(late) == [False]
+    assert (await raw.ask(survey=pb.DirectorySurvey())).found.refused == 0
 
 
 async def test_an_older_record_does_not_disturb_a_newer_one(raw: Raw) -> None:
