@@ -26,7 +26,11 @@ AT_ONCE = (
     "announcements are not renewed",
     "opens are sent without links",
     "a lease never ends",
+    "repairs know no pause and no end",
 )
+SHOWN_BY = {"repairs know no pause and no end": 44}
+"""A seed that has shown a fault goes first: its like comes seldom. The others follow, should the
+simulation go another way by now."""
 SEEDS = 400
 """Within so many seeds a planted fault must be found."""
 
@@ -34,7 +38,8 @@ SEEDS = 400
 @pytest.mark.parametrize("name", sorted(set(PLANTS) - set(FOUND_BY_TESTS)) if ALL else AT_ONCE)
 def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTS[name](monkeypatch)
-    assert any(run_seed(seed)[2] for seed in range(SEEDS)), f"{name}: not found by {SEEDS} seeds"
+    seeds = (SHOWN_BY.get(name, 0), *range(SEEDS))
+    assert any(run_seed(seed)[2] for seed in seeds), f"{name}: not found by {SEEDS} seeds"
 
 
 @pytest.mark.parametrize("name", FOUND_BY_TESTS)
