@@ -6,6 +6,7 @@ import pytest
 
 from bench.chaos import table
 from bench.chaos.slices import join
+from bench.chaos.soak import Tally
 from bench.chaos.verdict import Bar, Calm, Findings, Stream, judge
 
 REFERENCE = {("a", 3): [1, 2, 3]}
@@ -85,6 +86,31 @@ def test_slices_of_a_scenario_are_judged_together() -> None:
     assert not missed["pass"]
     with pytest.raises(ValueError, match="bfloat16"):
         join(whole, slice_of(1.0, dtype="bfloat16"))
+
+
+def test_a_soak_has_the_stalls_of_streams_that_were_hit_and_what_was_computed_again() -> None:
+    tally = Tally(Calm(0.1, 0.2, {"a": 1.0}))
+    hit, spared, runs = (stream(1, 2, 3) for _ in range(3))
+    hit.times, hit.hit_at, hit.recomputed = [1.0, 2.5, 3.0], 1.2, 40
+    spared.times, spared.recomputed = [1.0, 9.0, 10.0], 2
+    runs.done = False
+    failed = stream(1, done=False, error="lost")
+    failed.hit_at = 0.0
+    streams = [hit, spared, runs, failed]
+    tally.take(streams, REFERENCE)
+    assert streams == [runs], "it may go on yet"
+    figures = tally.figures()
+    assert (figures["requests"], figures["failed"], figures["hit"]) == (3, 1, 1)
+    assert (figures["stall_p50_ms"], figures["stall_p99_ms"]) == (1300, 1300)
+    assert figures["recomputed_tokens"] == 42
+
+
+def test_a_soak_of_before_has_a_row_without_stalls_and_one_of_now_with_them() -> None:
+    before = {"scenario": "soak", "minutes": 40.0, "requests": 9, "wrong": 0, "failed": 0}
+    before |= {"repairs_and_resumes": 3, "leaked_bytes": 0, "growth_mib_per_hour": {"x": 0.5}}
+    now = before | {"hit": 2, "stall_p50_ms": 10, "stall_p99_ms": 90, "recomputed_tokens": 42}
+    assert table._row("chaos-soak", before)[2:6] == ("9", "yes", "-", "-")
+    assert table._row("chaos-soak", now)[2:6] == ("9, 2", "yes", "10 / 90", "42")
 
 
 def test_the_page_about_failures_shows_the_verdicts_that_are_kept() -> None:

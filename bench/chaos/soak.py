@@ -12,10 +12,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.chaos.lab import SPANS, Lab, Settings
-from bench.chaos.verdict import Stream, is_exact
+from bench.chaos.load import Load
+from bench.chaos.verdict import Calm, Stream, is_exact, percentile, whole
 from swarmd.cli.bench.machine import circumstances
 from swarmd.cli.demo import demo_model
 from swarmd.cli.local_swarm import LocalNode, LocalSwarm
@@ -44,26 +46,25 @@ async def soak(options: argparse.Namespace) -> int:
     settings = Settings(dtype=options.dtype, seed=options.seed, clients=options.clients)
     flags = ("--dtype", options.dtype, "--threads", "1", "--kv-memory", "64MiB")
     env = {"OMP_NUM_THREADS": "1"}
-    tally = Tally()
     with LocalSwarm(str(demo_model()), SPANS, flags=flags, env=env) as nodes:
         lab = Lab(nodes, settings)
         lab.witness([(p, settings.tokens) for p in dict.fromkeys(lab.prompts)])
         await lab.revive()
-        await lab.calm(lab.work(), rounds=1)
+        tally = Tally(await lab.calm(lab.work(), rounds=1))
         # By the order of SPANS: one node of each span stays, the other comes and goes.
         stayers, goers = nodes.nodes[:2] + nodes.nodes[4:5], nodes.nodes[2:4] + nodes.nodes[5:]
         began = time.monotonic()
         async with lab.load(lab.work(again=True)) as load:
             while time.monotonic() - began < options.hours * 3600:
                 await asyncio.sleep(EVERY_S)
-                churn(lab, goers)
+                churn(lab, load, goers)
                 for node in stayers:
                     tally.note(node, time.monotonic() - began)
-                tally.take(load.streams, lab)
+                tally.take(load.streams, lab.reference)
                 if tally.rounds % 3 == 0:
                     print(json.dumps(tally.figures()), flush=True)
             load.stop()
-        tally.take(load.streams, lab)
+        tally.take(load.streams, lab.reference)
         _, leaked = await lab.until_free()
         died = sum(not node.alive for node in stayers)
     figures = tally.figures() | {"leaked_bytes": leaked, "stayers_that_died": died}
@@ -76,21 +77,29 @@ async def soak(options: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def churn(lab: Lab, goers: list[LocalNode]) -> None:
+def churn(lab: Lab, load: Load, goers: list[LocalNode]) -> None:
     """Start who was killed the last time; kill another one."""
     for node in goers:
         if not node.alive:
             node.restart()
     ready = [node for node in goers if node.is_ready() and node.alive]
     if ready:
-        lab.rng.choice(ready).kill()
+        victim = lab.rng.choice(ready)
+        load.mark(victim.pid)
+        victim.kill()
 
 
 class Tally:
-    """What has happened so far; streams that have ended are counted and forgotten."""
+    """What has happened so far; streams that have ended are counted and forgotten.
 
-    def __init__(self) -> None:
+    `calm` is what their waits are compared with.
+    """
+
+    def __init__(self, calm: Calm) -> None:
         self.rounds = self.requests = self.wrong = self.failed = self.repairs = 0
+        self.recomputed = 0
+        self._calm = calm
+        self._stalls_ms: list[float] = []
         self.errors: set[str] = set()
         self._memory: dict[str, list[tuple[float, float]]] = {}
 
@@ -102,15 +111,20 @@ class Tally:
             rss = psutil.Process(node.pid).memory_info().rss / 2**20
             self._memory.setdefault(node.address, []).append((at, rss))
 
-    def take(self, streams: list[Stream], lab: Lab) -> None:
+    def take(
+        self, streams: list[Stream], reference: Mapping[tuple[str, int], Sequence[int]]
+    ) -> None:
         """Count the streams that have ended, and drop them from the list."""
         self.rounds += 1
         for stream in [s for s in streams if s.done or s.error]:
             streams.remove(stream)
             self.requests += 1
-            self.wrong += not is_exact(stream, lab.reference)
+            self.wrong += not is_exact(stream, reference)
             self.failed += bool(stream.error)
             self.repairs += stream.repairs + stream.resumes
+            self.recomputed += stream.recomputed
+            if stream.hit_at is not None and stream.done:
+                self._stalls_ms.append(self._calm.stall(stream) * 1000)
             if stream.error and len(self.errors) < 20:
                 self.errors.add(stream.error[:300])
 
@@ -137,6 +151,12 @@ class Tally:
             "wrong": self.wrong,
             "failed": self.failed,
             "error_samples": sorted(self.errors)[:5],
+            "hit": len(self._stalls_ms),
+            "stall_p50_ms": whole(percentile(self._stalls_ms, 50)),
+            "stall_p99_ms": whole(percentile(self._stalls_ms, 99)),
+            "stall_most_ms": whole(max(self._stalls_ms, default=0.0)),
+            "undisturbed_gap_p99_ms": whole(self._calm.gap_p99 * 1000),
+            "recomputed_tokens": self.recomputed,
             "repairs_and_resumes": self.repairs,
             "minutes": round(max((p[-1][0] for p in self._memory.values()), default=0) / 60, 1),
             "rss_mib": {a: round(p[-1][1], 1) for a, p in self._memory.items()},

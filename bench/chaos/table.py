@@ -62,10 +62,12 @@ def _soak(name: str, verdict: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"`{name.removeprefix('chaos-')}`",
         f"{verdict['minutes']:g} min",
-        str(verdict["requests"]),
+        f"{verdict['requests']}, {verdict['hit']}"
+        if "hit" in verdict
+        else str(verdict["requests"]),
         "no" if verdict["wrong"] else "yes",
-        "-",
-        "-",
+        f"{verdict['stall_p50_ms']} / {verdict['stall_p99_ms']}" if "hit" in verdict else "-",
+        str(verdict.get("recomputed_tokens", "-")),
         str(verdict["repairs_and_resumes"]),
         str(verdict["failed"]),
         str(verdict["leaked_bytes"]),

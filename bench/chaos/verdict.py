@@ -6,7 +6,7 @@ Values only: what happened comes from `load`, the circumstances from the command
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,7 +177,7 @@ def judge(
     }
 
 
-def is_exact(stream: Stream, reference: dict[tuple[str, int], Sequence[int]]) -> bool:
+def is_exact(stream: Stream, reference: Mapping[tuple[str, int], Sequence[int]]) -> bool:
     """Whether every id that was delivered is the right one; all of them, if it ended well."""
     right = reference[stream.prompt, stream.tokens]
     if stream.done and len(stream.ids) != len(right):
