@@ -10,6 +10,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from swarmd.core.frames import (
     Copied,
@@ -76,6 +77,8 @@ class SimNode:
         self, swarm: Swarm, peer_id: str, span: Span | None, kv_bytes: int, rewinds: bool
     ) -> None:
         self.swarm, self.peer_id, self.span = swarm, peer_id, span
+        self.precision = "float32"
+        """What it says that it computes in: toy stages all compute the same."""
         self.alive = True
         self.died_at = float("inf")
         self.busy_until = 0.0
@@ -335,25 +338,13 @@ class Swarm:
         known = client.request
         if client.epoch:
             client.epoch += EPOCHS_PER_ATTEMPT
-        request = Request(
-            session=known.session,
-            secret=known.secret,
-            model=known.model,
+        request = replace(
+            known,
             me=coordinator,
-            prompt_ids=known.prompt_ids,
-            sampling=known.sampling,
-            max_tokens=known.max_tokens,
-            chunk_size=known.chunk_size,
             known_ids=tuple(client.ids),
             epoch=client.epoch,
             route=client.route,
             standbys=client.standbys,
-            standby=known.standby,
-            prefix=known.prefix,
-            prefix_unit=known.prefix_unit,
-            past=known.past,
-            borders=known.borders,
-            keep_s=known.keep_s,
         )
         driver = Driver(request, self.driver_policy, jitter=self.random.random())
         run = client.run = SimRun(self.nodes[coordinator], client, driver)
@@ -397,6 +388,10 @@ class Swarm:
         run.node.when_awake(functools.partial(run.handle, Stop(reason)))
         return True
 
+    def stay(self, peer_id: str) -> None:
+        """Let a node that was about to leave stay, as a move that is given up does."""
+        self.nodes[peer_id].handle(Drain(on=False))
+
     def drain(self, peer_id: str) -> None:
         """Let a node begin to leave: its sessions move to others."""
         node = self.nodes[peer_id]
@@ -418,8 +413,9 @@ class Swarm:
             if node.span and node.peer_id not in need.exclude and not self._gone(node)
         ]
         hops: list[Hop] = []
-        for span in need.spans:
-            if (found := self._cover(span, seen)) is None:
+        for span, precision in zip(need.spans, need.precisions, strict=True):
+            same = [node for node in seen if node.precision == precision]
+            if (found := self._cover(span, same) or self._cover(span, seen)) is None:
                 return RouteMissing(need.ask, self._missing(span, seen))
             hops += found
         return RouteFound(need.ask, tuple(hops))
@@ -437,7 +433,7 @@ class Swarm:
             node = self.random.choice(able)
             assert node.span is not None
             end = min(span.end, node.span.end)
-            hops.append(Hop(node.peer_id, Span(block, end)))
+            hops.append(Hop(node.peer_id, Span(block, end), precision=node.precision))
             block = end
         return hops
 

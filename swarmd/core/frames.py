@@ -271,12 +271,14 @@ class Keep:
 class Copy:
     """Coordinator to hop: let another peer have this session's KV, and all that is computed later.
 
-    Ends with the epoch. A later one for the same peer takes the place of the one before.
+    Ends with the epoch. A later one for the same peer takes the place of the one before, and one
+    for another peer ends those of the same blocks.
     """
 
     session: bytes
     epoch: int
     peer_id: str
+    """Empty: nobody any more."""
     blocks: Span
     """Within those that the hop computes."""
     position: int
@@ -325,6 +327,10 @@ class Leaving:
 
     session: bytes
     epoch: int
+    decision: int = 0
+    """How many times the node has decided to go or to stay: the latest counts."""
+    stays: bool = False
+    """It stays after all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -366,7 +366,7 @@ class Coordinator:
             precisions = dict(zip(need.spans, need.precisions, strict=False))
             stays = self._book.is_spread(request.prefix)
             held, prompt = self._held(run), len(request.prompt_ids)
-            asked = Asked(run.positions, prompt, held, stays, precisions)
+            asked = Asked(run.positions, prompt, held, stays, precisions, strict=need.spare)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
             if not (need.keep or run.past or request.claimed or run.has_begun):

@@ -32,7 +32,9 @@ class CoordinatorStats:
     recomputed_positions: int = 0
     """Positions that any hop was to compute once more."""
     precision_changes: int = 0
-    """Repairs that found no peer of the same precision for some blocks."""
+    """Repairs and handoffs that found no peer of the same precision for some blocks."""
+    standbys_given_up: int = 0
+    """Copies that lagged too far behind."""
     resumed: int = 0
 
     def note(self, driver: Driver, before: Noted) -> Noted:
@@ -46,6 +48,7 @@ class CoordinatorStats:
             driver.precision_changes,
             driver.recomputed,
             driver.repairs,
+            driver.standbys.given_up,
         )
         if now == before[: len(now)]:
             return before  # as after nearly every token
@@ -63,5 +66,6 @@ _NOTED = (
     "precision_changes",
     "recomputed_positions",
     "repairs",
+    "standbys_given_up",
     *(f"repairs_{cause}" for cause in Cause),
 )

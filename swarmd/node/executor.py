@@ -225,11 +225,11 @@ class Executor:
 
     def _import(self, session: ComputeSession, op: ev.Import) -> Result:
         try:
-            kv_copy.take_in(self._stage, session.ragged, op)
+            converted = kv_copy.take_in(self._stage, session.ragged, op)
         except Exception as error:  # one bad frame must not end the daemon
             log.exception("KV could not be taken in session=%s", op.session.hex()[:8])
             return ev.ComputeFailed(op.session, op.ticket, _reason(error))
-        return ev.Imported(op.session, op.ticket)
+        return ev.Imported(op.session, op.ticket, converted)
 
     def _ready(self) -> list[Work]:
         """The next step of every session, in the order in which they came."""

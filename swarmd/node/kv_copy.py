@@ -31,8 +31,18 @@ def export(stage: Stage, cache: RaggedCache, op: Export) -> Exported:
     return Exported(op.session, op.ticket, op.start, blocks)
 
 
-def take_in(stage: Stage, cache: RaggedCache, op: Import) -> None:
-    """Put positions into a session's tiles. Raises SessionError when they do not fit."""
+def take_in(stage: Stage, cache: RaggedCache, op: Import) -> bool:
+    """Put positions into a session's tiles; return whether they had to be converted for that.
+
+    They are where a hop leaves whose precision nobody else has. Raises SessionError when they do
+    not fit.
+    """
+    dtypes = {t.dtype for tensors in op.parts for t in tensors.values()}
+    converted = {codec.TORCH_DTYPES[dtype] for dtype in dtypes} - {stage.dtype}
+    if converted and not op.position:
+        names = ", ".join(sorted(map(str, converted)))
+        key = op.session.hex()[:8]
+        log.warning("KV is converted session=%s from=%s to=%s", key, names, stage.dtype)
     part = _part(stage, op.blocks)
     for sizes, tensors in zip(stage.kv_sizes[part], op.parts, strict=True):
         if _sizes(tensors) != sizes:
@@ -43,6 +53,7 @@ def take_in(stage: Stage, cache: RaggedCache, op: Import) -> None:
         for tensors in op.parts
     ]
     cache.import_(op.position, blocks)
+    return bool(converted)
 
 
 def _part(stage: Stage, blocks: Span) -> slice:

@@ -133,6 +133,11 @@ ROWS = tuple(
             "KV for copies that did not follow what was held.",
         ),
         (
+            "hop_converted_positions",
+            "hop_converted_positions_total",
+            "Positions whose KV came in another dtype than this stage computes in.",
+        ),
+        (
             "hop_taken_over",
             "hop_sessions_taken_over_total",
             "Sessions that went on here with KV that another hop had sent.",
@@ -223,7 +228,12 @@ ROWS = tuple(
         (
             "coordinator_precision_changes",
             "coordinator_precision_changes_total",
-            "Repairs that found no peer of the same precision for some blocks.",
+            "Repairs and handoffs that found no peer of the same precision for some blocks.",
+        ),
+        (
+            "coordinator_standbys_given_up",
+            "coordinator_standbys_given_up_total",
+            "Second copies of hops' KV given up as they lagged too far behind.",
         ),
         (
             "coordinator_attempts",

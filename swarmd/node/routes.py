@@ -58,6 +58,8 @@ class Asked:
     """Whether it goes to those who have computed its prompt however busy they are."""
     precisions: Mapping[Span, str] = field(default_factory=dict)
     """What spans were computed in so far: peers of that precision come first."""
+    strict: bool = False
+    """Whether there are no others for it: what is asked for is worth nothing there."""
 
 
 class RouteFinder(Protocol):
@@ -286,7 +288,10 @@ class Routes:
         self, span: Span, exclude: frozenset[str], keep: Route, asked: Asked
     ) -> tuple[Hop, ...]:
         """Fill one hole; a peer of the same precision first, so that a replay gives the same."""
-        view = self._view()
+        view, precision = self._view(), asked.precisions.get(span, "")
+        if asked.strict and precision:
+            peers = view.serving(self._model.digest)
+            exclude |= {p.peer_id for p in peers if p.precision not in ("", precision)}
         before = [hop for hop in keep if hop.blocks.end <= span.start]
         after = [hop for hop in keep if hop.blocks.start >= span.end]
         return cover(
@@ -295,7 +300,7 @@ class Routes:
             span,
             self.health,
             exclude=exclude,
-            same_precision=asked.precisions.get(span, keep[0].precision if keep else ""),
+            same_precision=precision,
             positions=asked.positions,
             before=before[-1].peer_id if before else self._own_id,
             after=after[0].peer_id if after else self._own_id,

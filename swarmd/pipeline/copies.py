@@ -56,7 +56,7 @@ class Copies:
     # The donor's side.
 
     def order(self, session: HopSession, order: Copy, now: float) -> list[HopAction]:
-        """Begin a copy, or begin it anew from where the other side says that it is."""
+        """Begin a copy, or begin it anew from where the other side says that it is; or end it."""
         if not session.blocks.covers(order.blocks) or order.position > session.length:
             return []
         waits = self._pending(order.peer_id) > self._policy.copy_frame_bytes
@@ -64,7 +64,9 @@ class Copies:
             return []  # nothing has come there, but it is the link that it waits for
         for peer_id, copy in list(session.copies.items()):
             if peer_id != order.peer_id and copy.blocks.meets(order.blocks):
-                self.lost(session, peer_id)  # its coordinator has found another one
+                self.lost(session, peer_id)  # its coordinator has found another one, or none
+        if not order.peer_id:
+            return []
         self._copying[session.id] = None
         session.copies[order.peer_id] = CopyTo(order.blocks, order.position, order.position)
         self._note(session, order.peer_id)
@@ -225,9 +227,10 @@ class Copies:
         session = self._sessions.get(event.session)
         if session is None:
             return []
-        _, end = session.imports.pop(event.ticket, (0, None))
+        start, end = session.imports.pop(event.ticket, (0, None))
         if end is None or not session.donor:
             return []
+        self._counters.converted_positions += (end - start) * event.converted
         news = Copied(session.id, session.epoch, min(end, session.length))
         peers = dict.fromkeys((session.donor, session.coordinator))
         return [Send(peer_id, news) for peer_id in peers]

@@ -236,7 +236,7 @@ class Driver(Pacing):
             self._keep()
             self._keep_at = now + self.policy.keep_every
             if self.state is DriverState.RUNNING:
-                self._out += self.standbys.renew(self.feed.known, self.epoch)
+                self._look_after_copies(now)
         if self.state is DriverState.RUNNING:
             self._time_tokens(now)
         if self.state is DriverState.RUNNING:  # not by way of a slow hop any more, perhaps
@@ -282,7 +282,7 @@ class Driver(Pacing):
     def _unpause(self, now: float) -> None:
         """Go on without a handoff: the copy that was nearly whole has not become so."""
         for standby in self.standbys.successors(1):
-            self._close(standby.drop_peers(now + self.policy.standby_retry))
+            self._end_copy(standby.hop.peer_id, self.standbys.drop(standby, now))
         self._end_pause(now)
 
     def _end_pause(self, now: float) -> None:

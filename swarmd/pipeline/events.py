@@ -93,6 +93,8 @@ class Imported:
 
     session: bytes
     ticket: int
+    converted: bool = False
+    """Whether it came in another dtype than this stage computes in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,8 @@ class NeedRoute:
     trusted: bool = False
     """Only peers in good standing: nothing is gained by going from one slow peer to another."""
     spare: bool = False
-    """For a copy that no stream waits for: the view will do as it is."""
+    """For a copy that no stream waits for: the view will do as it is, and peers of any other than
+    these precisions will not do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class Feed:
     @property
     def outstanding(self) -> int:
         """Positions from the oldest unanswered step to the end of what was sent."""
-        return self.sent - self._answered
+        return self.sent - self.reached
 
     @property
     def is_quiet(self) -> bool:
@@ -71,7 +71,8 @@ class Feed:
         return not self._under_way and self.sent == self.known - 1
 
     @property
-    def _answered(self) -> int:
+    def reached(self) -> int:
+        """Positions below it have been computed by all hops, as far as answers say."""
         return self._done if self._under_way else self.sent
 
     def begin(self, epoch: int) -> None:

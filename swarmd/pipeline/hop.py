@@ -78,6 +78,8 @@ class HopTable:
         self.sessions: dict[bytes, HopSession] = {}
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
+        self._decisions = 0
+        """How many times this node has decided to go, or to stay after all."""
         self.prefixes = PrefixIndex(account, self.counters, facts, self.policy)
         self.leases = Leases(
             self.prefixes,
@@ -169,7 +171,7 @@ class HopTable:
         self.copies.end(session)
         session.point(sender, order)
         self.lapses.opened(session, now, unused=new or not session.length)
-        leaving = [Send(session.coordinator, session.leaving)] if self.draining else []
+        leaving = [self._leaving(session)] if self.draining else []
         return [*actions, *made, self._opened(session), *leaving]
 
     def _admit(
@@ -423,9 +425,14 @@ class HopTable:
         return [*actions, *self.copies.serve(now), *self.backlogs.advance(now)]
 
     def _drain(self, event: Drain, now: float) -> list[HopAction]:
+        said = event.on or self.draining
         self.draining = event.on
-        told = self.sessions.values() if event.on else ()
-        return [Send(session.coordinator, session.leaving) for session in told]
+        self._decisions += 1
+        return [self._leaving(session) for session in self.sessions.values() if said]
+
+    def _leaving(self, session: HopSession) -> Send:
+        leaving = session.leaving(self._decisions, stays=not self.draining)
+        return Send(session.coordinator, leaving)
 
     def _fail(self, session: HopSession, why: Refusal, message: str, lost: str = "") -> Send:
         failed = Failed(session.id, session.epoch, why, message, lost)

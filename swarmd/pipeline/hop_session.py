@@ -133,10 +133,9 @@ class HopSession:
         """Whether this is the last hop, which samples."""
         return not self.next_peer
 
-    @property
-    def leaving(self) -> Leaving:
-        """What a node that is about to go tells the coordinator."""
-        return Leaving(self.id, self.epoch)
+    def leaving(self, decision: int, *, stays: bool = False) -> Leaving:
+        """What a node that is about to go, or stays after all, tells the coordinator."""
+        return Leaving(self.id, self.epoch, decision, stays)
 
     def move(self, what: HopInput) -> None:
         """Change the state as HOP_TRANSITIONS says. Raises SessionError for any other pair."""

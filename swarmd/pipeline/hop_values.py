@@ -134,6 +134,8 @@ class HopCounters:
     copied_bytes: int = 0
     copy_gaps: int = 0
     """KV that came for a copy and did not follow what it held: what came before was lost."""
+    converted_positions: int = 0
+    """Of copies whose KV came in another dtype than that of this stage."""
     taken_over: int = 0
     """Sessions that went on here with KV that another hop had sent."""
 

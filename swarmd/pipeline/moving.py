@@ -7,10 +7,11 @@ moment when every step is answered, so that all hops hold the same and nothing i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from swarmd.core import errors
-from swarmd.core.frames import Copied, Leaving, Opened
+from swarmd.core.frames import Copied, Copy, Leaving, Opened
+from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.driver_state import DriverState
 from swarmd.pipeline.opening import Opening
@@ -42,6 +43,8 @@ class Moving(Opening):
 
     def _standby_found(self, event: ev.RouteFound, now: float) -> None:
         ids = tuple(self.feed.ids)
+        for peer in event.hops:
+            self._decisions.pop(peer.peer_id, None)  # it may be another process than before
         self._out += self.standbys.found(event.ask, event.hops, self.route, self.epoch, ids, now)
 
     def _standby_missing(self, event: ev.RouteMissing, now: float) -> None:
@@ -68,12 +71,32 @@ class Moving(Opening):
         self, peer_id: str, seconds: float, now: float, *, lives: bool = False
     ) -> None:
         """Do without a peer that held a copy; it is told so if it `lives`."""
-        peers = self.standbys.lose(peer_id, now)
-        if peers:
+        standby = self.standbys.of(peer_id)
+        if standby is not None:
             self._search.avoid(peer_id, now + seconds)
-            self._close(peer for peer in peers if lives or peer.peer_id != peer_id)
+            peers = self.standbys.drop(standby, now)
+            others = (peer for peer in peers if lives or peer.peer_id != peer_id)
+            self._end_copy(standby.hop.peer_id, others)
             if self.state is DriverState.RUNNING:
                 self._settle(now)
+
+    def _end_copy(self, donor: str, peers: Iterable[Hop]) -> None:
+        """Free what is wanted no more, and have the hop send no more, which would not know."""
+        self._close(peers)
+        hop = self._search.hop(donor)
+        if hop is not None and not self._search.is_lost(donor):
+            self._send(hop, Copy(self.request.session, self.epoch, "", hop.blocks, 0))
+
+    def _look_after_copies(self, now: float) -> None:
+        """Give up those that lag too far behind, and begin those anew that have stood still."""
+        lagging = self.standbys.lagging(self.feed.reached, self.policy.standby_lag)
+        for peer_id in lagging:
+            self.standbys.rest(peer_id, self.policy.standby_rest, now)
+            if standby := self.standbys.of(peer_id):  # with several peers it may be gone by now
+                self._end_copy(standby.hop.peer_id, self.standbys.drop(standby, now))
+        if lagging:
+            self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
+        self._out += self.standbys.renew(self.feed.known, self.epoch)
 
     def _copied(self, event: ev.Received, now: float) -> None:
         news = event.frame
@@ -85,10 +108,21 @@ class Moving(Opening):
     # A node that leaves.
 
     def _leaving(self, event: ev.Received, now: float) -> None:
-        """A hop, or a peer with a copy, is about to go."""
-        assert isinstance(event.frame, Leaving)
+        """A hop, or a peer with a copy, is about to go; or it stays after all.
+
+        What it said in another epoch, or before it decided otherwise, counts no more: in each epoch
+        it says anew that it goes.
+        """
+        news = event.frame
+        assert isinstance(news, Leaving)
+        if news.epoch != self.epoch or news.decision <= self._decisions.get(event.peer_id, -1):
+            return
+        self._decisions[event.peer_id] = news.decision
         hop = self._search.hop(event.peer_id)
-        if hop is None:
+        if news.stays:
+            if peers := self.standbys.stay(event.peer_id):
+                self._end_copy(event.peer_id, peers)
+        elif hop is None:
             self._standby_lost(event.peer_id, self.policy.gap_wait, now, lives=True)
         elif self.held.copies(event.peer_id):
             self.standbys.want(hop, now, leaving=True)

@@ -73,6 +73,8 @@ class Opening(ABC):
         """Whether copies are to be opened in this epoch yet: the first token goes before."""
         self._links_ask = 0
         """Of the last question for links."""
+        self._decisions: dict[str, int] = {}
+        """By peer, the last decision to go or to stay that was heard of in this epoch."""
         self._must_move = False
         """Whether this node is about to go."""
         self._due: float | None = None
@@ -226,6 +228,8 @@ class Opening(ABC):
         self.epoch += 1
         self.attempts += 1
         self.held = Answers()
+        self.standbys.open_again()
+        self._decisions.clear()
         self.state = DriverState.OPENING
         self._due = now + self.policy.open_timeout
         self._keep_at = now + self.policy.keep_every

@@ -11,6 +11,7 @@ from swarmd.core import errors
 from swarmd.core.frames import Poll, Polled
 from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
+from swarmd.pipeline import repair
 from swarmd.pipeline.causes import Cause
 from swarmd.pipeline.moving import Moving
 from swarmd.pipeline.policy import DriverPolicy
@@ -73,7 +74,8 @@ class Pacing(Moving):
             return
         self._slow = slow
         self._out.append(ev.Lagging(slow.peer_id))
-        if self.standbys.instead_of(slow):
+        copies = self.standbys.instead_of(slow)
+        if copies and repair.is_same_precision(slow, copies):
             self._leave_slow(now)
             self._close([slow])
             self._seek(now)

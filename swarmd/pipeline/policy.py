@@ -47,6 +47,12 @@ class DriverPolicy:
     that there are none, unless the hop is about to leave."""
     standby_after: float = 1.0
     """After a repair, before a copy is begun that was not there before."""
+    standby_lag: int = 256
+    """A standby that lacks more positions than that, and gets no nearer from one sign of life to
+    the next and the one after, is given up: its link cannot carry what is computed."""
+    standby_rest: float = 10.0
+    """Before another copy is begun on a peer whose copy was given up; doubles each time, up to 32
+    times as long."""
     handoff_lag: int = 16
     """A session pauses for its handoff when no copy lacks more positions than that."""
     handoff_pause: float = 1.0

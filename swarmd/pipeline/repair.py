@@ -62,6 +62,11 @@ def other_precision(before: Route, after: Route) -> Route:
     )
 
 
+def is_same_precision(hop: Hop, peers: Route) -> bool:
+    """Whether no peer is known to compute a hop's blocks in another precision than the hop does."""
+    return not other_precision((hop,), peers)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a hop said when it was opened: KV of `[0, kv_length)`, outputs from `log_start` on."""

@@ -7,6 +7,7 @@ on over another route, is `moving.Moving`'s business.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,10 @@ from swarmd.pipeline import repair
 from swarmd.pipeline.events import DriverAction, NeedRoute, Send
 from swarmd.pipeline.request import Request, open_frames
 
+LOOKS = 2
+"""A copy that lacks too much is given up when so many looks in a row have not found it nearer."""
+REST_CAP = 5
+"""Times that the rest of a peer doubles whose copy has been given up."""
 RETRY_CAP = 8.0
 """Seconds between two searches at most. That there is news of peers is told in any case."""
 
@@ -38,6 +43,10 @@ class Standby:
     """By peer, how many positions it holds; no entry until it has answered to its open."""
     seen: dict[str, int] = field(default_factory=dict)
     """The same as of the last look, to tell copies that stand still."""
+    least: dict[str, int] = field(default_factory=dict)
+    """By peer that lacks too much, the least that it has lacked since."""
+    in_vain: Counter[str] = field(default_factory=Counter)
+    """By such a peer, how many looks in a row have not found it any nearer than that."""
 
     @property
     def is_open(self) -> bool:
@@ -49,12 +58,34 @@ class Standby:
         """Positions `[0, reaches)` are held by all peers."""
         return min(self.held.values()) if self.is_open else 0
 
+    def suits(self, peers: Route) -> bool:
+        """Whether peers may hold the copy, as far as precision goes.
+
+        What stands by promises the same bits. A hop that leaves is better followed by anybody.
+        """
+        return self.leaving or repair.is_same_precision(self.hop, peers)
+
     def drop_peers(self, look_at: float) -> Route:
         """Do without these peers; return them."""
         gone, self.peers, self.ask, self.look_at = self.peers, (), None, look_at
         self.held.clear()
         self.seen.clear()
+        self.least.clear()
+        self.in_vain.clear()
         return gone
+
+    def lags(self, peer_id: str, lacks: int, most: int) -> bool:
+        """Whether a copy is to be given up for what it lacks at this look."""
+        least = self.least.get(peer_id)
+        if lacks <= most:
+            self.least.pop(peer_id, None)
+            del self.in_vain[peer_id]
+        elif least is None or lacks < least:
+            self.least[peer_id] = lacks
+            self.in_vain[peer_id] = 0
+        else:
+            self.in_vain[peer_id] += 1
+        return self.in_vain[peer_id] >= LOOKS
 
 
 class Standbys:
@@ -69,6 +100,10 @@ class Standbys:
         self._retry = retry
         self._retry_cap = retry_cap
         self._of: dict[str, Standby] = {}
+        self.given_up = 0
+        """Copies that lagged too far behind."""
+        self._rests: dict[str, tuple[int, float]] = {}
+        """By peer whose copies lagged: how often, and until when no other is begun there."""
 
     def __iter__(self) -> Iterator[Standby]:
         return iter(self._of.values())
@@ -96,7 +131,7 @@ class Standbys:
                 (p for p in peers if hop.blocks.covers(p.blocks) and p.peer_id != hop.peer_id),
                 key=lambda peer: peer.blocks,
             )
-            if _covers(hop, found):
+            if _covers(hop, found) and repair.is_same_precision(hop, tuple(found)):
                 standby = self._of[hop.peer_id] = Standby(hop, peers=tuple(found))
                 standby.held = dict.fromkeys((peer.peer_id for peer in found), 0)
 
@@ -119,22 +154,46 @@ class Standbys:
         """Whether that hop is about to go."""
         return peer_id in self._of and self._of[peer_id].leaving
 
+    def stay(self, peer_id: str) -> Route:
+        """A hop that was about to go stays; return the peers that need no copy of it any more."""
+        standby = self._of.get(peer_id)
+        if standby is None or not standby.leaving:
+            return ()
+        standby.leaving = False
+        if not self._is_wanted(standby):
+            return self._of.pop(peer_id).peers
+        return () if standby.suits(standby.peers) else standby.drop_peers(look_at=0.0)
+
     # A new epoch, and the end.
+
+    def open_again(self) -> None:
+        """A new epoch is opened: hops that are about to go say so again, others have stayed."""
+        for standby in self:
+            standby.leaving = False
+
+    def _is_wanted(self, standby: Standby) -> bool:
+        return standby.leaving or self._request.standby > 0
 
     def begin(self, route: Route, epoch: int, ids: tuple[int, ...]) -> list[DriverAction]:
         """Open all copies again in a new epoch, and forget those of hops that have gone."""
         hops = {hop.peer_id: hop for hop in route}
         for peer_id, standby in list(self._of.items()):
             hop = hops.get(peer_id)
-            if hop is None or hop.blocks != standby.hop.blocks:
+            if hop is None or hop.blocks != standby.hop.blocks or not self._is_wanted(standby):
                 del self._of[peer_id]
-            elif any(peer.peer_id in hops for peer in standby.peers):
+                continue
+            standby.hop = hop  # another process, perhaps
+            if any(peer.peer_id in hops for peer in standby.peers) or not standby.suits(
+                standby.peers
+            ):
                 standby.drop_peers(look_at=0.0)
             else:
                 if standby.ask is not None:
                     standby.look_at = 0.0  # the answer to that counts no more
-                standby.ask, standby.hop = None, hop
+                standby.ask = None
                 standby.held.clear()
+                standby.least.clear()
+                standby.in_vain.clear()
         actions: list[DriverAction] = []
         for standby in self:
             actions += self._open(standby, route, epoch, ids)
@@ -159,9 +218,11 @@ class Standbys:
             if due and not standby.peers and standby.ask is None:
                 standby.ask, standby.look_at = ask, None
                 used = {hop.peer_id for hop in (*route, *self.peers)}
+                if not standby.leaving:
+                    used |= {peer for peer, (_, until) in self._rests.items() if until > now}
                 kept = tuple(hop for hop in route if hop.peer_id != standby.hop.peer_id)
-                lost = (standby.hop.blocks,)
-                return NeedRoute(ask, lost, exclude | used, kept, spare=not standby.leaving)
+                lost, same = (standby.hop.blocks,), (standby.hop.precision,)
+                return NeedRoute(ask, lost, exclude | used, kept, same, spare=not standby.leaving)
         return None
 
     def found(
@@ -173,7 +234,8 @@ class Standbys:
             return []
         standby.ask = None
         taken = {hop.peer_id for hop in (*route, *self.peers)}
-        if not _covers(standby.hop, hops) or any(hop.peer_id in taken for hop in hops):
+        fits = _covers(standby.hop, hops) and standby.suits(hops)
+        if not fits or any(hop.peer_id in taken for hop in hops):
             self._missed(standby, now)
             return []
         standby.peers, standby.misses = hops, 0
@@ -201,7 +263,7 @@ class Standbys:
 
     def opened(self, peer_id: str, answer: Opened) -> list[DriverAction] | None:
         """Have the hop send what the peer lacks. None when that peer is no standby."""
-        standby = self._with(peer_id)
+        standby = self.of(peer_id)
         if standby is None:
             return None
         standby.held[peer_id] = answer.kv_length
@@ -215,14 +277,35 @@ class Standbys:
 
     def copied(self, peer_id: str, news: Copied) -> None:
         """Note how far a copy reaches."""
-        standby = self._with(peer_id)
+        standby = self.of(peer_id)
         if standby is not None and peer_id in standby.held:
             standby.held[peer_id] = news.kv_length
 
-    def lose(self, peer_id: str, now: float) -> Route:
-        """A peer with a copy is gone, or will not hold it; return those that need no more."""
-        standby = self._with(peer_id)
-        return standby.drop_peers(now + self._retry) if standby is not None else ()
+    def drop(self, standby: Standby, now: float) -> Route:
+        """Do without a copy, as a peer is gone or will not hold it; look for another one soon."""
+        return standby.drop_peers(now + self._retry)
+
+    def lagging(self, reached: int, most: int) -> list[str]:
+        """Look at the copies; return peers that lack more than `most`, and get no nearer.
+
+        `reached` is what the hops are known to have computed. Successors of hops that leave are
+        left alone: what they lack is copied, however long it takes.
+        """
+        return [
+            peer_id
+            for standby in self
+            for peer_id, held in standby.held.items()
+            if standby.lags(peer_id, reached - held, most) and not standby.leaving
+        ]
+
+    def rest(self, peer_id: str, rest: float, now: float) -> None:
+        """Begin no copy for a while at a peer whose copy is given up as it lags.
+
+        That while doubles each time: a copy that is begun anew takes the link that was too slow.
+        """
+        times, _ = self._rests.get(peer_id, (0, 0.0))
+        self._rests[peer_id] = times + 1, now + rest * 2.0 ** min(times, REST_CAP)
+        self.given_up += 1
 
     def renew(self, known: int, epoch: int) -> list[DriverAction]:
         """Begin those copies anew that have stood still, as frames may be lost with a link."""
@@ -234,7 +317,8 @@ class Standbys:
             standby.seen = dict(standby.held)
         return actions
 
-    def _with(self, peer_id: str) -> Standby | None:
+    def of(self, peer_id: str) -> Standby | None:
+        """The standby that a peer with a copy belongs to."""
         return next((s for s in self if any(p.peer_id == peer_id for p in s.peers)), None)
 
     # Taking a hop's place.

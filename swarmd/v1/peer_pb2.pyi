@@ -460,12 +460,16 @@ class Copied(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., kv_length: _Optional[int] = ...) -> None: ...
 
 class Leaving(_message.Message):
-    __slots__ = ("session", "epoch")
+    __slots__ = ("session", "epoch", "decision", "stays")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    STAYS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+    decision: int
+    stays: bool
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., decision: _Optional[int] = ..., stays: _Optional[bool] = ...) -> None: ...
 
 class Poll(_message.Message):
     __slots__ = ("session", "epoch")

@@ -215,7 +215,9 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     Copied: lambda f: pb.Frame(
         copied=pb.Copied(session=f.session, epoch=f.epoch, kv_length=f.kv_length)
     ),
-    Leaving: lambda f: pb.Frame(leaving=pb.Leaving(session=f.session, epoch=f.epoch)),
+    Leaving: lambda f: pb.Frame(
+        leaving=pb.Leaving(session=f.session, epoch=f.epoch, decision=f.decision, stays=f.stays)
+    ),
     Poll: polls.poll_to_pb,
     Polled: polls.polled_to_pb,
 }

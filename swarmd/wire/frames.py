@@ -312,14 +312,16 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
         Copy(
             _session(m.session),
             _epoch(m.epoch),
-            peer_id(m.peer_id),
+            peer_id(m.peer_id, optional=True),
             _blocks(m.start, m.end),
             _position(m.position),
         ),
     ),
     "kv": _kv_from_pb,
     "copied": lambda m: (Copied(_session(m.session), _epoch(m.epoch), _position(m.kv_length)),),
-    "leaving": lambda m: (Leaving(_session(m.session), _epoch(m.epoch)),),
+    "leaving": lambda m: (
+        Leaving(_session(m.session), _epoch(m.epoch), m.decision, bool(m.stays)),
+    ),
     "poll": lambda m: (Poll(_session(m.session), _epoch(m.epoch)),),
     "polled": lambda m: (polls.polled_from_pb(m, _session(m.session), _epoch(m.epoch)),),
 }

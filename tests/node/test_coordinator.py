@@ -245,10 +245,13 @@ async def test_a_client_that_is_back_before_its_stream_is_missed_goes_on_here() 
 async def test_the_directory_is_not_asked_for_a_holder_of_a_copy_that_no_stream_waits_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    strict: list[bool] = []
+
     class Nobody(NoRoom):
         def find(
             self, spans: Sequence[Span], exclude: frozenset[str], keep: Route, asked: Asked
         ) -> Route:
+            strict.append(asked.strict)
             raise CoverageError("nobody has them", ((0, 1),))
 
     for spare in (True, False):
@@ -268,6 +271,8 @@ async def test_the_directory_is_not_asked_for_a_holder_of_a_copy_that_no_stream_
             one._find_route(run, ev.NeedRoute(99, (Span(0, 1),), frozenset(), (), spare=spare))
             assert await answer == ev.RouteMissing(99, ((0, 1),))
             assert bool(routes.refreshed) is not spare
+            assert strict.pop() is spare, "nor does one of another precision do"
+            strict.clear()
 
 
 async def test_a_coordinator_that_a_client_has_lost_is_dialled_for_a_moment_only(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from swarmd.core.errors import CoverageError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.route import Hop
 from swarmd.core.span import Span
@@ -66,6 +67,14 @@ def test_a_hole_goes_to_a_peer_of_the_precision_that_computed_it() -> None:
         assert [h.peer_id for h in routes.find((Span(0, 2),), frozenset(), kept, asked)] == [name]
     alone = Asked(8, precisions={Span(0, 2): "float16"})
     assert routes.find((Span(0, 2),), frozenset(), kept, alone), "another one is better than none"
+    for keep in (kept, ()):
+        for dtype, name in (("bfloat16", "h"), ("float32", "f")):
+            asked = Asked(8, precisions={Span(0, 2): dtype}, strict=True)
+            assert [h.peer_id for h in routes.find((Span(0, 2),), frozenset(), keep, asked)] == [
+                name
+            ]
+        with pytest.raises(CoverageError):
+            routes.find((Span(0, 2),), frozenset(), keep, replace(alone, strict=True))
 
 
 def _peer(clock: FakeClock, peer_id: str, dtype: str) -> Announcement:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from bench_hop import SECRET, SESSION, Bench, only
+from bench_hop import SECRET, SESSION, Bench, frames, only
 
-from swarmd.core.frames import Close, Keep, Refusal, Resume
+from swarmd.core.frames import Close, Keep, Leaving, Refusal, Resume
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Drain, Free, Submit
 from swarmd.pipeline.hop import HopPolicy
@@ -72,6 +73,23 @@ def test_a_draining_hop_takes_no_new_sessions_but_goes_on_with_its_own() -> None
     bench.handle(Drain())
     assert bench.open(session=OTHER).refusal is Refusal.DRAINING
     assert bench.open(epoch=2, fresh=False).refusal is None
+
+
+def test_a_hop_that_stays_after_all_takes_back_what_it_said() -> None:
+    bench = Bench()
+    bench.open()
+    assert not bench.handle(Drain(on=False)), "it has said nothing"
+    (going,) = frames(bench.handle(Drain()), "boss")
+    assert isinstance(going, Leaving)
+    assert (going.epoch, going.stays) == (1, False)
+    told = frames(bench.tell(replace(bench.order, epoch=2, fresh=False)), "boss")
+    assert [f.epoch for f in told if isinstance(f, Leaving)] == [2], "once more in a new epoch"
+    (staying,) = frames(bench.handle(Drain(on=False)), "boss")
+    assert isinstance(staying, Leaving)
+    assert (staying.epoch, staying.stays) == (2, True)
+    assert staying.decision > going.decision
+    told = frames(bench.tell(replace(bench.order, epoch=3, fresh=False)), "boss")
+    assert not [f for f in told if isinstance(f, Leaving)]
 
 
 def test_without_the_secret_nobody_takes_a_session_over() -> None:

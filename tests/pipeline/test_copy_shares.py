@@ -143,6 +143,18 @@ def test_copies_to_one_peer_cannot_overrun_its_link(count: int) -> None:
     assert not donor.table.copies.under_way
 
 
+def test_the_lag_is_what_copies_lack() -> None:
+    donor = begin(3)
+    assert donor.table.copies.lag == 3 * LENGTH
+    donor.compute(0, LENGTH, 8)
+    assert donor.table.copies.lag == 3 * LENGTH + 8
+    donor.deliver()
+    assert donor.table.copies.lag == 3 * LENGTH + 8 - FRAME // EACH
+    while donor.links["heir"]:
+        donor.deliver()
+    assert donor.table.copies.lag == 0
+
+
 def test_what_is_under_way_does_not_fall_to_shreds() -> None:
     """Others' news, and tokens, make room for a position here and there."""
     count = 20
@@ -216,6 +228,14 @@ def test_a_copy_for_another_peer_ends_the_one_before() -> None:
     assert list(donor.table.sessions[key(0)].copies) == ["other"]
     donor.handle(Received("heir", Copied(key(0), 1, 10)))
     assert donor.under_way() == WINDOW, "nothing more"
+
+
+def test_a_copy_for_nobody_ends_the_one_before() -> None:
+    donor = begin(2)
+    donor.copy(0, "")
+    assert not donor.table.sessions[key(0)].copies
+    assert donor.table.copies.lag == LENGTH, "that of the other session"
+    assert donor.table.copies.under_way.of("heir", key(0)) == 0
 
 
 def test_sessions_take_turns_at_the_rate() -> None:

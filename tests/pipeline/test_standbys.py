@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bench_driver import REQUEST, ROUTE, SESSION, Bench, hops, opens, steps
 
@@ -46,7 +48,7 @@ def test_a_hop_that_leaves_is_in_a_hurry() -> None:
 
 
 def test_a_search_that_a_new_epoch_has_overtaken_is_made_again() -> None:
-    standbys = Standbys(REQUEST, 0.25)
+    standbys = Standbys(replace(REQUEST, standby=1), 0.25)
     standbys.want(HOP, 0.0, leaving=False)
     need = standbys.look(1, ROUTE, frozenset(), 0.0)
     assert need is not None

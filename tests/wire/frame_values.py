@@ -176,7 +176,8 @@ def kvs(draw: st.DrawFn) -> KV:
 def copies(draw: st.DrawFn) -> Copy:
     start = draw(st.integers(0, limits.MAX_BLOCKS - 1))
     blocks = Span(start, draw(st.integers(start + 1, limits.MAX_BLOCKS)))
-    return Copy(draw(sessions), draw(epochs), draw(peer_ids), blocks, draw(positions))
+    peer = draw(peer_ids | st.just(""))
+    return Copy(draw(sessions), draw(epochs), peer, blocks, draw(positions))
 
 
 tokens = st.builds(
@@ -222,7 +223,7 @@ frames: st.SearchStrategy[SessionFrame] = st.one_of(
     copies(),
     kvs(),
     st.builds(Copied, sessions, epochs, positions),
-    st.builds(Leaving, sessions, epochs),
+    st.builds(Leaving, sessions, epochs, st.integers(0, (1 << 32) - 1), st.booleans()),
     st.builds(Poll, sessions, epochs),
     st.builds(Polled, sessions, epochs, st.just(limits.MAX_POSITIONS), positions, st.booleans()),
 )
