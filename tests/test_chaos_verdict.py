@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bench.chaos import table
+from bench.chaos.deaths import PLACES
 from bench.chaos.slices import join
 from bench.chaos.soak import Tally
+from bench.chaos.standbys import RUNS, old_positions
 from bench.chaos.verdict import Bar, Calm, Findings, Stream, judge
 
 REFERENCE = {("a", 3): [1, 2, 3]}
@@ -57,6 +59,16 @@ def test_a_first_token_is_compared_with_the_slowest_of_those_undisturbed() -> No
     one = Stream(0, "a", 1, 0.0, [1], [2.5], "", True, hit_at=0.5)
     assert calm.stall(one) == 0.5
     assert calm.later_than_before(one) == 1.5
+
+
+def test_what_is_copied_after_a_kill_is_new_or_was_copied_before() -> None:
+    """Two of three hops have copies yet; the bar for what is old is 0."""
+    assert old_positions(copied=2 * 1000 + 30, new=1000, lag=30, hit=0) == 0
+    assert old_positions(copied=2 * 1000 + 30 + 2 * 8, new=1000, lag=30, hit=8) == 0
+    assert old_positions(copied=3 * 1000, new=1000, lag=0, hit=8) == 1000 - 16
+    assert old_positions(copied=2 * 1000 + 4140, new=1000, lag=0, hit=8) == 4140 - 16
+    assert PLACES[:3] == ("first", "middle", "last")
+    assert RUNS == 2 * 3, "each with a short and with a long context"
 
 
 def slice_of(*stalls: float, **more: object) -> dict[str, object]:

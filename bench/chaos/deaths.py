@@ -108,7 +108,7 @@ async def double(lab: Lab) -> Findings:
             if not await load.all_have(KILL_AT, [target]):
                 continue
             first = victim_of(load, target, "middle")
-            second = _other_holder(lab, first)
+            second = other_holder(lab, first)
             if not nobody:
                 second = victim_of(load, target, ("first", "last")[turn % 2])
             for pid, pause in ((first, lab.rng.uniform(0.01, 0.15)), (second, 0.0)):
@@ -133,7 +133,8 @@ async def double(lab: Lab) -> Findings:
     return found
 
 
-def _other_holder(lab: Lab, pid: int) -> int:
+def other_holder(lab: Lab, pid: int) -> int:
+    """The process that has the same blocks as this one."""
     node = lab.node(pid)
     span = node.args[node.args.index("--blocks") + 1]
     return next(n.pid for n in lab.nodes.nodes if n is not node and n.alive and span in n.args)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from bench.chaos.deaths import KILL_AT, PLACES, victim_of
+from bench.chaos.deaths import KILL_AT, PLACES, other_holder, victim_of
 from bench.chaos.lab import Lab, long_prompt
 from bench.chaos.load import Load, Work
 from bench.chaos.verdict import Bar, Calm, Findings, percentile
@@ -21,6 +22,14 @@ TOKENS = 160
 LAG = 8
 """Positions that a copy may lack when its hop is killed."""
 LAG_S = 20.0
+RUNS = 6
+"""By default: each place with either context. The first hop coordinates its sessions as well."""
+AGAIN = 24
+"""Positions that may be replayed or computed again for a session that is hit: a few on each hop,
+of contexts of thousands."""
+COPIERS = 2
+"""Hops of a session that have copies yet when one was killed, of three."""
+COPIED, COPIED_BYTES = "hop_copied_positions", "hop_copied_bytes"
 MOVED = ("hop_replayed_positions", "hop_recomputed_positions")
 
 
@@ -35,7 +44,10 @@ class _Tally:
     stalls: list[float] = field(default_factory=list)
     resent: float = 0.0
     """Positions whose KV was sent after a kill, and that had been computed before it."""
-    bytes_sent: float = 0.0
+    bytes_resent: float = 0.0
+    """Bytes of these, and what was sent of the killed hop's blocks: nobody else has them."""
+    bytes_new: float = 0.0
+    """Bytes of KV that other hops have sent of new positions, as they have copies yet."""
     replayed: list[float] = field(default_factory=list)
     """Positions replayed or computed again, for each session that was hit."""
     taken_over: float = 0.0
@@ -50,7 +62,8 @@ class _Tally:
             "stalls_ms": sorted(map(round, self.stalls)),
             "undisturbed_gap_p50_p99_ms": self._undisturbed(),
             "gap_p50_p99_ms_after_the_stall": [round(percentile(self.later, p)) for p in (50, 99)],
-            "kv_bytes_sent_after_the_kill": round(self.bytes_sent),
+            "kv_bytes_sent_after_the_kill": round(self.bytes_resent),
+            "kv_bytes_of_new_positions": round(self.bytes_new),
             "old_positions_sent_after_the_kill": round(self.resent),
             "replayed_or_recomputed_per_session_hit": [round(n, 1) for n in self.replayed],
             "sessions_taken_over": round(self.taken_over),
@@ -65,7 +78,7 @@ async def standby(lab: Lab) -> Findings:
     """SIGKILL of a hop whose KV another node has, 38 and 4,140 tokens into the context."""
     found = Findings(runs=0, counted=0)
     tallies = {name: _Tally(_work(lab, name)) for name in FUNCTIONS}
-    for turn in range(lab.settings.runs or 4):
+    for turn in range(lab.settings.runs or RUNS):
         tally = list(tallies.values())[turn % 2]
         await lab.revive()
         if tally.calm is None:
@@ -73,7 +86,7 @@ async def standby(lab: Lab) -> Findings:
             await asyncio.to_thread(lab.witness, [(p, tally.work.tokens) for p in distinct])
             tally.calm = await lab.calm(tally.work, rounds=0)
         target = lab.rng.randrange(lab.settings.clients)
-        place = PLACES[:3][(turn // 2 + 1) % 3]
+        place = PLACES[:3][(turn // 2) % 3]
         async with lab.load(tally.work) as load:
             await _kill_one(lab, load, place, target, tally)
         tally.runs += 1
@@ -87,6 +100,8 @@ async def standby(lab: Lab) -> Findings:
     found.bars = [
         Bar("stall_p99_ms", percentile(tallies["long"].stalls, 99), 500),
         Bar("old_positions_sent_after_the_kill", sum(t.resent for t in tallies.values()), 0),
+        Bar("kv_bytes_sent_after_the_kill", sum(t.bytes_resent for t in tallies.values()), 0),
+        Bar("replayed_or_recomputed_per_session_hit", _most(tallies.values()), AGAIN),
         Bar("stall_p50_of_long_less_short_ms", long - short, 100),
     ]
     return found
@@ -105,29 +120,48 @@ async def _kill_one(lab: Lab, load: Load, place: str, target: int, tally: _Tally
     if not await load.all_have(KILL_AT) or not await _copied(lab, load, tally):
         return
     victim = victim_of(load, target, place)
-    before = await lab.counters()
+    # First: positions of tokens that come while counters are read are counted as new, not missed.
     tokens = sum(len(s.ids) for s in load.streams)
+    before = await lab.counters()
     hit = load.mark(victim)
-    address = lab.node(victim).address
+    address, heir = (lab.node(p).address for p in (victim, other_holder(lab, victim)))
     lab.node(victim).kill()
     await load.over()
     after = await lab.counters()
+    others = [a for a in after if a != address]
 
     def growth(name: str) -> float:
-        return sum(after[a][name] - before[a][name] for a in after if a != address)
+        return sum(after[a][name] - before[a][name] for a in others)
 
     new = sum(len(s.ids) for s in load.streams) - tokens
-    lag = sum(one["hop_copy_lag_positions"] for one in before.values())
+    lag = sum(before[a]["hop_copy_lag_positions"] for a in others)
     tally.counted += bool(hit)
     tally.stalls += [tally.calm.stall(s) * 1000 for s in hit if s.done]
     for stream in hit:
         gaps = [b - a for a, b in pairwise(stream.times) if b > (stream.hit_at or 0.0)]
         tally.later += [gap * 1000 for gap in gaps[gaps.index(max(gaps)) + 1 :]]
-    # Each new position may be copied once for each of three hops.
-    tally.resent += max(0.0, growth("hop_copied_positions") - 3 * new - lag)
-    tally.bytes_sent += growth("hop_copied_bytes")
+    copied, nbytes = growth(COPIED), growth(COPIED_BYTES)
+    resent = old_positions(copied, new, lag, len(hit))
+    bytes_resent = nbytes * resent / max(1.0, copied)
+    grown = {name: after[heir][name] - before[heir][name] for name in (COPIED, COPIED_BYTES)}
+    tally.resent += max(resent, grown[COPIED])
+    tally.bytes_resent += max(bytes_resent, grown[COPIED_BYTES])
+    tally.bytes_new += nbytes - bytes_resent
     tally.replayed.append(sum(map(growth, MOVED)) / max(1, len(hit)))
     tally.taken_over += growth("hop_taken_over")
+
+
+def old_positions(copied: float, new: int, lag: float, hit: int) -> float:
+    """How many of the positions that were copied after a kill had been copied before it.
+
+    Of three spans the killed hop's has one holder left, so nobody to copy to. The others copy what
+    is new, and what copies lacked; what was on its way when an epoch ended goes once more.
+    """
+    return max(0.0, copied - COPIERS * (new + hit) - lag)
+
+
+def _most(tallies: Iterable[_Tally]) -> float | None:
+    return max((each for tally in tallies for each in tally.replayed), default=None)
 
 
 async def _copied(lab: Lab, load: Load, tally: _Tally) -> bool:
