@@ -23,7 +23,6 @@ from swarmd.engine.stage import Stage
 from swarmd.node import loading, preemption
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
-from swarmd.node.dismissal import held_by_nobody_else
 from swarmd.node.inference import InferenceService, Parts
 from swarmd.node.life import Life
 from swarmd.node.lifecycle import Event, State
@@ -181,10 +180,6 @@ class Node:
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._life.until_told()
         await self._server.serving(False)
-        if alone := held_by_nobody_else(presence.view, membership.own_id):
-            blocks = ", ".join(f"{start}:{end}" for start, end in alone)
-            patience = self._life.patience
-            log.warning("waits for another holder blocks=%s seconds=%g", blocks, patience)
         await self._life.depart(service, membership)
 
     # What ends it ---------------------------------------------------------------------------

@@ -105,8 +105,8 @@ class Dismissal:
         return [p for p in others if p.span.start < end and first < p.span.end]
 
     def _refuse_if_last(self, gone: frozenset[str]) -> None:
-        alone = held_by_nobody_else(self._presence.view, self._membership.own_id, gone)
-        if alone:
+        own = self._membership.announcement()
+        if alone := held_by_nobody_else(self._presence.view, own, gone):
             blocks = ", ".join(f"{start}:{end}" for start, end in alone)
             raise UsageError(
                 f"nobody else holds blocks {blocks}: the model would be gone; start another node "
@@ -124,13 +124,10 @@ def staying(view: View, model: str, peer_id: str) -> list[Announcement]:
 
 
 def held_by_nobody_else(
-    view: View, peer_id: str, gone: frozenset[str] = frozenset()
+    view: View, own: Announcement, gone: frozenset[str]
 ) -> tuple[tuple[int, int], ...]:
     """Return the blocks of which this peer is the last holder that stays; `gone` are others."""
-    own = view.peer(peer_id)
-    if own is None:
-        return ()
-    others = staying(view, own.model.digest, peer_id)
+    others = staying(view, own.model.digest, own.peer_id)
     gaps = missing_blocks([p.span for p in others if p.peer_id not in gone], own.model.num_blocks)
     cut = ((max(a, own.span.start), min(b, own.span.end)) for a, b in gaps)
     return tuple((a, b) for a, b in cut if a < b)

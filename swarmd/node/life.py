@@ -12,6 +12,7 @@ from typing import TypeVar
 from swarmd.node.lifecycle import COORDINATING, Event, Lifecycle, State
 from swarmd.node.membership import Membership
 from swarmd.node.service import Service
+from swarmd.node.succession import Succession
 
 READY_WAIT_S = 5.0
 """How long a node that is loaded waits to see others before it says that it serves."""
@@ -87,17 +88,31 @@ class Life:
             self._leave_by = min(self._leave_by, by)
 
     async def depart(self, service: Service, membership: Membership) -> None:
-        """Take nothing new, and wait for sessions to go: not for ever, nor once told to stop."""
+        """Take nothing new, and wait for sessions to go, and for another holder of its blocks.
+
+        Not for ever, nor once told to stop.
+        """
         service.drain()
         service.hand_over()
         membership.presence.changed()
-        now = asyncio.get_running_loop().time
-        self._leave_by = now() + self.patience
-        while self._drains and now() < self._leave_by:
-            if service.is_idle:
-                break
-            await asyncio.sleep(POLL_S)
+        self._leave_by = asyncio.get_running_loop().time() + self.patience
+        succession = Succession(membership, holds=service.holds_blocks)
+        asking = asyncio.create_task(succession.keep_asking())
+        try:
+            while self._drains and (seconds := self._seconds_left()) > 0:
+                if not succession.is_awaited(seconds) and service.is_idle:
+                    break
+                await asyncio.sleep(POLL_S)
+            else:
+                if self._drains:
+                    succession.timed_out()
+        finally:
+            asking.cancel()
         self.lifecycle.handle(Event.DRAINED)
+
+    def _seconds_left(self) -> float:
+        assert self._leave_by is not None
+        return self._leave_by - asyncio.get_running_loop().time()
 
     @property
     def _drains(self) -> bool:

@@ -115,6 +115,11 @@ class Service:
         return self.executor.running and silent < COMPUTE_STUCK_S
 
     @property
+    def holds_blocks(self) -> bool:
+        """Whether its blocks are there: between two stages it has none."""
+        return not self._changes_stage
+
+    @property
     def is_idle(self) -> bool:
         """Whether no session runs through this node, or by it."""
         return not self._host.table.sessions and not len(self._coordinator)

@@ -40,7 +40,7 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
     model_dir: Path,
 ) -> None:
     spans = ("auto",) * 3
-    flags = (*FLAGS, "--gap-wait", "120")
+    flags = (*FLAGS, "--gap-wait", "120", "--drain-timeout", "6")
     with LocalSwarm(str(model_dir), spans, flags=flags, launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         held = blocks_of(nodes)
@@ -63,7 +63,10 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
         mover = nodes.node_of(moved.pop())
         assert mover.alive
         assert status_of(mover).counters["node_moves"] == 1
+        # The other one needs these blocks, and nobody can take them; who held them died just now.
         assert mover.stop() == 0
+        assert f"waits for another holder blocks={span} seconds=" in mover.log()
+        assert f"no other holder came in time blocks={span}" in mover.log()
 
 
 def test_a_notice_drains_the_node_and_it_exits_with_zero(model_dir: Path, tmp_path: Path) -> None:

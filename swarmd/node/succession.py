@@ -1,0 +1,82 @@
+"""A node that leaves and is the last holder of some blocks: whether it is waited for by others.
+
+It stays while nobody else serves them and somebody is there who could, or who needs them. Of a
+swarm that ends as a whole nobody waits for anybody. How a node leaves is `swarmd.node.life`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from swarmd.core.peers import Announcement, NodeState
+from swarmd.node.dismissal import held_by_nobody_else
+from swarmd.node.membership import Membership
+from swarmd.node.patrol import ROUND_S, Patrol
+from swarmd.swarm.rebalance import MAX_WATCHED
+from swarmd.swarm.view import View
+
+log = logging.getLogger(__name__)
+
+_STAYING = (NodeState.SERVING, NodeState.LOADING)
+
+
+class Succession:
+    """What one node waits for, besides its sessions. Lives on the event loop."""
+
+    def __init__(self, membership: Membership, *, holds: bool) -> None:
+        """`holds` says whether its blocks are there; between two stages it has none to leave."""
+        self._presence = membership.presence
+        self._own = membership.announcement()
+        self._holds = holds
+        self._patrol = Patrol(membership.own_id, membership.ask)
+        self._has_asked = False
+        """Whether those who hold its blocks, as they announce, have been asked if they live."""
+        self._waits_for = ""
+        """The blocks for which another holder is waited for."""
+        self._looked_at: View | None = None
+        """That view need not be looked at again."""
+
+    def is_awaited(self, seconds: float) -> bool:
+        """Whether the node should stay for so many seconds yet; says when that begins and ends."""
+        if not self._holds:
+            return False
+        if self._looked_at is not self._presence.view:
+            self._looked_at = self._presence.view
+            self._look(self._looked_at, seconds)
+        return bool(self._waits_for) or not self._has_asked
+
+    def timed_out(self) -> None:
+        """The time is up: say so, if another holder is still waited for."""
+        if self._waits_for:
+            log.warning("no other holder came in time blocks=%s", self._waits_for)
+
+    async def keep_asking(self) -> None:
+        """Ask those on whom it counts, or on whose account it waits, for a sign of life, forever.
+
+        Announcements outlive nodes.
+        """
+        while True:
+            others = self._others(self._presence.view)
+            if not self._waits_for:
+                others = [peer for peer in others if peer.span.meets(self._own.span)]
+            await self._patrol.go_round(others[:MAX_WATCHED])
+            self._has_asked, self._looked_at = True, None
+            await asyncio.sleep(ROUND_S)
+
+    def _look(self, view: View, seconds: float) -> None:
+        alone = held_by_nobody_else(view, self._own, self._patrol.gone(view.peers))
+        blocks = ", ".join(f"{start}:{end}" for start, end in alone)
+        before, self._waits_for = self._waits_for, blocks if self._others(view) else ""
+        if self._waits_for and not before:
+            log.warning("waits for another holder blocks=%s seconds=%.0f", blocks, seconds)
+        elif before and not alone:
+            log.info("another holder serves them blocks=%s", before)
+        elif before and not self._waits_for:
+            log.warning("nobody is left who could serve them blocks=%s", blocks)
+
+    def _others(self, view: View) -> list[Announcement]:
+        """Those who stay: they could take the blocks, or need them."""
+        gone = self._patrol.gone(view.peers) | {self._own.peer_id}
+        peers = (p for p in view.of_model(self._own.model.digest) if p.peer_id not in gone)
+        return [peer for peer in peers if peer.state in _STAYING]
