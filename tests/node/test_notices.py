@@ -135,6 +135,32 @@ async def test_google_tells_of_preemption_after_a_long_poll(
 
 
 @pytest.mark.parametrize(
+    ("event", "counts"),
+    [
+        ("TERMINATE_ON_HOST_MAINTENANCE", True),
+        ("MIGRATE_ON_HOST_MAINTENANCE", False),
+        ("NONE", False),
+    ],
+)
+async def test_google_maintenance_counts_if_it_ends_the_machine(
+    service: Service, env: dict[str, str], event: str, counts: bool
+) -> None:
+    instance, google = "/computeMetadata/v1/instance", {"Metadata-Flavor": "Google"}
+    service.replies = {
+        f"{instance}/preempted": (200, "FALSE", google),
+        f"{instance}/maintenance-event": (200, event, {**google, "ETag": "abc"}),
+    }
+    source, found = Google(env), None
+    while not source._etags.get("maintenance-event"):  # a look tells what has answered first
+        found = await source.look()
+    assert (found is not None) == counts
+    if found is not None:
+        assert found.what == f"maintenance-event {event}"
+        assert found.deadline is not None
+        assert 50 < found.deadline - time.time() <= 60
+
+
+@pytest.mark.parametrize(
     ("kind", "names", "counts"),
     [
         ("Preempt", ["vm_7"], True),
