@@ -151,8 +151,9 @@ async def test_google_maintenance_counts_if_it_ends_the_machine(
         f"{instance}/maintenance-event": (200, event, {**google, "ETag": "abc"}),
     }
     source, found = Google(env), None
-    while not source._etags.get("maintenance-event"):  # a look tells what has answered first
-        found = await source.look()
+    async with asyncio.timeout(60):
+        while not source._etags.get("maintenance-event"):  # a look tells what has answered first
+            found = await source.look()
     assert (found is not None) == counts
     if found is not None:
         assert found.what == f"maintenance-event {event}"
