@@ -116,6 +116,15 @@ async def test_generate_json_has_the_promised_keys(shell: Shell) -> None:
     assert got["max_stall_s"] >= 0
 
 
+async def test_standbys_are_a_number_and_else_what_the_node_does(shell: Shell) -> None:
+    for flags in ((), ("--standby", "0"), ("--standby", "1")):
+        assert (await shell("generate", "p", "--max-tokens", "1", *flags))[0] == 0
+    said = [(r.HasField("standby"), r.standby) for r in shell.node.requests]
+    assert said == [(False, 0), (True, 0), (True, 1)]
+    assert (await shell("generate", "p", "--standby", "-1"))[0] == 2
+    assert (await shell("generate", "p", "--no-standby"))[0] == 2
+
+
 async def test_a_session_is_kept_and_gone_on_from_by_name(shell: Shell) -> None:
     async def keeping(node: ScriptedNode, request: Any, context: Any) -> AsyncIterator[Any]:
         yield node.started(request)
@@ -376,6 +385,31 @@ async def test_drain(shell: Shell) -> None:
     assert await shell.json("drain", address, "--force") == {"address": address, "sessions": 2}
     assert shell.node.drained == [False, True]
     assert (await shell("drain", f"{address},{DEAD}"))[0] == 2
+
+
+async def test_drain_takes_a_peer_id_as_status_shows_it(shell: Shell) -> None:
+    target = ScriptedNode()
+    async with serving(target):
+        for begin, address in (("c0ffee1", target.address), ("c0ffee2", DEAD)):
+            peer_id = begin.ljust(40, "0")
+            shell.node.peers.append(pb.PeerStatus(peer_id=peer_id, address=address))
+        for said in ("c0ffee1", "C0FFEE10", "c0ffee100000*", "c0ffee1".ljust(40, "0")):
+            code, out, err = await shell("drain", said)
+            assert (code, err) == (0, ""), said
+            assert out == f"{target.address} drains and will exit: 2 sessions to finish\n"
+        got = await shell.json("drain", "c0ffee1", "--force", "--node", shell.node.address)
+        assert got == {"address": target.address, "sessions": 2}
+        assert target.drained == [False] * 4 + [True]
+        assert not shell.node.drained, "it was asked for the address only"
+
+        code, _, err = await shell("drain", "c0ffee")
+        assert code == 2
+        assert "2 peers have ids that begin with c0ffee: c0ffee1" in err
+        assert f"at {target.address}, c0ffee2" in err
+        code, _, err = await shell("drain", "abcdef")
+        assert code == 2
+        assert f"{shell.node.address} knows no peer whose id begins with abcdef;" in err
+        assert len(target.drained) == 5
 
 
 async def test_version(shell: Shell) -> None:
