@@ -106,13 +106,13 @@ def finish(swarm: Swarm, client: Client) -> None:
 def test_a_long_context_fails_over_with_as_little_work_as_a_short_one(
     index: int, seed: int
 ) -> None:
-    """Each hop takes a position that was under way, and computes the newest one again."""
+    """Each hop takes a position that was under way, and computes the newest one or two again."""
     hops = len(SPANS)
     short, long = (failover(context, index, seed) for context in (SHORT, LONG))
     assert long.positions > 50 * short.positions
     for work in (short, long):
         assert work.fed <= 2 * hops, "positions sent to hops until the next token"
-        assert work.again <= hops + 1, "positions replayed or computed again"
+        assert work.again <= 2 * hops, "positions replayed or computed again"
         assert work.frames["Open"] == work.frames["Opened"] == work.frames["Resume"] == hops
         assert work.frames.total() <= 6 * hops
     assert long.frames.total() <= short.frames.total() + hops, "by what was under way at most"
