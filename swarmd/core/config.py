@@ -216,7 +216,7 @@ class NodeConfig:
     )
     drain_timeout: float = _key(
         30.0,
-        "How long a draining node lets its sessions finish.",
+        "How long a draining node waits for its sessions, and for another holder of its blocks.",
         options.seconds(0.0, _LONG),
         "SECONDS",
     )

@@ -26,7 +26,9 @@ LONG = ("--drain-timeout", "600", "--gap-wait", "240")
 """Longer than the tests wait for anything."""
 
 
-def test_a_second_signal_ends_a_node_whose_session_still_runs(model_dir: Path) -> None:
+def test_two_signals_end_a_node_whose_session_runs_and_one_each_a_whole_swarm(
+    model_dir: Path,
+) -> None:
     with LocalSwarm(str(model_dir), ("0:4", "4:8"), flags=(*FLAGS, *LONG), launch=forked) as nodes:
         nodes.wait_ready(READY_S)
         wait_for_replicas(nodes, replicas=1)
@@ -46,6 +48,12 @@ def test_a_second_signal_ends_a_node_whose_session_still_runs(model_dir: Path) -
         assert tokens.result.token_ids == plain.token_ids
         assert tokens.result.repairs >= 1
         assert tokens.result.route[1].pid == leaves.pid, "the one that was started after it"
+        # Where everybody leaves, nobody waits for anybody.
+        for node in nodes.nodes:
+            node.signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert [node.process.wait(60.0) for node in nodes.nodes] == [0, 0]
+        print(f"a swarm of two has left after {time.monotonic() - began:.1f} s")
 
 
 TOKEN = "spot-token"
