@@ -14,6 +14,7 @@ from swarmd.pipeline.hop import HopPolicy
 from swarmd.sim.client import Client
 from swarmd.sim.executor import SimExecutor
 from swarmd.sim.network import Climate
+from swarmd.sim.node import DRAIN_TIMEOUT_S
 from swarmd.sim.world import World
 
 FAIR = Climate(delay=(0.001, 0.005), notice=(0.001, 0.01), view_delay=(0.01, 0.1))
@@ -56,6 +57,28 @@ def test_a_redundant_node_steps_into_a_gap_and_the_stream_goes_on(world: World) 
     assert world.history["moved_away"] == 1
     assert lost.span is not None
     assert spare.span.covers(lost.span)
+
+
+def test_an_idle_last_holder_that_is_to_leave_stays_until_a_redundant_node_has_stepped_in(
+    world: World,
+) -> None:
+    spare = world.add_movable()
+    spare.room = world.num_blocks - world.num_blocks // 2
+    world.start()
+    assert spare.span is not None
+    fixed = [machine for machine in world.machines.values() if not machine.movable]
+    leaves = next(m for m in fixed if m.span and not spare.span.covers(m.span))
+    told = world.timeline.now
+    leaves.running.drain()
+    assert world.run_until(lambda: not leaves.alive, 60.0)
+    assert leaves.span is not None
+    assert spare.serves
+    assert spare.span.covers(leaves.span)
+    assert world.timeline.now - told < DRAIN_TIMEOUT_S / 2
+    world.run_for(1.0)  # everybody hears of it
+    client = world.client(tuple(range(20)), 20)
+    client.begin()
+    served(world, client)
 
 
 def test_forks_of_a_kept_session_begin_where_it_ended(world: World) -> None:
