@@ -64,6 +64,7 @@ from swarmd.pipeline.events import (
     Tick,
     Truncate,
 )
+from swarmd.pipeline.experience import Experience
 from swarmd.pipeline.hop import HopPolicy, HopTable, StageFacts
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.sim_client import Client as Client
@@ -90,6 +91,7 @@ class SimNode:
         self.table = HopTable(facts, self.account, swarm.hop_policy)
         self.table.polls.stage = self
         self.drivers: dict[bytes, SimRun] = {}
+        self.experience = Experience()
         self._queue: deque[HopAction] = deque()
         self.slowed = 1.0
         """How many times as long as usual it takes for everything that it computes."""
@@ -335,20 +337,20 @@ class Swarm:
 
     def start(self, client: Client, coordinator: str) -> SimRun:
         """Begin, or go on with, a client's request at a coordinator."""
-        known = client.request
         if client.epoch:
             client.epoch += EPOCHS_PER_ATTEMPT
         request = replace(
-            known,
+            client.request,
             me=coordinator,
             known_ids=tuple(client.ids),
             epoch=client.epoch,
             route=client.route,
             standbys=client.standbys,
         )
-        driver = Driver(request, self.driver_policy, jitter=self.random.random())
-        run = client.run = SimRun(self.nodes[coordinator], client, driver)
-        self.nodes[coordinator].when_awake(lambda: run.handle(Start()))
+        node = self.nodes[coordinator]
+        driver = Driver(request, self.driver_policy, self.random.random(), node.experience)
+        run = client.run = SimRun(node, client, driver)
+        node.when_awake(lambda: run.handle(Start()))
         return run
 
     def client(

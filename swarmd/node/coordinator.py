@@ -39,6 +39,7 @@ from swarmd.node.timer import Deadline
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.driver import Driver, DriverState
+from swarmd.pipeline.experience import Experience
 from swarmd.pipeline.policy import DriverPolicy
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Coordinator:
         self._limits = limits
         self._spawn = spawn
         self._runs: dict[bytes, Run] = {}
+        self._experience = Experience(routes.speed)
         self._book = PromptBook(limits.prefix_unit)
         self._line = WaitingLine()
         self._arrivals = Gate("sessions are coordinated", limits.max_sessions)
@@ -230,7 +232,7 @@ class Coordinator:
         chunk_size = (begun.chunk_size if begun else 0) or self._limits.chunk_size
         prefix_unit = self._limits.prefix_unit
         request = session_request(generation, self._model, self._own_id, chunk_size, prefix_unit)
-        driver = Driver(request, self._policy, jitter=random.random())
+        driver = Driver(request, self._policy, random.random(), self._experience)
         positions = len(generation.prompt_ids) + generation.max_tokens
         run = Run(generation.session, driver, positions, chunk_size)
         run.priority, run.tenant, run.past = generation.priority, generation.tenant, generation.past

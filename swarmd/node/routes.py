@@ -14,6 +14,7 @@ from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.route import Hop, Route
 from swarmd.core.span import Span
+from swarmd.pipeline.experience import Speed
 from swarmd.swarm.health import Fault, Health
 from swarmd.swarm.holders import choose_among_holders
 from swarmd.swarm.homes import home_of
@@ -93,6 +94,10 @@ class RouteFinder(Protocol):
 
     def distrusted(self) -> frozenset[str]:
         """Return the peers that others go before."""
+        ...
+
+    def speed(self, peer_id: str) -> Speed:
+        """Return what a peer announces of its stage."""
         ...
 
     async def refresh(self) -> None:
@@ -249,6 +254,11 @@ class Routes:
         """Note that these hops have computed a token together: what was lost is there again."""
         for hop in route:
             self.health.succeeded(hop.peer_id, self._clock.wall())
+
+    def speed(self, peer_id: str) -> Speed:
+        """Return what a peer announces of its stage."""
+        peer = self._view().peer(peer_id)
+        return Speed(peer.prefill_ms / 1000, peer.step_ms / 1000) if peer else Speed()
 
     def distrusted(self) -> frozenset[str]:
         """Return the peers that are trusted so little that others go before them."""

@@ -49,8 +49,9 @@ class Driver(Pacing):
         """When a `Tick` is due."""
         if self.state in (DriverState.NEW, DriverState.DONE):
             return None
-        looks = (self.standbys.due, self._watch.due) if self.state is DriverState.RUNNING else ()
-        return earliest(self._due, self._keep_at, *looks)
+        looks = (self.standbys.due, self._watch.due, self._prompt.due)
+        running = self.state is DriverState.RUNNING
+        return earliest(self._due, self._keep_at, *(looks if running else ()))
 
     # Beginning and end.
 
@@ -97,7 +98,7 @@ class Driver(Pacing):
         if not self._copies_wait:
             self._begin_standbys(now)
         self._pump()
-        self._watch.rest()  # the first token comes after all that is behind
+        self._watch_prompt(now)  # the first token comes after all that is behind
         self._due = now + self.policy.time_for(behind)
         return None
 
@@ -162,7 +163,7 @@ class Driver(Pacing):
             if self._copies_wait:
                 self._begin_standbys(now)
             if self.feed.outstanding == 1:
-                self._watch.begin(self.feed.known, self.feed.waited_us, now)
+                self._watch_token(now)
 
     def _current(self, epoch: int, number: int) -> bool:
         return epoch == self.epoch and number == self.feed.round
@@ -180,6 +181,7 @@ class Driver(Pacing):
             return
         self.feed.rewind(self.feed.chunks.floor(min(gap.kv_length, self.feed.last_chunk)))
         self._pump()
+        self._watch_prompt(now)
         self._due = now + self.policy.time_for(self.feed.known)
 
     def _failed(self, event: ev.Received, now: float) -> None:
@@ -292,7 +294,7 @@ class Driver(Pacing):
         self._pump()
         if was_quiet:  # otherwise a token is on its way, and has its time
             self._due = now + self.policy.time_for(self.feed.outstanding)
-            self._watch.begin(self.feed.known, self.feed.waited_us, now)
+            self._watch_token(now)
 
 
 Handler = Callable[[Driver, Any, float], None]

@@ -1,6 +1,6 @@
 """A session that runs goes round hops that are slow, where somebody can take their place.
 
-Which hop that is, is for `watch.Watch` to say.
+Which hop that is, is for `watch.Watch` to say; while a prompt is computed, for `PromptWatch`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
 from swarmd.pipeline import repair
 from swarmd.pipeline.causes import Cause
+from swarmd.pipeline.experience import Experience
 from swarmd.pipeline.moving import Moving
 from swarmd.pipeline.policy import DriverPolicy
+from swarmd.pipeline.prompt_watch import PromptWatch
 from swarmd.pipeline.request import Request
 from swarmd.pipeline.watch import Watch
 
@@ -23,12 +25,22 @@ class Pacing(Moving):
     """What a driver does about tokens that are late."""
 
     def __init__(
-        self, request: Request, policy: DriverPolicy | None = None, jitter: float = 0.0
+        self,
+        request: Request,
+        policy: DriverPolicy | None = None,
+        jitter: float = 0.0,
+        experience: Experience | None = None,
     ) -> None:
+        """`experience` is what the sessions of this node have measured together."""
         super().__init__(request, policy, jitter)
+        known = Experience() if experience is None else experience
         self.causes: Counter[Cause] = Counter()
         """What the repairs were for."""
-        self._watch = Watch(self.policy.watch)
+        self._watch = Watch(self.policy.watch, known)
+        rows = max(request.chunk_size, self.policy.replay_step)
+        self._prompt = PromptWatch(
+            known.announced, request.chunk_size, self.policy.time_for(rows), self.policy.prompt
+        )
         self._slow: Hop | None = None
         """Whose place somebody is sought for while the session goes on."""
         self._slow_ask = 0
@@ -44,8 +56,7 @@ class Pacing(Moving):
         A prompt at the end of a long line is not lost as long as the stage works on what is before.
         """
         if self._asked_until is None or self._asked_until != self._due:
-            for hop in self.route:
-                self._send(hop, Poll(self.request.session, self.epoch))
+            self._ask_all()
             self._excused = False
             self._due = self._asked_until = now + self.policy.open_timeout
             return True
@@ -58,13 +69,31 @@ class Pacing(Moving):
         busy_s = answer.busy_us / 1e6
         return answer.accepted > answer.computed and 0 < busy_s < self.policy.step_timeout
 
+    def _ask_all(self) -> None:
+        for hop in self.route:
+            self._send(hop, Poll(self.request.session, self.epoch))
+
+    def _watch_prompt(self, now: float) -> None:
+        """More than one token is on its way, which says nothing about how long one takes."""
+        self._watch.rest()
+        outputs = self.feed.known - len(self.request.prompt_ids)
+        ones = self.policy.replay_step
+        self._prompt.begin(ones if self.request.borders else min(ones, outputs), now)
+
+    def _watch_token(self, now: float) -> None:
+        """One token is on its way."""
+        self._prompt.rest()
+        self._watch.begin(self.feed.known, self.feed.waited_us, now, self.route)
+
     def _time_tokens(self, now: float) -> None:
         """If a token is late, ask the hops how far they are, then who could do better."""
+        if self._prompt.due is not None and now >= self._prompt.due:
+            self._prompt.asked(now)
+            self._ask_all()
         if self._watch.due is None or now < self._watch.due:
             return
         if self._watch.look(now):
-            for hop in self.route:
-                self._send(hop, Poll(self.request.session, self.epoch))
+            self._ask_all()
             return
         self._replace(self._watch.blamed(self.route, now), now)
 
@@ -88,8 +117,11 @@ class Pacing(Moving):
     def _polled(self, event: ev.Received, now: float) -> None:
         answer = event.frame
         assert isinstance(answer, Polled)
-        if answer.epoch == self.epoch and self._search.hop(event.peer_id) is not None:
+        hop = self._search.hop(event.peer_id)
+        if answer.epoch == self.epoch and hop is not None:
             self._excused = self._excused or self._is_at_work(answer)
+            if self._prompt.answer(event.peer_id, answer, now) and self._watch.may_switch(now):
+                self._replace(hop, now)
             self._replace(self._watch.answer(event.peer_id, answer, self.route, now), now)
 
     def _peer_lags(self, event: ev.PeerLags, now: float) -> None:

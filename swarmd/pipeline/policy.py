@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from swarmd.core.errors import CapacityError, SwarmdError
+from swarmd.pipeline.prompt_watch import PromptPolicy
 from swarmd.pipeline.watch import WatchPolicy
 
 
@@ -21,7 +22,8 @@ class DriverPolicy:
     """How long a hop is dialled that the client says it has waited for in vain already: enough for
     one that lives, as a broken connection of the client's says little about it."""
     step_timeout: float = 20.0
-    """Without an answer for so long, plus `position_timeout` for each position, all is reopened."""
+    """Without an answer for so long, plus `position_timeout` for each position, all is reopened,
+    unless a hop says that it works. Hops that say that they are stuck are left before that."""
     position_timeout: float = 0.1
     late: float = 0.5
     """A tick that is so much overdue says that this node stood still: answers may lie unread."""
@@ -65,6 +67,8 @@ class DriverPolicy:
     """One-token chunks in one replayed step."""
     watch: WatchPolicy = field(default_factory=WatchPolicy)
     """When a hop is left for being slow."""
+    prompt: PromptPolicy = field(default_factory=PromptPolicy)
+    """When one is left for being stuck with a prompt."""
 
     def time_for(self, positions: int) -> float:
         """Seconds in which an answer must come when so many positions are under way."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 import enum
 from bisect import insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarmd.core.frames import Polled
 from swarmd.core.route import Hop, Route
+from swarmd.pipeline.experience import Experience
 from swarmd.pipeline.lag import Lag
 
 
@@ -24,7 +26,8 @@ class WatchPolicy:
     least: float = 0.5
     """... and so long at least."""
     at_first: float = 5.0
-    """While fewer than `enough` tokens have been measured, late is what takes so long."""
+    """While fewer than `enough` tokens have been measured, by this session or by others over the
+    same hops, late is what takes so long, or `factor` times what slow hops announce."""
     enough: int = 16
     window: int = 128
     """Tokens that are remembered."""
@@ -50,13 +53,27 @@ class StepClock:
         self._policy = policy
         self._latest: deque[float] = deque()
         self._sorted: list[float] = []
+        self._expected = 0
+        """So many of the latest have been measured by others."""
+        self.announced_s = 0.0
+        """What a token takes according to the hops themselves; 0: they do not say."""
+
+    def expect(self, seconds: Sequence[float]) -> None:
+        """Begin with what others have measured; each of one's own takes the place of one of it."""
+        for each in seconds:
+            self.add(each)
+        self._expected = len(self._latest)
 
     def add(self, seconds: float) -> None:
         """Take note of one."""
-        if len(self._latest) == self._policy.window:
+        if self._expected or len(self._latest) == self._policy.window:
             self._sorted.remove(self._latest.popleft())
+            self._expected = max(0, self._expected - 1)
         self._latest.append(seconds)
         insort(self._sorted, seconds)
+
+    def __bool__(self) -> bool:
+        return bool(self._latest)
 
     @property
     def p95(self) -> float:
@@ -79,7 +96,7 @@ class StepClock:
         """What takes longer is late."""
         policy = self._policy
         if len(self._latest) < policy.enough:
-            return policy.at_first
+            return max(policy.at_first, policy.factor * self.announced_s)
         return max(policy.least, policy.factor * self.p95)
 
 
@@ -107,9 +124,14 @@ class Watch:
     nothing, but whoever does it again and again lags.
     """
 
-    def __init__(self, policy: WatchPolicy | None = None) -> None:
+    def __init__(
+        self, policy: WatchPolicy | None = None, experience: Experience | None = None
+    ) -> None:
+        """`experience` is shared with the other sessions of this node."""
         self.policy = policy or WatchPolicy()
         self.clock = StepClock(self.policy)
+        self._experience = Experience() if experience is None else experience
+        self._route: Route = ()
         self.due: float | None = None
         """When to call `look`."""
         self._since = 0.0
@@ -123,12 +145,17 @@ class Watch:
         self._answers: dict[str, Polled] = {}
         self._left_at: deque[float] = deque()
 
-    def begin(self, known: int, waited_us: int, now: float) -> None:
+    def begin(self, known: int, waited_us: int, now: float, route: Route = ()) -> None:
         """The step that gives the token for position `known` was sent; nothing else is on its way.
 
-        `waited_us` is how long the session has waited for stages in all its life.
+        `waited_us` is how long the session has waited for stages in all its life. What its first
+        token should take is what tokens of other sessions have, that went over the same hops.
         """
-        self._known, self._waited_us = known, waited_us
+        self._known, self._waited_us, self._route = known, waited_us, route
+        if not self.clock:
+            self.clock.expect(self._experience.of(route, known, self.policy.enough, now))
+            announced = (self._experience.announced(hop.peer_id) for hop in route)
+            self.clock.announced_s = sum(speed.token_s for speed in announced)
         self._measure(now)
 
     def _measure(self, now: float) -> None:
@@ -147,7 +174,9 @@ class Watch:
         """The token has come."""
         if self.due is not None:
             waited = max(0, waited_us - self._waited_us) / 1e6
-            self.clock.add(max(0.0, now - self._since - waited))
+            seconds = max(0.0, now - self._since - waited)
+            self.clock.add(seconds)
+            self._experience.note(self._route, self._known, seconds, now)
             self.due = None
             if self._next in (_Next.ASK_OF_LAG, _Next.JUDGE_LAG):
                 self._lag.note()
@@ -182,6 +211,8 @@ class Watch:
 
     def answer(self, peer_id: str, answer: Polled, route: Route, now: float) -> Hop | None:
         """A hop says how far it is; return one that lags, once it is known which hop that is."""
+        if self.due is None:
+            return None  # it was asked about something else
         self._answers[peer_id] = answer
         hop = next((hop for hop in route if not self._is_done(hop)), None)
         if self._next is not _Next.JUDGE_LAG or hop is None or hop.peer_id not in self._answers:

@@ -27,6 +27,7 @@ from swarmd.node.run import Run
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.causes import Cause
 from swarmd.pipeline.driver_state import DriverState
+from swarmd.pipeline.experience import Speed
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.toys import toy_model
 
@@ -57,6 +58,9 @@ class NoRoom:
 
     def distrusted(self) -> frozenset[str]:
         return frozenset()
+
+    def speed(self, peer_id: str) -> Speed:
+        return Speed()
 
     async def refresh(self) -> None:
         """There is nothing new."""

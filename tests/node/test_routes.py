@@ -11,6 +11,7 @@ from swarmd.core.peers import Announcement, NodeState
 from swarmd.core.route import Hop
 from swarmd.core.span import Span
 from swarmd.node.routes import BACK_S, FALLING_SILENT_S, SUSPECTED_S, Asked, Routes
+from swarmd.pipeline.experience import Speed
 from swarmd.swarm.health import HALF_LIFE_S, Fault
 from swarmd.swarm.view import View
 from swarmd.testing import FakeClock
@@ -221,3 +222,17 @@ def _routes_over(clock: FakeClock, seen: list[Announcement]) -> Routes:
         """There is nothing new."""
 
     return Routes("me", toy_model(4), lambda: View(seen, clock.wall()), look_again, clock)
+
+
+def test_how_quick_a_stage_is_its_peer_says() -> None:
+    clock = FakeClock()
+    told = replace(_peer(clock, "told", "float32"), step_ms=40.0, prefill_ms=2.0)
+    new = _peer(clock, "new", "float32")
+    view = View((told, new), clock.wall())
+
+    async def look_again() -> None:
+        """There is nothing new."""
+
+    routes = Routes("me", toy_model(4), lambda: view, look_again, clock)
+    assert routes.speed(told.peer_id) == Speed(position_s=0.002, token_s=0.04)
+    assert routes.speed(new.peer_id) == routes.speed("stranger") == Speed()

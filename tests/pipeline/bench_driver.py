@@ -26,6 +26,7 @@ from swarmd.pipeline.events import (
     Start,
     Tick,
 )
+from swarmd.pipeline.experience import Experience
 from swarmd.pipeline.policy import DriverPolicy
 from swarmd.toys import toy_model
 
@@ -53,8 +54,13 @@ ROUTE = hops("a 0:4", "b 4:8")
 class Bench:
     """A driver, the time, and all that it has done."""
 
-    def __init__(self, policy: DriverPolicy | None = None, **changes: Any) -> None:
-        self.driver = Driver(replace(REQUEST, **changes), policy)
+    def __init__(
+        self,
+        policy: DriverPolicy | None = None,
+        experience: Experience | None = None,
+        **changes: Any,
+    ) -> None:
+        self.driver = Driver(replace(REQUEST, **changes), policy, experience=experience)
         self.now = 100.0
         self.done: list[DriverAction] = []
         self.unreachable: frozenset[str] = frozenset()
