@@ -74,6 +74,9 @@ class Announcement:
     prefill_ms: float = 0.0
     """Measured time of one position of a prompt over the whole span, computed with many others, in
     milliseconds; 0: not measured."""
+    lag_ms: float = 0.0
+    """How late timers come in its process, in milliseconds: more than a few, and it is short of its
+    machine's time; 0: not measured."""
     tokens_per_s: float = 0.0
     """Tokens of the last ten seconds, per second."""
     sessions: int = 0

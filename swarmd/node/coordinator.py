@@ -46,6 +46,10 @@ log = logging.getLogger(__name__)
 
 GAPS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 FIRST_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0)
+EASED = 8
+"""Sessions that are given to others at once, when this node is slow."""
+STAYS_S = 30.0
+"""For so long a session stays that was given to this node, or could be given to nobody."""
 TURN_S = 10.0
 """How long a session waits for another one's prompt that nobody has begun to compute."""
 
@@ -183,6 +187,14 @@ class Coordinator:
         """Let others go on with the sessions coordinated here."""
         self._tell_all(ev.HandOver())
 
+    def ease(self) -> None:
+        """Let others go on with some of the sessions, where they can: this node is slow."""
+        now = asyncio.get_running_loop().time()
+        movable = [run for run in self._runs.values() if run.has_begun and now >= run.stays_until]
+        for run in movable[:EASED]:
+            run.stays_until = now + STAYS_S
+            self._handle(run, ev.HandOver(stays=True))
+
     def stop(self, run: Run, reason: str, tokens: int | None = None) -> None:
         """End a session before its driver would, after so many tokens of output."""
         self._handle(run, ev.Stop(reason))
@@ -239,6 +251,7 @@ class Coordinator:
         run.lost = resume.lost if resume else ""
         run.waits_since = asyncio.get_running_loop().time() - (resume.waited_s if resume else 0.0)
         run.has_emitted = resume is not None and bool(resume.output_ids)
+        run.stays_until = asyncio.get_running_loop().time() + STAYS_S if resume else 0.0
         run.deadline = Deadline(lambda: self._handle(run, ev.Tick()))
         self._runs[run.session] = run
         self.stats.sessions_started += 1

@@ -20,7 +20,7 @@ from swarmd.core.clock import SystemClock
 from swarmd.core.config import NodeConfig
 from swarmd.core.errors import SwarmdError
 from swarmd.engine.stage import Stage
-from swarmd.node import loading, preemption
+from swarmd.node import loading, preemption, starvation
 from swarmd.node.background import in_background
 from swarmd.node.describe import ready_line
 from swarmd.node.inference import InferenceService, Parts
@@ -176,6 +176,7 @@ class Node:
         if membership.moves:
             self._spawn(moves.keep_watch())
             self._spawn(moves.keep_moving(self._life.fail))
+        self._spawn(starvation.keep_watch(membership, service.ease, self._clock))
         follow = partial(self._on_notice, parts)
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._life.until_told()

@@ -50,6 +50,8 @@ class Description:
     ) -> None:
         self.plan: Span | None = None
         """Where the node is about to move, or is moving."""
+        self.lag_s = 0.0
+        """How late its timers come; 0: not measured."""
         self._base = Announcement(
             peer_id=peer_id,
             address=address,
@@ -91,6 +93,7 @@ class Description:
             tokens_per_s=self._rate.update(stats.tokens, self._clock.monotonic()),
             sessions=len(self._host.table.sessions),
             queue_depth=self._executor.queue_depth,
+            lag_ms=1000 * self.lag_s,
             kv_total_bytes=budget.total_bytes,
             kv_free_bytes=max(0, self._host.table.free_bytes()),
             kv_bytes_per_token=self._stage.kv_bytes_per_token,

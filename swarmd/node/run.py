@@ -40,6 +40,8 @@ class Run:
         """Whether a token came, here or at another coordinator."""
         self.noted: Noted = ()
         """What has been counted of it."""
+        self.stays_until = 0.0
+        """Before that it is not given to another coordinator because this one is slow."""
         self.proved = True
         """Whether the hops of its route have computed a token, since it goes over these."""
         self.has_begun = False

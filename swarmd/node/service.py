@@ -142,6 +142,10 @@ class Service:
         """Let other nodes go on with the sessions that this one coordinates."""
         self._coordinator.hand_over()
 
+    def ease(self) -> None:
+        """Let other nodes go on with sessions that would be quicker there."""
+        self._coordinator.ease()
+
     def stay(self) -> None:
         """Take new sessions again."""
         self._host.handle(ev.Drain(on=False))

@@ -158,6 +158,9 @@ class PeerLags:
 class HandOver:
     """This node is about to go: let another coordinator go on as soon as a token has come."""
 
+    stays: bool = False
+    """It is not, but slow: let another one go on if somebody can take over its blocks as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:

@@ -160,13 +160,16 @@ class Moving(Opening):
         self._open(now)
 
     def _hand_over(self, event: ev.HandOver, now: float) -> None:
-        """This node is about to go."""
+        """This node is about to go, or slow."""
+        if event.stays:
+            return self._ease(now)
         self._must_move = True
         if not self._has_run:
             error = errors.PeerUnreachable("this node is leaving: ask another one")
             self._finish("moved", error)
         elif self.state is not DriverState.RUNNING:
             self._move()
+        return None
 
     @property
     def _may_move(self) -> bool:
@@ -175,10 +178,14 @@ class Moving(Opening):
 
     def _move(self) -> None:
         """End here and keep what the hops hold: the client goes on at another node."""
-        error = errors.PeerUnreachable("this node is leaving: go on at another one")
+        error = errors.PeerUnreachable("this node is slow, or leaving: go on at another one")
         self._end("moved", error)
 
     # What the driver does next.
+
+    @abstractmethod
+    def _ease(self, now: float) -> None:
+        """Let another coordinator go on, if this node has no part then: it is slow."""
 
     @abstractmethod
     def _end_pause(self, now: float) -> None:

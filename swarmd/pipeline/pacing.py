@@ -13,6 +13,7 @@ from swarmd.core.route import Hop
 from swarmd.pipeline import events as ev
 from swarmd.pipeline import repair
 from swarmd.pipeline.causes import Cause
+from swarmd.pipeline.driver_state import DriverState
 from swarmd.pipeline.experience import Experience
 from swarmd.pipeline.moving import Moving
 from swarmd.pipeline.policy import DriverPolicy
@@ -113,6 +114,12 @@ class Pacing(Moving):
             need = self._search.need_instead(slow, taken, now)
             self._slow_ask = need.ask
             self._out.append(need)
+
+    def _ease(self, now: float) -> None:
+        """This node is slow: its own part goes to somebody else first, then the session."""
+        if self.state is DriverState.RUNNING and self._watch.may_switch(now):
+            self._must_move = True
+            self._replace(self._search.hop(self.request.me), now)
 
     def _polled(self, event: ev.Received, now: float) -> None:
         answer = event.frame

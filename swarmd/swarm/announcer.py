@@ -14,6 +14,7 @@ LEASE_S = 30.0
 LOAD_INTERVAL_S = 1.0
 """Changes of load are announced this often at most."""
 _LOAD_STEP = 0.2
+_LATE_MS = 20.0
 
 
 class Announcer:
@@ -78,8 +79,12 @@ def _standing(a: Announcement) -> tuple[object, ...]:
 
 
 def _load_differs(last: Announcement, current: Announcement) -> bool:
-    """Whether free KV or sessions changed by a fifth, or an idle node became busy or idle again."""
+    """Whether free KV or sessions changed by a fifth, or an idle node became busy or idle again.
+
+    Or whether it came to be short of its machine's time, or got over that.
+    """
     kv = abs(last.kv_free_bytes - current.kv_free_bytes) > _LOAD_STEP * last.kv_total_bytes
     busier = abs(last.sessions - current.sessions) > _LOAD_STEP * max(last.sessions, 1)
     queue = abs(last.queue_depth - current.queue_depth) > max(2, last.queue_depth)
-    return kv or busier or queue or (last.step_ms == 0) != (current.step_ms == 0)
+    late = abs(last.lag_ms - current.lag_ms) > max(_LATE_MS, last.lag_ms / 2)
+    return kv or busier or queue or late or (last.step_ms == 0) != (current.step_ms == 0)

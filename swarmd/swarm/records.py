@@ -229,6 +229,7 @@ def _body(a: Announcement) -> bytes:
         plan_start=a.plan.start if a.plan else 0,
         plan_end=a.plan.end if a.plan else 0,
         leaves=a.leaves,
+        lag_ms=a.lag_ms,
     ).SerializeToString(deterministic=True)
 
 
@@ -270,6 +271,7 @@ def _value(message: pb.Announcement, signed: pb.SignedAnnouncement) -> Announcem
         moves=message.moves,
         plan=Span(message.plan_start, message.plan_end) if message.plan_end else None,
         leaves=message.leaves,
+        lag_ms=message.lag_ms,
         public_key=signed.public_key,
         signature=signed.signature,
     )
@@ -310,7 +312,7 @@ def _node_fault(a: Announcement) -> str | None:
 
 
 def _number_fault(a: Announcement) -> str | None:
-    speeds = (a.step_ms, a.prefill_ms, a.tokens_per_s)
+    speeds = (a.step_ms, a.prefill_ms, a.tokens_per_s, a.lag_ms)
     numbers = (a.issued_at, a.expires_at, *speeds, *a.coordinate)
     if not all(map(math.isfinite, numbers)):
         return "a number is not finite"

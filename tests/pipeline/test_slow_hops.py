@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from bench_driver import ROUTE
+from bench_driver import ROUTE, Bench, hops, opens, sent
+from bench_driver import finish as finished
 
-from swarmd.core.frames import Polled
+from swarmd.core.frames import Close, Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.causes import Cause
+from swarmd.pipeline.events import HandOver
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
@@ -162,6 +164,66 @@ def test_a_coordinator_that_stood_still_blames_nobody() -> None:
         swarm.freeze("me", 0.9)
     finish(swarm, client)
     assert client.repairs == 0
+
+
+# A coordinator that is slow itself.
+
+
+def eased(me: str) -> Bench:
+    bench = Bench(me=me, max_tokens=9)
+    bench.run()
+    bench.token(10)
+    return bench
+
+
+def test_a_slow_coordinator_has_its_own_blocks_taken_over_and_ends_the_stream_then() -> None:
+    bench = eased("a")
+    bench.handle(HandOver(stays=True))
+    assert (bench.need.spans, bench.need.trusted) == ((ROUTE[0].blocks,), True)
+    assert finished(bench.token(11)) is None
+    assert list(opens(bench.found(hops("x 0:4")))) == ["x", "b"]
+    bench.opened("x", 0)
+    end = finished(bench.opened("b", 12))
+    assert end is not None
+    assert end.reason == "moved"
+    assert not sent(bench.done, "b", Close)
+
+
+def test_a_slow_coordinator_without_blocks_ends_the_stream_with_the_next_token() -> None:
+    bench = eased("me")
+    assert finished(bench.handle(HandOver(stays=True))) is None
+    end = finished(bench.token(11))
+    assert end is not None
+    assert end.reason == "moved"
+
+
+def test_where_nobody_takes_them_over_it_goes_on_as_slow_as_it_is() -> None:
+    bench = eased("a")
+    bench.handle(HandOver(stays=True))
+    bench.missing((0, 4))
+    assert finished(bench.token(11)) is None
+    assert bench.driver.repairs == 0
+
+
+def test_before_it_runs_a_session_is_not_given_away() -> None:
+    bench = Bench()
+    bench.handle(HandOver(stays=True))
+    bench.start()
+    bench.handle(HandOver(stays=True))
+    bench.found()
+    bench.opened("a")
+    bench.opened("b")
+    assert finished(bench.token(10)) is None
+    assert finished(bench.token(11)) is None
+
+
+def test_to_be_given_away_counts_as_leaving_a_hop() -> None:
+    bench = eased("a")
+    for _ in range(WatchPolicy().switches):
+        bench.driver._watch.left(bench.now)
+    asked = bench.need.ask
+    bench.handle(HandOver(stays=True))
+    assert bench.need.ask == asked
 
 
 # The parts.

@@ -53,7 +53,14 @@ def test_a_change_is_announced_at_once(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "load", [{"kv_free_bytes": 700}, {"sessions": 1}, {"queue_depth": 5}, {"step_ms": 0.0}]
+    "load",
+    [
+        {"kv_free_bytes": 700},
+        {"sessions": 1},
+        {"queue_depth": 5},
+        {"step_ms": 0.0},
+        {"lag_ms": 120.0},
+    ],
 )
 def test_load_is_announced_once_a_second(load: dict[str, object]) -> None:
     announcer = Announcer()
@@ -67,7 +74,7 @@ def test_load_is_announced_once_a_second(load: dict[str, object]) -> None:
 def test_small_changes_of_load_wait_for_the_renewal() -> None:
     announcer = Announcer()
     announcer.due(NODE, NOW)
-    little = replace(NODE, kv_free_bytes=900, queue_depth=1, tokens_per_s=3.0)
+    little = replace(NODE, kv_free_bytes=900, queue_depth=1, lag_ms=15.0, tokens_per_s=3.0)
     assert announcer.due(little, NOW + 5) is None
     renewed = announcer.due(little, NOW + 10)
     assert renewed is not None

@@ -44,6 +44,7 @@ FULL = peer(
     moves=True,
     plan=Span(1, 5),
     leaves=True,
+    lag_ms=120.5,
 )
 
 
