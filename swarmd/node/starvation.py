@@ -92,8 +92,14 @@ async def keep_watch(membership: Membership, ease: Callable[[], None], clock: Cl
 
 
 def _others(membership: Membership) -> list[float]:
-    """How late those are that could drive sessions instead, by what they say."""
+    """How late those are that could drive sessions instead, by what they say.
+
+    On a machine that is overloaded, processes with nothing to do are punctual all the same: those
+    that work say more, where there are any.
+    """
     presence = membership.presence
     own = presence.own
     peers = presence.view.serving(own.model.digest) if own else ()
-    return [peer.lag_ms / 1000 for peer in peers if peer.peer_id != presence.own_id]
+    others = [peer for peer in peers if peer.peer_id != presence.own_id]
+    at_work = [peer for peer in others if peer.sessions]
+    return [peer.lag_ms / 1000 for peer in at_work or others]

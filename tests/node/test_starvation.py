@@ -79,44 +79,61 @@ def test_one_pause_is_no_lateness_and_a_few_timers_say_nothing() -> None:
     assert calm.watch.lag_s == pytest.approx(0.001)
 
 
+class Around:
+    """What `keep_watch` sees of the swarm."""
+
+    def __init__(self, *others: tuple[float, int]) -> None:
+        """Of each other node, how late it is and how many sessions it has."""
+        peers = [SimpleNamespace(peer_id="me", lag_ms=0.0, sessions=1)]
+        peers += [
+            SimpleNamespace(peer_id=f"p{i}", lag_ms=1000 * late, sessions=sessions)
+            for i, (late, sessions) in enumerate(others)
+        ]
+        self.peers = peers
+        self.looks = 0
+        self.own_id = "me"
+        self.own = SimpleNamespace(model=SimpleNamespace(digest="d"))
+        self.view = SimpleNamespace(serving=lambda digest: self.peers)
+
+    async def look_again(self) -> None:
+        self.looks += 1
+        if self.looks == 1:  # it has become as bad elsewhere
+            self.peers[1].lag_ms *= 1e12
+        else:
+            self.peers[1].lag_ms = 1e-9
+
+    @property
+    def membership(self) -> Any:
+        return cast(Any, SimpleNamespace(presence=self, description=SimpleNamespace(lag_s=None)))
+
+
+def test_those_that_work_say_how_late_one_is_there() -> None:
+    assert starvation._others(Around((0.1, 2), (0.0, 0)).membership) == [0.1]
+    assert starvation._others(Around((0.1, 0), (0.0, 0)).membership) == [0.1, 0.0]
+    assert starvation._others(Around().membership) == []
+
+
 async def test_a_node_that_starves_says_so_looks_again_and_is_eased(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, value in {"LOOK_S": 0.01, "LEAST_S": -1.0, "USUAL_S": 0.0, "FOR_S": 0.02}.items():
+        monkeypatch.setattr(starvation, name, value)
     monkeypatch.setattr(starvation, "BEAT_S", (0.001, 0.002))
-    monkeypatch.setattr(starvation, "LOOK_S", 0.01)
-    monkeypatch.setattr(starvation, "LEAST_S", -1.0)
-    monkeypatch.setattr(starvation, "USUAL_S", 0.0)
     monkeypatch.setattr(starvation, "SHARE", 1e9)
-    monkeypatch.setattr(starvation, "FOR_S", 0.02)
-    done, looks = asyncio.Event(), []
-    peers = [SimpleNamespace(peer_id=name, lag_ms=0.0) for name in ("me", "other")]
-
-    async def look_again() -> None:
-        looks.append(len(looks))
-        if len(looks) == 1:  # the others are no better, by what they say now
-            peers[1].lag_ms = 1e9
-        else:
-            peers[1].lag_ms = 0.0
+    around, eased = Around((1e-9, 1)), asyncio.Event()
+    membership = around.membership
 
     def ease() -> None:
-        assert len(looks) > 1
-        done.set()
+        assert around.looks > 1
+        eased.set()
 
-    presence = SimpleNamespace(
-        own_id="me",
-        own=SimpleNamespace(model=SimpleNamespace(digest="d")),
-        view=SimpleNamespace(serving=lambda digest: peers),
-        look_again=look_again,
-    )
-    description = SimpleNamespace(lag_s=None)
-    membership = cast(Any, SimpleNamespace(presence=presence, description=description))
     watching = asyncio.create_task(starvation.keep_watch(membership, ease, SystemClock()))
     for _ in range(2000):
         await asyncio.sleep(0.005)
-        if looks:
-            peers[1].lag_ms = 0.0
-        if done.is_set():
+        if around.looks == 1:
+            around.peers[1].lag_ms = 1e-9
+        if eased.is_set():
             break
     watching.cancel()
-    assert done.is_set()
-    assert description.lag_s is not None
+    assert eased.is_set()
+    assert membership.description.lag_s is not None
