@@ -24,7 +24,9 @@ class PromptPolicy:
     least: float = 5.0
     """... and so long at least."""
     rows: int = 1024
-    """Positions that a stage may compute at once, whoever they belong to."""
+    """Positions that a stage may compute at once, whoever they belong to ..."""
+    ones: int = 256
+    """... and so many of them one by one, where outputs are replayed."""
     again: float = 10.0
     """Before the same hop is found to be stuck once more."""
 
@@ -121,8 +123,9 @@ class PromptWatch:
     def _limit(self, peer_id: str, *, waits: bool) -> float:
         """What a microbatch may take; one that this session `waits` for is of any size."""
         policy, speed = self.policy, self._announced(peer_id)
+        ones = max(self._ones, policy.ones) if waits else self._ones
         longest = min(self._unknown, policy.factor * self._longest.get(peer_id, 0.0))
-        if speed.position_s and (speed.token_s or not self._ones):
-            should = self._rows * speed.position_s + self._ones * speed.token_s
+        if speed.position_s and (speed.token_s or not ones):
+            should = self._rows * speed.position_s + ones * speed.token_s
             return max(policy.least, policy.factor * should, longest)
         return max(policy.least, self._unknown if waits or not longest else longest)

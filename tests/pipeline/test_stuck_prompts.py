@@ -111,6 +111,12 @@ def test_positions_that_are_computed_one_by_one_take_as_long_as_tokens() -> None
     assert not watch(unknown_token, ones=256).answer("b", polled(9, 8, 60.0), 170.0)
 
 
+def test_what_others_before_it_replay_may_be_computed_one_by_one() -> None:
+    speed = Speed(0.0001, 0.01)
+    assert not watch(speed).answer("b", polled(9, 8, 10.5, waits=True), 120.0)
+    assert watch(speed).answer("b", polled(9, 8, 10.7, waits=True), 120.0)
+
+
 def test_where_nothing_is_announced_the_chunks_before_tell_how_long_one_takes() -> None:
     told = watch()
     assert not told.answer("b", polled(900, 0, 2.0), 102.5)
