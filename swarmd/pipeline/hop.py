@@ -78,8 +78,7 @@ class HopTable:
         self.sessions: dict[bytes, HopSession] = {}
         self.budget = ReplayBudget(self.policy.replay_log_bytes)
         self.draining = False
-        self._decisions = 0
-        """How many times this node has decided to go, or to stay after all."""
+        self._decisions = 0  # to go, or to stay after all
         self.prefixes = PrefixIndex(account, self.counters, facts, self.policy)
         self.leases = Leases(
             self.prefixes,
@@ -431,8 +430,8 @@ class HopTable:
         return [self._leaving(session) for session in self.sessions.values() if said]
 
     def _leaving(self, session: HopSession) -> Send:
-        leaving = session.leaving(self._decisions, stays=not self.draining)
-        return Send(session.coordinator, leaving)
+        news = session.leaving(self._decisions, stays=not self.draining)
+        return Send(session.coordinator, news)
 
     def _fail(self, session: HopSession, why: Refusal, message: str, lost: str = "") -> Send:
         failed = Failed(session.id, session.epoch, why, message, lost)
