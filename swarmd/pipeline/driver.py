@@ -216,7 +216,7 @@ class Driver(Pacing):
         if self.state is DriverState.RUNNING:
             self.repairs += 1
             self.causes[cause_of(error)] += 1
-        self.error = error
+        self.error, self._eases = error, False
         pause = self._patience.fault(now)
         # For room it is waited by the clock: here too, as the view may go on showing what is not.
         no_room = isinstance(error, errors.CapacityError)
@@ -346,7 +346,7 @@ DRIVER_TABLE: dict[DriverState, dict[type[Any], Handler]] = {
         Polled: Driver._polled,
         Opened: Driver._standby_opened,
         ev.RouteFound: Driver._peers_found,
-        ev.RouteMissing: Driver._standby_missing,
+        ev.RouteMissing: Driver._peers_missing,
         ev.RoutesChanged: Driver._standby_again,
     },
     DriverState.DONE: dict.fromkeys([*_ALWAYS], _ignore),

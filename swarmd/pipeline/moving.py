@@ -174,7 +174,8 @@ class Moving(Opening):
     @property
     def _may_move(self) -> bool:
         """Whether another coordinator is to go on, as this node has no other part in it."""
-        return self._must_move and all(hop.peer_id != self.request.me for hop in self.route)
+        must = self._must_move or self._eases
+        return must and all(hop.peer_id != self.request.me for hop in self.route)
 
     def _move(self) -> None:
         """End here and keep what the hops hold: the client goes on at another node."""

@@ -77,6 +77,8 @@ class Opening(ABC):
         """By peer, the last decision to go or to stay that was heard of in this epoch."""
         self._must_move = False
         """Whether this node is about to go."""
+        self._eases = False
+        """Whether it is slow, and somebody is to take over its blocks."""
         self._due: float | None = None
         self._keep_at: float | None = None
 

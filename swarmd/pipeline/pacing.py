@@ -118,7 +118,7 @@ class Pacing(Moving):
     def _ease(self, now: float) -> None:
         """This node is slow: its own part goes to somebody else first, then the session."""
         if self.state is DriverState.RUNNING and self._watch.may_switch(now):
-            self._must_move = True
+            self._eases = True
             self._replace(self._search.hop(self.request.me), now)
 
     def _polled(self, event: ev.Received, now: float) -> None:
@@ -143,6 +143,15 @@ class Pacing(Moving):
         elif all(hop.precision == slow.precision for hop in event.hops):
             self._leave_slow(now)
             self._take_hops(event, now)
+        else:
+            self._eases = False
+
+    def _peers_missing(self, event: ev.RouteMissing, now: float) -> None:
+        """Nobody could do better than a slow hop, or hold a copy."""
+        if self._slow is not None and event.ask == self._slow_ask:
+            self._eases = False
+        else:
+            self._standby_missing(event, now)
 
     def _leave_slow(self, now: float) -> None:
         slow, self._slow = self._slow, None

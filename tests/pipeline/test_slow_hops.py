@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bench_driver import ROUTE, Bench, hops, opens, sent
 from bench_driver import finish as finished
@@ -10,7 +12,7 @@ from swarmd.core.frames import Close, Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.causes import Cause
-from swarmd.pipeline.events import HandOver
+from swarmd.pipeline.events import HandOver, PeerLost
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
@@ -203,6 +205,22 @@ def test_where_nobody_takes_them_over_it_goes_on_as_slow_as_it_is() -> None:
     bench.missing((0, 4))
     assert finished(bench.token(11)) is None
     assert bench.driver.repairs == 0
+
+
+@pytest.mark.parametrize("answer", ["nobody", "another precision", "none yet"])
+def test_a_slow_coordinator_that_kept_its_blocks_is_no_reason_to_move_later(answer: str) -> None:
+    bench = eased("a")
+    bench.handle(HandOver(stays=True))
+    if answer == "nobody":
+        bench.missing((0, 4))
+    elif answer == "another precision":
+        bench.found(tuple(replace(hop, precision="other") for hop in hops("x 0:4")))
+    bench.token(11)
+    bench.handle(PeerLost("a"))  # its stage has failed, and somebody else has the blocks
+    assert list(opens(bench.found(hops("x 0:4")))) == ["x", "b"]
+    bench.opened("x", 0)
+    assert finished(bench.opened("b", 12)) is None
+    assert finished(bench.token(12)) is None
 
 
 def test_before_it_runs_a_session_is_not_given_away() -> None:
