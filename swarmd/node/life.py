@@ -100,7 +100,8 @@ class Life:
         asking = asyncio.create_task(succession.keep_asking())
         try:
             while self._drains and (seconds := self._seconds_left()) > 0:
-                if not succession.is_awaited(seconds) and service.is_idle:
+                idle = service.is_idle
+                if not succession.is_awaited(seconds, idle=idle) and idle:
                     break
                 await asyncio.sleep(POLL_S)
             else:

@@ -1,7 +1,8 @@
 """A node that leaves and is the last holder of some blocks: whether it is waited for by others.
 
-It stays while nobody else serves them and somebody is there who could, or who needs them. Of a
-swarm that ends as a whole nobody waits for anybody. How a node leaves is `swarmd.node.life`'s.
+It stays while nobody else serves them and somebody is there who could, or for whom its sessions
+run. An idle node for which nobody could step in goes at once: it would only be back the later. Of
+a swarm that ends as a whole nobody waits for anybody. How a node leaves is `swarmd.node.life`'s.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from swarmd.swarm.view import View
 
 log = logging.getLogger(__name__)
 
-_STAYING = (NodeState.SERVING, NodeState.LOADING)
-
 
 class Succession:
     """What one node waits for, besides its sessions. Lives on the event loop."""
@@ -34,16 +33,20 @@ class Succession:
         """Whether those who hold its blocks, as they announce, have been asked if they live."""
         self._waits_for = ""
         """The blocks for which another holder is waited for."""
-        self._looked_at: View | None = None
-        """That view need not be looked at again."""
+        self._looked_at: tuple[View, bool] | None = None
+        """That view need not be looked at again, by a node that was idle or not."""
 
-    def is_awaited(self, seconds: float) -> bool:
-        """Whether the node should stay for so many seconds yet; says when that begins and ends."""
+    def is_awaited(self, seconds: float, *, idle: bool) -> bool:
+        """Whether the node should stay for so many seconds yet; says when that begins and ends.
+
+        `idle` is whether no session runs through it, or by it.
+        """
         if not self._holds:
             return False
-        if self._looked_at is not self._presence.view:
-            self._looked_at = self._presence.view
-            self._look(self._looked_at, seconds)
+        seen = self._presence.view, idle
+        if self._looked_at != seen:
+            self._looked_at = seen
+            self._look(*seen, seconds)
         return bool(self._waits_for) or not self._has_asked
 
     def timed_out(self) -> None:
@@ -64,10 +67,13 @@ class Succession:
             self._has_asked, self._looked_at = True, None
             await asyncio.sleep(ROUND_S)
 
-    def _look(self, view: View, seconds: float) -> None:
+    def _look(self, view: View, idle: bool, seconds: float) -> None:
         alone = held_by_nobody_else(view, self._own, self._patrol.gone(view.peers))
         blocks = ", ".join(f"{start}:{end}" for start, end in alone)
-        before, self._waits_for = self._waits_for, blocks if self._others(view) else ""
+        others = self._others(view)
+        if idle:
+            others = [p for p in others if p.moves or p.plan or p.state is NodeState.LOADING]
+        before, self._waits_for = self._waits_for, blocks if others else ""
         if self._waits_for and not before:
             log.warning("waits for another holder blocks=%s seconds=%.0f", blocks, seconds)
         elif before and not alone:
@@ -76,7 +82,6 @@ class Succession:
             log.warning("nobody is left who could serve them blocks=%s", blocks)
 
     def _others(self, view: View) -> list[Announcement]:
-        """Those who stay: they could take the blocks, or need them."""
+        """Those who stay, elsewhere perhaps: they could take the blocks, or need them."""
         gone = self._patrol.gone(view.peers) | {self._own.peer_id}
-        peers = (p for p in view.of_model(self._own.model.digest) if p.peer_id not in gone)
-        return [peer for peer in peers if peer.state in _STAYING]
+        return [p for p in view.placed(self._own.model.digest) if p.peer_id not in gone]

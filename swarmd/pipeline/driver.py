@@ -86,6 +86,7 @@ class Driver(Pacing):
         self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
         if self._may_move:
             return self._move()
+        self._eases = False  # what was asked for that has no answer in this epoch
         self.feed.begin(self.epoch)
         behind = self.feed.known
         if self._started:

@@ -63,14 +63,15 @@ class Experience:
         """Return what tokens of a session of that length should take, shortest first.
 
         It is what tokens over the slowest of the peers have taken: all of `enough` of these, or
-        nothing where one of the peers has not been met that often. Sessions of less than half the
-        length say nothing of this one.
+        nothing where one of the peers has not been met that often. Of twenty the longest does not
+        count: one hiccup would have new sessions wait for long. Sessions of less than half
+        the length say nothing of this one.
         """
         met = [self._over(hop.peer_id, known, now) for hop in route]
         if not met or min(map(len, met)) < enough:
             return []
         slowest = max(met, key=lambda seconds: seconds[len(seconds) // 2])
-        last = len(slowest) - 1
+        last = len(slowest) - 1 - len(slowest) // 20
         return [slowest[last * i // max(1, enough - 1)] for i in range(enough)]
 
     def _over(self, peer_id: str, known: int, now: float) -> list[float]:

@@ -89,6 +89,8 @@ class Moving(Opening):
 
     def _look_after_copies(self, now: float) -> None:
         """Give up those that lag too far behind, and begin those anew that have stood still."""
+        for donor, peers in self.standbys.stayed():
+            self._end_copy(donor, peers)
         lagging = self.standbys.lagging(self.feed.reached, self.policy.standby_lag)
         for peer_id in lagging:
             self.standbys.rest(peer_id, self.policy.standby_rest, now)

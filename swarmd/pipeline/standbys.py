@@ -32,6 +32,8 @@ class Standby:
     hop: Hop
     leaving: bool = False
     """The hop is about to go: the session is handed off as soon as the copy is whole."""
+    left: bool = False
+    """It was about to go in the epoch before, and may not have said so again yet."""
     ask: int | None = None
     """Of the question for peers that is open."""
     look_at: float | None = 0.0
@@ -63,7 +65,7 @@ class Standby:
 
         What stands by promises the same bits. A hop that leaves is better followed by anybody.
         """
-        return self.leaving or repair.is_same_precision(self.hop, peers)
+        return self.leaving or self.left or repair.is_same_precision(self.hop, peers)
 
     def drop_peers(self, look_at: float) -> Route:
         """Do without these peers; return them."""
@@ -157,9 +159,9 @@ class Standbys:
     def stay(self, peer_id: str) -> Route:
         """A hop that was about to go stays; return the peers that need no copy of it any more."""
         standby = self._of.get(peer_id)
-        if standby is None or not standby.leaving:
+        if standby is None or not (standby.leaving or standby.left):
             return ()
-        standby.leaving = False
+        standby.leaving = standby.left = False
         if not self._is_wanted(standby):
             return self._of.pop(peer_id).peers
         return () if standby.suits(standby.peers) else standby.drop_peers(look_at=0.0)
@@ -167,12 +169,21 @@ class Standbys:
     # A new epoch, and the end.
 
     def open_again(self) -> None:
-        """A new epoch is opened: hops that are about to go say so again, others have stayed."""
+        """A new epoch is opened: hops that are about to go say so again, others have stayed.
+
+        Their copies are kept until then: some of these hops may answer after the last other one.
+        """
         for standby in self:
-            standby.leaving = False
+            standby.left, standby.leaving = standby.leaving, False
+
+    def stayed(self) -> list[tuple[str, Route]]:
+        """Return hops that were to go and have not said so again, and the peers of their copies."""
+        stayed = [standby for standby in self if standby.left and not standby.leaving]
+        peers = [(standby.hop.peer_id, self.stay(standby.hop.peer_id)) for standby in stayed]
+        return [(donor, spares) for donor, spares in peers if spares]
 
     def _is_wanted(self, standby: Standby) -> bool:
-        return standby.leaving or self._request.standby > 0
+        return standby.leaving or standby.left or self._request.standby > 0
 
     def begin(self, route: Route, epoch: int, ids: tuple[int, ...]) -> list[DriverAction]:
         """Open all copies again in a new epoch, and forget those of hops that have gone."""

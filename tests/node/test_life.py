@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,7 +29,8 @@ def peer(number: int, start: int, end: int, state: NodeState = NodeState.SERVING
 
 
 OWN = peer(1, 0, 4, NodeState.DRAINING)
-OTHER = peer(2, 4, 8)
+OTHER = replace(peer(2, 4, 8), moves=True)
+"""Who could take the place of a node that leaves."""
 
 
 class Around:
@@ -104,15 +104,34 @@ async def test_what_is_told_as_the_work_ends_is_heard() -> None:
         Around(replace(OTHER, model=replace(OTHER.model, digest="cd" * 32))),
         Around(OTHER, peer(3, 0, 4)),
         Around(OTHER, holds=False),
+        Around(replace(OTHER, moves=False)),
     ],
-    ids=["alone", "all leave", "of another model", "held elsewhere", "between two stages"],
+    ids=[
+        "alone",
+        "all leave",
+        "of another model",
+        "held elsewhere",
+        "between two stages",
+        "nobody can step in",
+    ],
 )
 async def test_an_idle_node_for_which_nobody_waits_goes_at_once(around: Around) -> None:
-    began = time.monotonic()
     life, task = leaving(around)
     await asyncio.wait_for(task, 60)
     assert life.lifecycle.state is State.STOPPED
-    assert time.monotonic() - began < 1.0
+
+
+async def test_one_through_which_sessions_run_stays_for_whoever_is_started(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    around = Around(replace(OTHER, moves=False), idle=False)
+    _, task = leaving(around)
+    assert await stays(task)
+    assert "waits for another holder blocks=0:4" in caplog.text
+    around.service.is_idle = True
+    await asyncio.wait_for(task, 60)
+    assert "nobody is left who could serve them blocks=0:4" in caplog.text
 
 
 async def test_the_last_holder_stays_until_another_one_serves(
@@ -123,6 +142,8 @@ async def test_the_last_holder_stays_until_another_one_serves(
     _, task = leaving(around)
     assert await stays(task)
     assert "waits for another holder blocks=0:4 seconds=3600" in caplog.text
+    around.seen(replace(OTHER, state=NodeState.DRAINING, moves=False, plan=OWN.span))
+    assert await stays(task), "it is on its way"
     around.seen(OTHER, peer(3, 0, 4, NodeState.LOADING))
     assert await stays(task), "it is still loading"
     around.seen(OTHER, peer(3, 0, 3))

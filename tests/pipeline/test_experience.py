@@ -41,7 +41,20 @@ def test_hops_may_have_been_met_on_different_routes_and_the_slowest_counts() -> 
 
 def test_of_many_tokens_as_many_as_are_wanted_stand_for_all() -> None:
     experience = met(*[i / 100 for i in range(1, 42)])
-    assert experience.of(ROUTE, 100, 5, 11.0) == [0.01, 0.11, 0.21, 0.31, 0.41]
+    assert experience.of(ROUTE, 100, 5, 11.0) == [
+        0.01,
+        0.1,
+        0.2,
+        0.29,
+        0.39,
+    ]
+
+
+def test_one_hiccup_does_not_have_new_sessions_wait_for_long() -> None:
+    experience = met(*[0.1] * (SAMPLES - 1), 10.0)
+    watch = Watch(WatchPolicy(), experience)
+    watch.begin(100, 0, 11.0, ROUTE)
+    assert watch.clock.limit == WatchPolicy().least
 
 
 def test_shorter_sessions_say_nothing_of_longer_ones() -> None:

@@ -8,7 +8,7 @@ from bench_driver import SESSION, Bench, hops, opens, sent, steps
 from swarmd.core.frames import Close, Copied, Copy, Leaving, Opened
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
-from swarmd.pipeline.events import DriverAction, NeedRoute, RouteFound
+from swarmd.pipeline.events import DriverAction, NeedRoute, RouteFound, Tick
 from swarmd.pipeline.hop import HopPolicy
 from swarmd.simulation import Client, Swarm
 from swarmd.toys import toy_model, toy_oracle
@@ -59,6 +59,45 @@ def test_what_was_said_in_another_epoch_counts_no_more() -> None:
         assert not searches(says(bench, 1, behind=behind))
     assert not bench.driver.standbys.is_hurried
     assert searches(says(bench, 1))
+
+
+def two_leave_and_one_is_lost() -> Bench:
+    """Hops a and c leave, with copies on x and z; b is lost, and d found for it."""
+    bench = Bench(max_tokens=50)
+    bench.start()
+    bench.found(hops("a 0:3", "b 3:6", "c 6:8"))
+    for peer in "abc":
+        agrees(bench, peer)
+    bench.token(10)
+    for peer, spare in (("a", "x 0:3"), ("c", "z 6:8")):
+        says(bench, 1, peer_id=peer)
+        bench.handle(RouteFound(bench.need.ask, hops(spare)))
+        agrees(bench, spare[0], 3)
+    bench.lose("b")
+    bench.found(hops("d 3:6"))
+    agrees(bench, "a", 11)
+    says(bench, 1, peer_id="a")
+    agrees(bench, "d")
+    agrees(bench, "c", 11)
+    return bench
+
+
+def test_a_copy_is_kept_for_a_hop_that_says_it_leaves_as_the_last_one() -> None:
+    bench = two_leave_and_one_is_lost()
+    says(bench, 1, peer_id="c")
+    assert not sent(bench.done, "z", Close)
+    assert bench.driver.standbys.leaves("c")
+    bench.now += bench.driver.policy.keep_every
+    bench.handle(Tick())
+    assert not sent(bench.done, "z", Close)
+
+
+def test_a_copy_of_a_hop_that_leaves_no_more_is_given_back_in_a_while() -> None:
+    bench = two_leave_and_one_is_lost()
+    bench.now += bench.driver.policy.keep_every
+    bench.handle(Tick())
+    assert sent(bench.done, "z", Close)
+    assert not sent(bench.done, "x", Close)
 
 
 def test_what_comes_again_or_late_changes_nothing() -> None:
