@@ -47,7 +47,7 @@ class StageHost:
     def _get_to_know(self, order: Open) -> None:
         """Dial the neighbours that a copy will have: when it is put in place, a stream waits."""
         known = order.session in self.table.sessions
-        for peer_id in {order.prev_peer, order.next_peer} - {""} if known else ():
+        for peer_id in sorted({order.prev_peer, order.next_peer} - {""}) if known else ():
             self._send(peer_id, ())
 
     def on_computed(self, results: Iterable[Result]) -> None:
