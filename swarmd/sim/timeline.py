@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
+from asyncio import _get_running_loop, _set_running_loop
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, copy_context
+from heapq import heappop, heappush
 from typing import Any
 
 MAX_EVENTS = 500_000
@@ -35,26 +36,79 @@ class Timeline:
     def at(self, when: float, act: Act) -> None:
         """Let something happen at a time, after what was to happen then already."""
         self._count += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._count, act))
+        now = self.now
+        heappush(self._heap, (when if when > now else now, self._count, act))
 
     def after(self, seconds: float, act: Act) -> None:
         """Let something happen in a while."""
         self.at(self.now + seconds, act)
 
-    def run(self, until: float, while_true: Callable[[], bool] = lambda: True) -> None:
+    def run(self, until: float, while_true: Callable[[], bool] | None = None) -> None:
         """Let everything happen that is due before `until`, while a condition holds.
 
         Raises EndlessRun, and what any of the events raises.
         """
         heap = self._heap
-        while heap and heap[0][0] <= until and while_true():
-            self.now, _, act = heapq.heappop(heap)
+        while heap and heap[0][0] <= until and (while_true is None or while_true()):
+            self.now, _, act = heappop(heap)
             self.events += 1
             if self.events > MAX_EVENTS:
                 raise EndlessRun(f"{self.events} events by {self.now:.1f} s: something spins")
             act()
-        if while_true():
+        if while_true is None or while_true():
             self.now = max(self.now, until)
+
+
+class _Handle(asyncio.TimerHandle):
+    """What is to be called on a process's loop, at once or later.
+
+    As asyncio's, without what that does for debuggers: this is made for most events of a run.
+    """
+
+    __slots__ = ()
+    _loop: ProcessLoop
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: ProcessLoop,
+        context: Context | None,
+        when: float,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._when = when
+
+    def __repr__(self) -> str:
+        return f"<{self._callback} at {self._when}>"
+
+    def cancel(self) -> None:
+        """It stays where it is until its time."""
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
+
+    def fire(self) -> None:
+        """Call, unless that was cancelled: now, or when the process is no longer frozen."""
+        if self._cancelled:
+            return
+        loop = self._loop
+        timeline = loop._timeline
+        if timeline.now < loop.frozen_until:
+            timeline.at(loop.frozen_until, self.fire)
+        elif loop.alive:
+            loop.act(self._call)
+
+    def _call(self) -> None:
+        try:
+            self._context.run(self._callback, *self._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._loop.failed(error)
 
 
 class ProcessLoop(asyncio.AbstractEventLoop):
@@ -80,12 +134,12 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Be the running loop for a while; raise what went wrong meanwhile."""
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        outer = _get_running_loop()
+        _set_running_loop(self)
         try:
             yield
         finally:
-            asyncio._set_running_loop(outer)
+            _set_running_loop(outer)
         self._raise()
 
     def do(self, act: Act) -> None:
@@ -93,18 +147,28 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         if self._timeline.now < self.frozen_until:
             self._timeline.at(self.frozen_until, functools.partial(self.do, act))
             return
-        if not self.alive:
-            return
-        # As `running` does; without its generator, as this is where the time goes.
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
-        try:
+        if self.alive:
+            self.act(act)
+
+    def act(self, act: Act) -> None:
+        """Act within this process. As `running`, without its generator: time goes here."""
+        outer = _get_running_loop()
+        if outer is self:
             act()
-        finally:
-            asyncio._set_running_loop(outer)
+        else:
+            _set_running_loop(self)
+            try:
+                act()
+            finally:
+                _set_running_loop(outer)
         if self._error is not None:
             self._raise()
         self._check()
+
+    def failed(self, error: BaseException) -> None:
+        """A callback has raised this, which ends the simulation."""
+        if self._error is None:
+            self._error = error
 
     def _raise(self) -> None:
         error, self._error = self._error, None
@@ -147,8 +211,9 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self._timeline.at(self._timeline.now, functools.partial(self._run, handle))
+        timeline = self._timeline
+        handle = _Handle(callback, args, self, context, timeline.now)
+        timeline.at(timeline.now, handle.fire)
         return handle
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
@@ -160,8 +225,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         *args: Any,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self._timeline.at(when, functools.partial(self._run, handle))
+        handle = _Handle(callback, args, self, context, when)
+        self._timeline.at(when, handle.fire)
         return handle
 
     def call_later(  # type: ignore[override]
@@ -172,14 +237,6 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self._timeline.now + delay, callback, *args, context=context)
-
-    def _run(self, handle: asyncio.Handle) -> None:
-        if handle._cancelled:
-            return
-        if self._timeline.now < self.frozen_until:
-            self._timeline.at(self.frozen_until, functools.partial(self._run, handle))
-        else:
-            self.do(handle._run)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -196,10 +253,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return not self.alive
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays where it is until its time."""
-
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if self._error is None and isinstance(error, BaseException):
-            self._error = error
+        if isinstance(error, BaseException):
+            self.failed(error)
