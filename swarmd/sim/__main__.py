@@ -9,7 +9,8 @@ import sys
 import time
 from collections import Counter
 
-from swarmd.sim.seeds import run_seed
+from swarmd.sim.progress import Progress
+from swarmd.sim.seeds import prepare, run_seed
 
 
 def main() -> int:
@@ -21,17 +22,21 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
     seeds = args.seed or range(args.first, args.first + args.seeds)
-    began, failed = time.monotonic(), 0
+    jobs = min(args.jobs, max(1, len(seeds)))
+    progress = Progress(len(seeds), time.monotonic())
     history: Counter[str] = Counter()
-    with multiprocessing.get_context("spawn").Pool(min(args.jobs, max(1, len(seeds)))) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, prepare) as pool:
         for seed, happened, wrong in pool.imap_unordered(run_seed, seeds, chunksize=8):
             history += happened
             if wrong:
-                failed += 1
                 print(f"seed {seed}: {wrong}\n  again: python -m swarmd.sim {seed}", flush=True)
+            line = progress.one_more(time.monotonic(), failed=bool(wrong))
+            if line:
+                print(line, file=sys.stderr, flush=True)
     listed = ", ".join(f"{name} {count}" for name, count in history.most_common())
-    print(f"{len(seeds)} seeds, {failed} failed, {time.monotonic() - began:.0f} s; {listed}")
-    return 1 if failed else 0
+    seconds = time.monotonic() - progress.began
+    print(f"{len(seeds)} seeds, {progress.failed} failed, {seconds:.0f} s; {listed}")
+    return 1 if progress.failed else 0
 
 
 if __name__ == "__main__":
