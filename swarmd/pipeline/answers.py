@@ -43,7 +43,7 @@ class Answers:
     def held(self, route: Route) -> list[Held]:
         """What each hop holds and can send on, in the order of the route."""
         answers = (self._by_peer[hop.peer_id] for hop in route)
-        return [Held(answer.kv_length, answer.log_start) for answer in answers]
+        return [Held(a.kv_length, a.log_start, a.chunk_exact) for a in answers]
 
     def copies(self, peer_id: str) -> bool:
         """Whether a hop's KV can be copied."""

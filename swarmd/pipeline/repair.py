@@ -73,6 +73,8 @@ class Held:
 
     kv_length: int
     log_start: int
+    chunk_exact: bool = True
+    """Whether it does not matter in which chunks it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def plan(held: Sequence[Held], last_chunk: int, chunks: ChunkPlan) -> Replay:
 
     A hop whose predecessor's log reaches back to what it holds is filled up out of that log. One
     whose predecessor's does not can be fed only by rewinding the whole pipeline to where it is.
-    Either way everybody computes the last chunk again, since its token may have been lost.
+    Either way everybody computes the last chunk again, since its token may have been lost. So is a
+    chunk of which a copy holds a part: its rest alone might come out in other bits.
     """
     reached = max(hop.kv_length for hop in held)
     rewind = chunks.floor(min(last_chunk, reached))
@@ -103,6 +106,10 @@ def plan(held: Sequence[Held], last_chunk: int, chunks: ChunkPlan) -> Replay:
         filled = max(hop.kv_length, filled) if connected else hop.kv_length
         send_from.append(hop.kv_length if connected else None)
         rewind = min(rewind, filled)
+    for hop in held:
+        whole = chunks.floor(hop.kv_length)
+        if not hop.chunk_exact and whole < hop.kv_length < rewind:
+            rewind = whole
     rewind = chunks.floor(rewind)
     return Replay(
         send_from=(*(rewind if at is None else at for at in send_from), 0),

@@ -387,7 +387,7 @@ def held_hops(draw: st.DrawFn) -> list[Held]:
     hops = []
     for _ in range(draw(st.integers(1, 5))):
         length = draw(lengths)
-        hops.append(Held(length, draw(st.integers(0, length))))
+        hops.append(Held(length, draw(st.integers(0, length)), draw(st.booleans())))
     return hops
 
 
@@ -408,6 +408,20 @@ def test_after_a_repair_every_hop_holds_what_the_rewind_builds_on(
         else:
             has = hop.kv_length
         assert has >= made.rewind_to, "this hop would have a gap"
+    for hop in held:
+        if not hop.chunk_exact and hop.kv_length < made.rewind_to:
+            assert chunks.floor(hop.kv_length) == hop.kv_length, "it would begin within a chunk"
+
+
+@pytest.mark.parametrize(("exact", "again"), [(True, 39), (False, 21)])
+def test_a_copy_that_holds_a_part_of_a_chunk_computes_the_whole_of_it(
+    exact: bool, again: int
+) -> None:
+    """KV comes in pieces of any length, of which a hop that died has sent 22 positions."""
+    held = [Held(22, 22, exact), Held(36, 36, exact), Held(39, 0, exact)]
+    made = plan(held, 45, ChunkPlan(46, 3))
+    assert made.rewind_to == again
+    assert made.feed_from == min(22, again)
 
 
 @given(held_hops(), st.integers(0, 30))
