@@ -239,10 +239,13 @@ def test_replay_without_the_second_row_would_not_be_exact(
     linear = next(
         m for m in padded.model.modules() if isinstance(m, torch.nn.Linear | PackedLinear)
     )
+    torch.manual_seed(0)
     rows = torch.randn(64, linear.in_features, dtype=torch.bfloat16)
     with torch.inference_mode():
-        if torch.equal(linear(rows), torch.cat([linear(row[None]) for row in rows])):
-            pytest.skip("on this machine a single row gives the bits of two")
+        alone = torch.cat([linear(row[None]) for row in rows])
+        others = int((linear(rows) != alone).any(dim=1).sum())
+    if others < len(rows) // 2:
+        pytest.skip(f"on this machine {others} of 64 single rows have other bits: too few to see")
     assert padded.replay_exact == linear_rows_agree(padded)
     monkeypatch.setattr(runners, "MIN_ROWS", 1)
     assert not load.load_stage(source, Span(0, 1), dtype="bfloat16", kv_memory=0).replay_exact
