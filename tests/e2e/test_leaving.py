@@ -109,7 +109,7 @@ TAKEN_OVER = "hop_taken_over"
 
 def spared_the_prompt(grown: Mapping[str, float]) -> bool:
     """Whether a copy took a hop's place, and next to nothing was computed or sent again."""
-    return grown[TAKEN_OVER] >= 1 and all(grown[name] < 24 for name in AGAIN)  # of hundreds
+    return grown[TAKEN_OVER] >= 1 and all(grown[name] < 100 for name in AGAIN)  # of 600
 
 
 def kills_one(
