@@ -27,6 +27,7 @@ from swarmd.node.inference import InferenceService, Parts
 from swarmd.node.life import Life
 from swarmd.node.lifecycle import Event, State
 from swarmd.node.loading import Progress
+from swarmd.node.loop_lag import LoopLag
 from swarmd.node.membership import Membership
 from swarmd.node.metrics import show_metrics
 from swarmd.node.metrics_door import MetricsDoor
@@ -164,7 +165,8 @@ class Node:
     ) -> None:
         """Serve until a drain begins, then until the last session has ended or time is up."""
         presence, executor = membership.presence, service.executor
-        show_metrics(self._metrics, service.report, executor, presence, membership.directory)
+        lag = LoopLag()
+        show_metrics(self._metrics, service.report, executor, presence, membership.directory, lag)
         await self._life.begin_to_serve(membership)
         parts = service.parts(lambda: self._life.accepts, lambda: self._life.serves)
         inference.parts = parts
@@ -176,7 +178,7 @@ class Node:
         if membership.moves:
             self._spawn(moves.keep_watch())
             self._spawn(moves.keep_moving(self._life.fail))
-        self._spawn(starvation.keep_watch(membership, service.ease, self._clock))
+        self._spawn(starvation.keep_watch(membership, service.ease, lag))
         follow = partial(self._on_notice, parts)
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._life.until_told()

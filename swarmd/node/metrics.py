@@ -41,8 +41,9 @@ def show_metrics(
     executor: Executor,
     presence: Presence,
     directory: DhtDirectory,
+    lag: LoopLag,
 ) -> None:
-    """Have the door show this node from now on, if it is open; nothing is measured otherwise."""
+    """Have the door show this node from now on, if it is open."""
     own = presence.own
     if door.address is None or own is None:
         return
@@ -53,7 +54,7 @@ def show_metrics(
             lambda: presence.view,
             directory.stats,
             own,
-            LoopLag().seconds,
+            lag.seconds,
             report.gaps,
             report.first_tokens,
         )

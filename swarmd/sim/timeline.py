@@ -125,7 +125,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._timeline = timeline
         self._check = check
         self._error: BaseException | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order of their beginning, in which they end: that of a set is one of addresses."""
 
     @property
     def frozen(self) -> bool:
@@ -178,12 +179,12 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that lives no longer than the process."""
         task = asyncio.Task(work, loop=self)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._error = error
 

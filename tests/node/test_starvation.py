@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from swarmd.core.clock import SystemClock
-from swarmd.node import starvation
-from swarmd.node.starvation import BEATS, FOR_S, Starvation
+from swarmd.node import loop_lag, starvation
+from swarmd.node.loop_lag import LATEST, LoopLag
+from swarmd.node.starvation import FOR_S, Starvation
 
 WELL = [0.001, 0.002, 0.001]
 
@@ -28,9 +28,7 @@ class Node:
         for _ in range(seconds):
             self.now += 1.0
             self.cpu_s += self.cpu_share
-            for _ in range(BEATS):
-                self.watch.beat(self.late)
-            found.append(self.watch.look(self.cpu_s, others, self.now))
+            found.append(self.watch.look(self.late, others, self.cpu_s, self.now))
         return found
 
 
@@ -68,15 +66,13 @@ def test_it_takes_seconds_in_a_row() -> None:
         node.late = 0.12
 
 
-def test_one_pause_is_no_lateness_and_a_few_timers_say_nothing() -> None:
-    watch = Starvation(0.0, 0.0)
-    for _ in range(BEATS - 1):
-        watch.beat(0.5)
-    assert watch.lag_s == 0.0
-    calm = Node(0.001)
-    calm.looks(WELL)
-    calm.watch.beat(20.0)
-    assert calm.watch.lag_s == pytest.approx(0.001)
+async def test_one_pause_is_no_lateness_and_a_few_timers_say_nothing() -> None:
+    lag = LoopLag()
+    for _ in range(LATEST - 1):
+        lag.note(0.001)
+    assert lag.usual_s == 0.0
+    lag.note(20.0)
+    assert lag.usual_s == 0.001
 
 
 class Around:
@@ -118,8 +114,8 @@ async def test_a_node_that_starves_says_so_looks_again_and_is_eased(
 ) -> None:
     for name, value in {"LOOK_S": 0.01, "LEAST_S": -1.0, "USUAL_S": 0.0, "FOR_S": 0.02}.items():
         monkeypatch.setattr(starvation, name, value)
-    monkeypatch.setattr(starvation, "BEAT_S", (0.001, 0.002))
     monkeypatch.setattr(starvation, "SHARE", 1e9)
+    monkeypatch.setattr(loop_lag, "INTERVAL_S", (0.001, 0.002))
     around, eased = Around((1e-9, 1)), asyncio.Event()
     membership = around.membership
 
@@ -127,7 +123,7 @@ async def test_a_node_that_starves_says_so_looks_again_and_is_eased(
         assert around.looks > 1
         eased.set()
 
-    watching = asyncio.create_task(starvation.keep_watch(membership, ease, SystemClock()))
+    watching = asyncio.create_task(starvation.keep_watch(membership, ease, LoopLag()))
     for _ in range(2000):
         await asyncio.sleep(0.005)
         if around.looks == 1:

@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from toy_streams import finish
 
 from swarmd.core.frames import KV, Keep, SessionFrame, Step
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.hop import HopPolicy
-from swarmd.simulation import Client, Swarm
-from swarmd.toys import toy_model, toy_oracle
+from swarmd.simulation import Swarm
+from swarmd.toys import toy_model
 
 MODEL = toy_model(6, max_len=5000)
 SPANS = ("0:2", "2:4", "4:6")
@@ -84,6 +85,7 @@ def failover(context: int, index: int, seed: int, twice: tuple[int, ...] = ()) -
     swarm.links.send = count  # type: ignore[method-assign]
     swarm.kill(client.route[index].peer_id)
     finish(swarm, client)
+    assert client.repairs == 1
     assert total(swarm, "taken_over") == 1
     work.again = again(swarm) - before
     return work
@@ -91,14 +93,6 @@ def failover(context: int, index: int, seed: int, twice: tuple[int, ...] = ()) -
 
 def lags(swarm: Swarm) -> bool:
     return any(node.table.copies.lag for node in swarm.nodes.values())
-
-
-def finish(swarm: Swarm, client: Client) -> None:
-    swarm.run(swarm.now + 300, while_true=lambda: client.finished is None)
-    request = client.request
-    args = (request.prompt_ids, request.sampling, TOKENS, request.chunk_size)
-    assert client.ids == toy_oracle(MODEL, *args)
-    assert client.repairs == 1
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from bench_driver import ROUTE, Bench, hops, opens, sent
 from bench_driver import finish as finished
+from toy_streams import finish
 
 from swarmd.core.frames import Close, Polled
 from swarmd.core.sampling import SamplingParams
@@ -16,7 +17,7 @@ from swarmd.pipeline.events import HandOver, PeerLost
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
-from swarmd.toys import toy_model, toy_oracle
+from swarmd.toys import toy_model
 
 MODEL = toy_model(6, max_len=4096)
 FAIR = Weather(delay=(0.001, 0.002), compute=(0.02, 0.03))
@@ -39,17 +40,6 @@ def begin(swarm: Swarm, number: int = 1, prompt: int = 20, tokens: int = 200) ->
     client = swarm.client(number, ids, tokens, SamplingParams(seed=number))
     swarm.start(client, "me")
     return client
-
-
-def finish(swarm: Swarm, *clients: Client) -> None:
-    swarm.run(2000.0, lambda: any(client.finished is None for client in clients))
-    for client in clients:
-        request = client.request
-        assert client.finished is not None
-        assert client.finished.error is None
-        assert client.ids == toy_oracle(
-            MODEL, request.prompt_ids, request.sampling, request.max_tokens, request.chunk_size
-        )
 
 
 def after(swarm: Swarm, client: Client, tokens: int) -> None:

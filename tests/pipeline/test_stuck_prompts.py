@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from bench_driver import SESSION, Bench, hops, opens, sent, steps
+from toy_streams import finish
 
 from swarmd.core.frames import Poll, Polled
 from swarmd.core.sampling import SamplingParams
@@ -13,7 +14,7 @@ from swarmd.lossy_links import Weather
 from swarmd.pipeline.experience import Experience, Speed, unknown
 from swarmd.pipeline.prompt_watch import PromptWatch
 from swarmd.simulation import Client, Swarm
-from swarmd.toys import toy_model, toy_oracle
+from swarmd.toys import toy_model
 
 MODEL = toy_model(6, max_len=4096)
 THREE = hops("a 0:2", "b 2:5", "c 5:8")
@@ -167,17 +168,6 @@ def begin(swarm: Swarm, number: int, prompt: int, tokens: int) -> Client:
     return client
 
 
-def finish(swarm: Swarm, *clients: Client) -> None:
-    swarm.run(20_000.0, lambda: any(client.finished is None for client in clients))
-    for client in clients:
-        request = client.request
-        assert client.finished is not None
-        assert client.finished.error is None
-        assert client.ids == toy_oracle(
-            MODEL, request.prompt_ids, request.sampling, request.max_tokens, request.chunk_size
-        )
-
-
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_prompt_of_four_thousand_goes_round_a_hop_that_hangs(place: int) -> None:
     swarm = swarm_of(Weather(delay=(0.001, 0.002), compute=(0.02, 0.03)))
@@ -188,7 +178,7 @@ def test_a_prompt_of_four_thousand_goes_round_a_hop_that_hangs(place: int) -> No
     began = swarm.now
     swarm.run(200.0, lambda: slow in {hop.peer_id for hop in client.route})
     assert swarm.now - began < 30.0
-    finish(swarm, client)
+    finish(swarm, client, seconds=20_000.0)
     assert client.repairs == 1
 
 
@@ -201,7 +191,7 @@ def test_a_crowd_of_prompts_on_slow_machines_makes_nobody_stuck(
     step = sum(seconds) / 2
     swarm.nodes["me"].experience.announced = lambda peer_id: Speed(step / 8, step)
     crowd = [begin(swarm, number, 100, 8) for number in range(2, 12)]
-    finish(swarm, *crowd)
+    finish(swarm, *crowd, seconds=20_000.0)
     assert [client.repairs for client in crowd] == [0] * 10
 
 
