@@ -58,14 +58,15 @@ class Ledger:
     def appeared(self, newcomer: SimDirectory) -> None:
         """Those who have known somebody at that address will ask there again."""
         self.at[newcomer.address] = newcomer
-        for member in self._members:
-            if newcomer.address in member.known:
+        for other in self.at.values():
+            if newcomer.address in other.known:
                 seconds = self._random.uniform(1.0, 8.0)
-                self._timeline.after(seconds, functools.partial(self._ask_again, member, newcomer))
+                self._timeline.after(seconds, functools.partial(self._ask_again, other, newcomer))
 
-    def _ask_again(self, member: SimDirectory, newcomer: SimDirectory) -> None:
-        if member in self._members and self.at.get(newcomer.address) is newcomer:
-            newcomer.found_others()
+    def _ask_again(self, one: SimDirectory, other: SimDirectory) -> None:
+        if all(self.at.get(peer.address) is peer for peer in (one, other)):
+            one.found_others()
+            other.found_others()
 
     def leave(self, member: SimDirectory) -> None:
         """A process is gone; what it announced stays until it expires."""
@@ -106,7 +107,7 @@ class SimDirectory:
         self._returned: list[Announcement] = []
         self._news = asyncio.Event()
         self.known: set[str] = set()
-        """Addresses that somebody had."""
+        """Addresses that somebody has, or had."""
         ledger.appeared(self)
 
     async def publish(self, announcement: Announcement) -> None:
@@ -159,6 +160,7 @@ class SimDirectory:
     async def join(self, addresses: Iterable[str]) -> None:
         """Join through others' addresses, any of which will do."""
         for address in addresses:
+            self.known.add(address)  # whether it answers now or not, as hivemind's peers do
             other = self._ledger.at.get(address)
             if other is not None and other is not self:
                 self.found_others()

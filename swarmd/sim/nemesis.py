@@ -155,6 +155,7 @@ class Nemesis:
         return True
 
     def _join(self) -> bool:
+        self.world.name_living()
         if self.world.movable and self.random.random() < 0.3:
             self.world.add_movable().boot()
         else:

@@ -132,6 +132,12 @@ class World:
         """Return those that live and have loaded blocks, if only once."""
         return [process for process in self.processes() if process.loaded]
 
+    def name_living(self) -> None:
+        """Give newcomers somebody to ask, where all whom they are told of are gone."""
+        living = [machine.address for machine in self.machines.values() if machine.alive]
+        if not set(living) & set(self.seeds):
+            self.seeds += living[:2]
+
     # What happens.
 
     def start(self) -> None:
