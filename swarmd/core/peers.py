@@ -96,6 +96,8 @@ class Announcement:
     """Blocks to which it is about to move; None: it stays."""
     leaves: bool = False
     """Whether it is about to leave, unless others do on whom it counts; until then it serves."""
+    starves: bool = False
+    """Whether it has found that its machine gives it too little time, while others get more."""
     public_key: bytes = field(default=b"", repr=False)
     signature: bytes = field(default=b"", repr=False)
 

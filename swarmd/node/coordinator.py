@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -50,6 +50,8 @@ EASED = 8
 """Sessions that are given to others at once, when this node is slow."""
 STAYS_S = 30.0
 """For so long a session stays that was given to this node, or could be given to nobody."""
+BEARS_S = 5.0
+"""For so long it bears a slow hop, where it found nobody for its place."""
 TURN_S = 10.0
 """How long a session waits for another one's prompt that nobody has begun to compute."""
 
@@ -194,6 +196,15 @@ class Coordinator:
         for run in movable[:EASED]:
             run.stays_until = now + STAYS_S
             self._handle(run, ev.HandOver(stays=True))
+
+    def go_round(self, peers: Collection[str]) -> None:
+        """Have some of the sessions leave hops that say that they are slow."""
+        now, asked = asyncio.get_running_loop().time(), 0
+        for run in list(self._runs.values()):
+            slow = next((hop.peer_id for hop in run.driver.route if hop.peer_id in peers), None)
+            if slow is not None and now >= run.bears_until and asked < EASED:
+                run.bears_until, asked = now + BEARS_S, asked + 1
+                self._handle(run, ev.PeerLags(slow, starves=True))
 
     def stop(self, run: Run, reason: str, tokens: int | None = None) -> None:
         """End a session before its driver would, after so many tokens of output."""

@@ -178,7 +178,7 @@ class Node:
         if membership.moves:
             self._spawn(moves.keep_watch())
             self._spawn(moves.keep_moving(self._life.fail))
-        self._spawn(starvation.keep_watch(membership, service.ease, lag))
+        self._spawn(starvation.keep_watch(membership, service, lag))
         follow = partial(self._on_notice, parts)
         self._spawn(preemption.watch(self._config.preemption, os.environ, follow))
         await self._life.until_told()

@@ -52,6 +52,8 @@ class Description:
         """Where the node is about to move, or is moving."""
         self.lag_s = 0.0
         """How late its timers come; 0: not measured."""
+        self.starves = False
+        """Whether others are to go before this node, which gets too little time."""
         self._base = Announcement(
             peer_id=peer_id,
             address=address,
@@ -94,6 +96,7 @@ class Description:
             sessions=len(self._host.table.sessions),
             queue_depth=self._executor.queue_depth,
             lag_ms=1000 * self.lag_s,
+            starves=self.starves,
             kv_total_bytes=budget.total_bytes,
             kv_free_bytes=max(0, self._host.table.free_bytes()),
             kv_bytes_per_token=self._stage.kv_bytes_per_token,

@@ -149,7 +149,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if model.digest == own.model.digest:
             key = first_key(prompt_ids, model.digest, request.cache_salt.encode())
             home = parts.routes.home(key) if key and request.allow_redirect else None
-            here = own.span.start == 0 and parts.serves()
+            here = own.span.start == 0 and parts.serves() and not own.starves
             if not request.allow_redirect or (here and home is None):
                 return None
             try:

@@ -16,6 +16,10 @@ from swarmd.node.histogram import Histogram
 INTERVAL_S = (0.1, 0.4)
 """Between two looks: drawn, as what keeps a process from running may come regularly. Each costs a
 stream's caches: a tenth of a millisecond."""
+SOON_S = (0.01, 0.04)
+"""The same after a timer that came late, ..."""
+LATE_S = 0.05
+"""... which is by that much: whether it is more than one pause should be known soon."""
 LATEST = 9
 """Of so many the median counts."""
 
@@ -29,7 +33,7 @@ class LoopLag:
         )
         self._latest: deque[float] = deque(maxlen=LATEST)
         self._loop = asyncio.get_running_loop()
-        self._wait()
+        self._wait(INTERVAL_S)
 
     @property
     def usual_s(self) -> float:
@@ -41,11 +45,12 @@ class LoopLag:
         self.seconds.observe(max(0.0, late))
         self._latest.append(max(0.0, late))
 
-    def _wait(self) -> None:
+    def _wait(self, limits: tuple[float, float]) -> None:
         # Not the loop's own clock, which may stand still while callbacks run.
-        seconds = random.uniform(*INTERVAL_S)
+        seconds = random.uniform(*limits)
         self._loop.call_later(seconds, self._awake, time.monotonic() + seconds)
 
     def _awake(self, due: float) -> None:
-        self.note(time.monotonic() - due)
-        self._wait()
+        late = time.monotonic() - due
+        self.note(late)
+        self._wait(SOON_S if late >= LATE_S else INTERVAL_S)

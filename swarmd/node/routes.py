@@ -211,7 +211,9 @@ class Routes:
         return [
             peer
             for peer in view.serving(self._model.digest)
-            if peer.span.start == 0 and self.health.penalty(peer.peer_id, view.now) < 1
+            if peer.span.start == 0
+            and not peer.starves
+            and self.health.penalty(peer.peer_id, view.now) < 1
         ]
 
     def failed(self, peer_id: str) -> None:

@@ -42,6 +42,8 @@ class Run:
         """What has been counted of it."""
         self.stays_until = 0.0
         """Before that it is not given to another coordinator because this one is slow."""
+        self.bears_until = 0.0
+        """Before that it is not asked again to go round hops that are slow."""
         self.proved = True
         """Whether the hops of its route have computed a token, since it goes over these."""
         self.has_begun = False

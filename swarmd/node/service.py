@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -145,6 +145,10 @@ class Service:
     def ease(self) -> None:
         """Let other nodes go on with sessions that would be quicker there."""
         self._coordinator.ease()
+
+    def go_round(self, peers: Collection[str]) -> None:
+        """Have sessions leave hops that say that they are slow."""
+        self._coordinator.go_round(peers)
 
     def stay(self) -> None:
         """Take new sessions again."""

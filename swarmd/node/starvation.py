@@ -6,12 +6,18 @@ What becomes of its sessions then is for `coordinator.Coordinator.ease` to say.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
+from swarmd.core.peers import Announcement
 from swarmd.node.loop_lag import LoopLag
 from swarmd.node.membership import Membership
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 LEAST_S = 0.05
@@ -22,8 +28,10 @@ USUAL_S = 0.005
 """... at least this, ..."""
 SHARE = 0.5
 """... while it uses less than this of one core: one that is merely busy gets what it wants ..."""
-FOR_S = 3.0
+FOR_S = 1.0
 """... for so long."""
+OVER_S = 10.0
+"""For so long it counts as starved after that, so that sessions do not come and go."""
 
 
 class Starvation:
@@ -55,18 +63,43 @@ def falls_behind(lag_s: float, others: Sequence[float]) -> bool:
     return lag_s >= TIMES * max(USUAL_S, statistics.median(others))
 
 
-async def keep_watch(membership: Membership, ease: Callable[[], None], lag: LoopLag) -> None:
-    """Announce how late this node is; while it starves and others do not, have it eased."""
+class Sessions(Protocol):
+    """Those that this node coordinates."""
+
+    def ease(self) -> None:
+        """Let other nodes go on with some of them."""
+        ...
+
+    def go_round(self, peers: Collection[str]) -> None:
+        """Have some of them leave these hops, where others can take their places."""
+        ...
+
+
+async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -> None:
+    """Announce how late this node is, and whether it starves; ease who it holds up then.
+
+    Its own sessions go round others that say so.
+    """
     starvation = Starvation(time.process_time(), time.monotonic())
+    until = -math.inf
     while True:
         await asyncio.sleep(LOOK_S)
-        if membership.description is not None:
-            membership.description.lag_s = lag.usual_s
+        if (about := membership.description) is None:
+            continue
+        about.lag_s = lag.usual_s
         others, cpu_s = _others(membership), time.process_time()
         if starvation.look(lag.usual_s, others, cpu_s, time.monotonic()):
             await membership.presence.look_again()
             if falls_behind(lag.usual_s, _others(membership)):
-                ease()
+                until = time.monotonic() + OVER_S
+                sessions.ease()
+        if about.starves != (starves := time.monotonic() < until):
+            about.starves = starves
+            membership.presence.changed()
+            news = "this node gets too little time" if starves else "it gets its time again"
+            log.warning("%s: timers come late ms=%.0f", news, 1000 * lag.usual_s)
+        if hops := [peer.peer_id for peer in _peers(membership) if peer.starves]:
+            sessions.go_round(hops)
 
 
 def _others(membership: Membership) -> list[float]:
@@ -75,9 +108,13 @@ def _others(membership: Membership) -> list[float]:
     On a machine that is overloaded, processes with nothing to do are punctual all the same: those
     that work say more, where there are any.
     """
+    others = _peers(membership)
+    at_work = [peer for peer in others if peer.sessions]
+    return [peer.lag_ms / 1000 for peer in at_work or others]
+
+
+def _peers(membership: Membership) -> list[Announcement]:
     presence = membership.presence
     own = presence.own
     peers = presence.view.serving(own.model.digest) if own else ()
-    others = [peer for peer in peers if peer.peer_id != presence.own_id]
-    at_work = [peer for peer in others if peer.sessions]
-    return [peer.lag_ms / 1000 for peer in at_work or others]
+    return [peer for peer in peers if peer.peer_id != presence.own_id]

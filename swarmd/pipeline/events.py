@@ -152,6 +152,8 @@ class PeerLags:
     """Another session leaves this peer for being slow."""
 
     peer_id: str
+    starves: bool = False
+    """It says so itself: whoever can goes round it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,8 @@ class Pacing(Moving):
         if slow is None:
             return
         self._slow = slow
+        # What holds up a hop here holds up this driver too; but nobody is sent from node to node.
+        self._eases |= slow.peer_id == self.request.me and not self.request.resumed
         self._out.append(ev.Lagging(slow.peer_id))
         copies = self.standbys.instead_of(slow)
         if copies and repair.is_same_precision(slow, copies):
@@ -132,8 +134,15 @@ class Pacing(Moving):
             self._replace(self._watch.answer(event.peer_id, answer, self.route, now), now)
 
     def _peer_lags(self, event: ev.PeerLags, now: float) -> None:
-        if self._search.hop(event.peer_id) is not None:
+        hop = self._search.hop(event.peer_id)
+        if hop is not None:
             self._watch.warned_of(event.peer_id)
+            if event.starves and self._may_replace(now):
+                self._replace(hop, now)
+
+    def _may_replace(self, now: float) -> bool:
+        running = self.state is DriverState.RUNNING and self._slow is None
+        return running and self._watch.may_switch(now)
 
     def _peers_found(self, event: ev.RouteFound, now: float) -> None:
         """Go round a slow hop; not by way of another precision, which would change tokens."""
@@ -144,14 +153,18 @@ class Pacing(Moving):
             self._leave_slow(now)
             self._take_hops(event, now)
         else:
-            self._eases = False
+            self._bear()
 
     def _peers_missing(self, event: ev.RouteMissing, now: float) -> None:
         """Nobody could do better than a slow hop, or hold a copy."""
         if self._slow is not None and event.ask == self._slow_ask:
-            self._eases = False
+            self._bear()
         else:
             self._standby_missing(event, now)
+
+    def _bear(self) -> None:
+        """Nobody can take the place of the slow hop: it is used on."""
+        self._slow, self._eases = None, False
 
     def _leave_slow(self, now: float) -> None:
         slow, self._slow = self._slow, None

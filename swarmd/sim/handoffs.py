@@ -42,9 +42,10 @@ class Handoffs:
         if holders is None:
             return
         for who, session in holders.items():
-            assert session.computed >= known - 1, (
-                f"{src} hands a session of {known} positions off when {who} holds "
-                f"{session.computed}"
+            # What a copy is sent it puts in before it computes anything.
+            held = session.length if session.donor else session.computed
+            assert held >= known - 1, (
+                f"{src} hands a session of {known} positions off when {who} holds {held}"
             )
         self._world.history["handoff"] += 1
 

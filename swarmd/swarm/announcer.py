@@ -74,7 +74,7 @@ class Announcer:
 
 def _standing(a: Announcement) -> tuple[object, ...]:
     """What others must hear of at once."""
-    where = (a.span, a.state, a.plan, a.moves, a.leaves)
+    where = (a.span, a.state, a.plan, a.moves, a.leaves, a.starves)
     return (a.peer_id, a.address, a.model, where, a.dtype, a.device, a.ragged, a.pid)
 
 

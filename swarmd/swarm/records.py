@@ -230,6 +230,7 @@ def _body(a: Announcement) -> bytes:
         plan_end=a.plan.end if a.plan else 0,
         leaves=a.leaves,
         lag_ms=a.lag_ms,
+        starves=a.starves,
     ).SerializeToString(deterministic=True)
 
 
@@ -272,6 +273,7 @@ def _value(message: pb.Announcement, signed: pb.SignedAnnouncement) -> Announcem
         plan=Span(message.plan_start, message.plan_end) if message.plan_end else None,
         leaves=message.leaves,
         lag_ms=message.lag_ms,
+        starves=message.starves,
         public_key=signed.public_key,
         signature=signed.signature,
     )

@@ -21,6 +21,8 @@ HOP_MS = 0.5
 """What a hop costs besides link and blocks: of equal routes the one with fewer hops is taken."""
 PENALTY_MS = 500.0
 """Per unit of `Health.penalty`."""
+STARVES_MS = 500.0
+"""For a hop that gets too little of its machine's time: as for one that has failed lately."""
 STRANGER_BLOCK_MS = 1e6
 """Per block on a peer that is not preferred, while preferred ones hold that block."""
 OTHER_PRECISION_BLOCK_MS = 1e4
@@ -142,4 +144,5 @@ def price(
     if peer.kv_total_bytes > 0:
         free = (peer.kv_free_bytes - unseen.kv_bytes) / peer.kv_total_bytes
         waiting += FULL_KV * min(1.0, max(0.0, 1.0 - free))
-    return block, HOP_MS + block * len(peer.span) * waiting
+    starves = STARVES_MS if peer.starves else 0.0
+    return block, HOP_MS + block * len(peer.span) * waiting + starves

@@ -24,45 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19swarmd/v1/directory.proto\x12\tswarmd.v1\"Q\n\x12SignedAnnouncement\x12\x14\n\x0c\x61nnouncement\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xbd\x04\n\x0c\x41nnouncement\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.swarmd.v1.AnnouncedModel\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12#\n\x05state\x18\x05 \x01(\x0e\x32\x14.swarmd.v1.NodeState\x12\x11\n\tissued_at\x18\x06 \x01(\x01\x12\x12\n\nexpires_at\x18\x07 \x01(\x01\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x0f\n\x07step_ms\x18\x0c \x01(\x02\x12\x14\n\x0ctokens_per_s\x18\r \x01(\x02\x12\x10\n\x08sessions\x18\x0e \x01(\r\x12\x13\n\x0bqueue_depth\x18\x0f \x01(\r\x12\x16\n\x0ekv_total_bytes\x18\x10 \x01(\x04\x12\x15\n\rkv_free_bytes\x18\x11 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x12 \x01(\x04\x12\x12\n\ncoordinate\x18\x13 \x03(\x02\x12\x14\n\x0creplay_exact\x18\x14 \x01(\x08\x12\x0e\n\x06ragged\x18\x15 \x01(\x08\x12\r\n\x05moves\x18\x16 \x01(\x08\x12\x12\n\nplan_start\x18\x17 \x01(\r\x12\x10\n\x08plan_end\x18\x18 \x01(\r\x12\x12\n\nprefill_ms\x18\x19 \x01(\x02\x12\x11\n\tprecision\x18\x1a \x01(\t\x12\x0e\n\x06leaves\x18\x1b \x01(\x08\x12\x0e\n\x06lag_ms\x18\x1c \x01(\x02\"\x99\x01\n\x0e\x41nnouncedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x15\n\reos_token_ids\x18\x07 \x03(\r\"\xd6\x01\n\x10\x44irectoryCommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x05start\x18\x02 \x01(\x0b\x32\x19.swarmd.v1.DirectoryStartH\x00\x12*\n\x05store\x18\x03 \x01(\x0b\x32\x19.swarmd.v1.DirectoryStoreH\x00\x12,\n\x06survey\x18\x04 \x01(\x0b\x32\x1a.swarmd.v1.DirectorySurveyH\x00\x12(\n\x04join\x18\x05 \x01(\x0b\x32\x18.swarmd.v1.DirectoryJoinH\x00\x42\x06\n\x04\x62ody\"}\n\x0e\x44irectoryStart\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x15\n\rannounce_host\x18\x03 \x01(\t\x12\x15\n\ridentity_path\x18\x04 \x01(\t\x12\r\n\x05peers\x18\x05 \x03(\t\x12\x12\n\nsocket_dir\x18\x06 \x01(\t\"=\n\x0e\x44irectoryStore\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.swarmd.v1.DirectoryRecord\"Q\n\x0f\x44irectoryRecord\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06subkey\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x12\n\nexpires_at\x18\x04 \x01(\x01\"0\n\x0f\x44irectorySurvey\x12\r\n\x05known\x18\x01 \x01(\x0c\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\"\x1e\n\rDirectoryJoin\x12\r\n\x05peers\x18\x01 \x03(\t\"\xc0\x02\n\x0e\x44irectoryReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x07started\x18\x02 \x01(\x0b\x32\x1b.swarmd.v1.DirectoryStartedH\x00\x12,\n\x06stored\x18\x03 \x01(\x0b\x32\x1a.swarmd.v1.DirectoryStoredH\x00\x12*\n\x05\x66ound\x18\x04 \x01(\x0b\x32\x19.swarmd.v1.DirectoryFoundH\x00\x12,\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1a.swarmd.v1.DirectoryFailedH\x00\x12,\n\x06joined\x18\x06 \x01(\x0b\x32\x1a.swarmd.v1.DirectoryJoinedH\x00\x12\x34\n\nneighbours\x18\x07 \x01(\x0b\x32\x1e.swarmd.v1.DirectoryNeighboursH\x00\x42\x06\n\x04\x62ody\"3\n\x10\x44irectoryStarted\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x11\n\taddresses\x18\x02 \x03(\t\"!\n\x0f\x44irectoryStored\x12\x0e\n\x06stored\x18\x01 \x03(\x08\"_\n\x0e\x44irectoryFound\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.swarmd.v1.DirectoryRecord\x12\x0f\n\x07version\x18\x02 \x01(\x0c\x12\x0f\n\x07refused\x18\x03 \x01(\x04\"\x11\n\x0f\x44irectoryJoined\"(\n\x13\x44irectoryNeighbours\x12\x11\n\taddresses\x18\x01 \x03(\t\"\"\n\x0f\x44irectoryFailed\x12\x0f\n\x07message\x18\x01 \x01(\t*\x85\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_LOADING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_GONE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19swarmd/v1/directory.proto\x12\tswarmd.v1\"Q\n\x12SignedAnnouncement\x12\x14\n\x0c\x61nnouncement\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xce\x04\n\x0c\x41nnouncement\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.swarmd.v1.AnnouncedModel\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12#\n\x05state\x18\x05 \x01(\x0e\x32\x14.swarmd.v1.NodeState\x12\x11\n\tissued_at\x18\x06 \x01(\x01\x12\x12\n\nexpires_at\x18\x07 \x01(\x01\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x0f\n\x07step_ms\x18\x0c \x01(\x02\x12\x14\n\x0ctokens_per_s\x18\r \x01(\x02\x12\x10\n\x08sessions\x18\x0e \x01(\r\x12\x13\n\x0bqueue_depth\x18\x0f \x01(\r\x12\x16\n\x0ekv_total_bytes\x18\x10 \x01(\x04\x12\x15\n\rkv_free_bytes\x18\x11 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x12 \x01(\x04\x12\x12\n\ncoordinate\x18\x13 \x03(\x02\x12\x14\n\x0creplay_exact\x18\x14 \x01(\x08\x12\x0e\n\x06ragged\x18\x15 \x01(\x08\x12\r\n\x05moves\x18\x16 \x01(\x08\x12\x12\n\nplan_start\x18\x17 \x01(\r\x12\x10\n\x08plan_end\x18\x18 \x01(\r\x12\x12\n\nprefill_ms\x18\x19 \x01(\x02\x12\x11\n\tprecision\x18\x1a \x01(\t\x12\x0e\n\x06leaves\x18\x1b \x01(\x08\x12\x0e\n\x06lag_ms\x18\x1c \x01(\x02\x12\x0f\n\x07starves\x18\x1d \x01(\x08\"\x99\x01\n\x0e\x41nnouncedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x15\n\reos_token_ids\x18\x07 \x03(\r\"\xd6\x01\n\x10\x44irectoryCommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x05start\x18\x02 \x01(\x0b\x32\x19.swarmd.v1.DirectoryStartH\x00\x12*\n\x05store\x18\x03 \x01(\x0b\x32\x19.swarmd.v1.DirectoryStoreH\x00\x12,\n\x06survey\x18\x04 \x01(\x0b\x32\x1a.swarmd.v1.DirectorySurveyH\x00\x12(\n\x04join\x18\x05 \x01(\x0b\x32\x18.swarmd.v1.DirectoryJoinH\x00\x42\x06\n\x04\x62ody\"}\n\x0e\x44irectoryStart\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x15\n\rannounce_host\x18\x03 \x01(\t\x12\x15\n\ridentity_path\x18\x04 \x01(\t\x12\r\n\x05peers\x18\x05 \x03(\t\x12\x12\n\nsocket_dir\x18\x06 \x01(\t\"=\n\x0e\x44irectoryStore\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.swarmd.v1.DirectoryRecord\"Q\n\x0f\x44irectoryRecord\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06subkey\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x12\n\nexpires_at\x18\x04 \x01(\x01\"0\n\x0f\x44irectorySurvey\x12\r\n\x05known\x18\x01 \x01(\x0c\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\"\x1e\n\rDirectoryJoin\x12\r\n\x05peers\x18\x01 \x03(\t\"\xc0\x02\n\x0e\x44irectoryReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x07started\x18\x02 \x01(\x0b\x32\x1b.swarmd.v1.DirectoryStartedH\x00\x12,\n\x06stored\x18\x03 \x01(\x0b\x32\x1a.swarmd.v1.DirectoryStoredH\x00\x12*\n\x05\x66ound\x18\x04 \x01(\x0b\x32\x19.swarmd.v1.DirectoryFoundH\x00\x12,\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1a.swarmd.v1.DirectoryFailedH\x00\x12,\n\x06joined\x18\x06 \x01(\x0b\x32\x1a.swarmd.v1.DirectoryJoinedH\x00\x12\x34\n\nneighbours\x18\x07 \x01(\x0b\x32\x1e.swarmd.v1.DirectoryNeighboursH\x00\x42\x06\n\x04\x62ody\"3\n\x10\x44irectoryStarted\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x11\n\taddresses\x18\x02 \x03(\t\"!\n\x0f\x44irectoryStored\x12\x0e\n\x06stored\x18\x01 \x03(\x08\"_\n\x0e\x44irectoryFound\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.swarmd.v1.DirectoryRecord\x12\x0f\n\x07version\x18\x02 \x01(\x0c\x12\x0f\n\x07refused\x18\x03 \x01(\x04\"\x11\n\x0f\x44irectoryJoined\"(\n\x13\x44irectoryNeighbours\x12\x11\n\taddresses\x18\x01 \x03(\t\"\"\n\x0f\x44irectoryFailed\x12\x0f\n\x07message\x18\x01 \x01(\t*\x85\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_LOADING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_GONE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'swarmd.v1.directory_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=2033
-  _globals['_NODESTATE']._serialized_end=2166
+  _globals['_NODESTATE']._serialized_start=2050
+  _globals['_NODESTATE']._serialized_end=2183
   _globals['_SIGNEDANNOUNCEMENT']._serialized_start=40
   _globals['_SIGNEDANNOUNCEMENT']._serialized_end=121
   _globals['_ANNOUNCEMENT']._serialized_start=124
-  _globals['_ANNOUNCEMENT']._serialized_end=697
-  _globals['_ANNOUNCEDMODEL']._serialized_start=700
-  _globals['_ANNOUNCEDMODEL']._serialized_end=853
-  _globals['_DIRECTORYCOMMAND']._serialized_start=856
-  _globals['_DIRECTORYCOMMAND']._serialized_end=1070
-  _globals['_DIRECTORYSTART']._serialized_start=1072
-  _globals['_DIRECTORYSTART']._serialized_end=1197
-  _globals['_DIRECTORYSTORE']._serialized_start=1199
-  _globals['_DIRECTORYSTORE']._serialized_end=1260
-  _globals['_DIRECTORYRECORD']._serialized_start=1262
-  _globals['_DIRECTORYRECORD']._serialized_end=1343
-  _globals['_DIRECTORYSURVEY']._serialized_start=1345
-  _globals['_DIRECTORYSURVEY']._serialized_end=1393
-  _globals['_DIRECTORYJOIN']._serialized_start=1395
-  _globals['_DIRECTORYJOIN']._serialized_end=1425
-  _globals['_DIRECTORYREPLY']._serialized_start=1428
-  _globals['_DIRECTORYREPLY']._serialized_end=1748
-  _globals['_DIRECTORYSTARTED']._serialized_start=1750
-  _globals['_DIRECTORYSTARTED']._serialized_end=1801
-  _globals['_DIRECTORYSTORED']._serialized_start=1803
-  _globals['_DIRECTORYSTORED']._serialized_end=1836
-  _globals['_DIRECTORYFOUND']._serialized_start=1838
-  _globals['_DIRECTORYFOUND']._serialized_end=1933
-  _globals['_DIRECTORYJOINED']._serialized_start=1935
-  _globals['_DIRECTORYJOINED']._serialized_end=1952
-  _globals['_DIRECTORYNEIGHBOURS']._serialized_start=1954
-  _globals['_DIRECTORYNEIGHBOURS']._serialized_end=1994
-  _globals['_DIRECTORYFAILED']._serialized_start=1996
-  _globals['_DIRECTORYFAILED']._serialized_end=2030
+  _globals['_ANNOUNCEMENT']._serialized_end=714
+  _globals['_ANNOUNCEDMODEL']._serialized_start=717
+  _globals['_ANNOUNCEDMODEL']._serialized_end=870
+  _globals['_DIRECTORYCOMMAND']._serialized_start=873
+  _globals['_DIRECTORYCOMMAND']._serialized_end=1087
+  _globals['_DIRECTORYSTART']._serialized_start=1089
+  _globals['_DIRECTORYSTART']._serialized_end=1214
+  _globals['_DIRECTORYSTORE']._serialized_start=1216
+  _globals['_DIRECTORYSTORE']._serialized_end=1277
+  _globals['_DIRECTORYRECORD']._serialized_start=1279
+  _globals['_DIRECTORYRECORD']._serialized_end=1360
+  _globals['_DIRECTORYSURVEY']._serialized_start=1362
+  _globals['_DIRECTORYSURVEY']._serialized_end=1410
+  _globals['_DIRECTORYJOIN']._serialized_start=1412
+  _globals['_DIRECTORYJOIN']._serialized_end=1442
+  _globals['_DIRECTORYREPLY']._serialized_start=1445
+  _globals['_DIRECTORYREPLY']._serialized_end=1765
+  _globals['_DIRECTORYSTARTED']._serialized_start=1767
+  _globals['_DIRECTORYSTARTED']._serialized_end=1818
+  _globals['_DIRECTORYSTORED']._serialized_start=1820
+  _globals['_DIRECTORYSTORED']._serialized_end=1853
+  _globals['_DIRECTORYFOUND']._serialized_start=1855
+  _globals['_DIRECTORYFOUND']._serialized_end=1950
+  _globals['_DIRECTORYJOINED']._serialized_start=1952
+  _globals['_DIRECTORYJOINED']._serialized_end=1969
+  _globals['_DIRECTORYNEIGHBOURS']._serialized_start=1971
+  _globals['_DIRECTORYNEIGHBOURS']._serialized_end=2011
+  _globals['_DIRECTORYFAILED']._serialized_start=2013
+  _globals['_DIRECTORYFAILED']._serialized_end=2047
 # @@protoc_insertion_point(module_scope)

@@ -31,7 +31,7 @@ class SignedAnnouncement(_message.Message):
     def __init__(self, announcement: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Announcement(_message.Message):
-    __slots__ = ("address", "model", "start", "end", "state", "issued_at", "expires_at", "dtype", "device", "pid", "version", "step_ms", "tokens_per_s", "sessions", "queue_depth", "kv_total_bytes", "kv_free_bytes", "kv_bytes_per_token", "coordinate", "replay_exact", "ragged", "moves", "plan_start", "plan_end", "prefill_ms", "precision", "leaves", "lag_ms")
+    __slots__ = ("address", "model", "start", "end", "state", "issued_at", "expires_at", "dtype", "device", "pid", "version", "step_ms", "tokens_per_s", "sessions", "queue_depth", "kv_total_bytes", "kv_free_bytes", "kv_bytes_per_token", "coordinate", "replay_exact", "ragged", "moves", "plan_start", "plan_end", "prefill_ms", "precision", "leaves", "lag_ms", "starves")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class Announcement(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     LEAVES_FIELD_NUMBER: _ClassVar[int]
     LAG_MS_FIELD_NUMBER: _ClassVar[int]
+    STARVES_FIELD_NUMBER: _ClassVar[int]
     address: str
     model: AnnouncedModel
     start: int
@@ -88,7 +89,8 @@ class Announcement(_message.Message):
     precision: str
     leaves: bool
     lag_ms: float
-    def __init__(self, address: _Optional[str] = ..., model: _Optional[_Union[AnnouncedModel, _Mapping]] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., issued_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., step_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queue_depth: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., replay_exact: _Optional[bool] = ..., ragged: _Optional[bool] = ..., moves: _Optional[bool] = ..., plan_start: _Optional[int] = ..., plan_end: _Optional[int] = ..., prefill_ms: _Optional[float] = ..., precision: _Optional[str] = ..., leaves: _Optional[bool] = ..., lag_ms: _Optional[float] = ...) -> None: ...
+    starves: bool
+    def __init__(self, address: _Optional[str] = ..., model: _Optional[_Union[AnnouncedModel, _Mapping]] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., issued_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., step_ms: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queue_depth: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., coordinate: _Optional[_Iterable[float]] = ..., replay_exact: _Optional[bool] = ..., ragged: _Optional[bool] = ..., moves: _Optional[bool] = ..., plan_start: _Optional[int] = ..., plan_end: _Optional[int] = ..., prefill_ms: _Optional[float] = ..., precision: _Optional[str] = ..., leaves: _Optional[bool] = ..., lag_ms: _Optional[float] = ..., starves: _Optional[bool] = ...) -> None: ...
 
 class AnnouncedModel(_message.Message):
     __slots__ = ("name", "digest", "num_blocks", "hidden_size", "vocab_size", "max_model_len", "eos_token_ids")

@@ -342,6 +342,35 @@ async def test_what_one_session_finds_of_a_slow_peer_the_others_are_told(
         assert ev.PeerLags("b") in told
 
 
+async def test_sessions_go_round_hops_that_starve_so_many_at_once_and_not_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coordinating, "EASED", 2)
+    one, told = coordinator(NoRoom()), []
+    with ExitStack() as stack:
+        runs = [stack.enter_context(one.run(generation(number))) for number in range(1, 6)]
+        for number, run in enumerate(runs):
+            hop = Hop("b" if number else "c", Span(0, 8))
+            monkeypatch.setattr(run.driver._search, "route", (hop,))
+
+            def handle(event: ev.DriverEvent, now: float, number: int = number) -> list[Any]:
+                told.append((number, event))
+                return []
+
+            monkeypatch.setattr(run.driver, "handle", handle)
+        one.go_round(["a", "b"])
+        news = ev.PeerLags("b", starves=True)
+        assert told == [(1, news), (2, news)]
+        one.go_round(["b"])
+        assert told[2:] == [(3, news), (4, news)]
+        one.go_round(["b"])
+        assert len(told) == 4
+        runs[1].bears_until = 0.0
+        one.go_round(["b"])
+        assert told[4:] == [(1, news)]
+        told.clear()
+
+
 async def test_a_prompt_that_is_being_computed_is_waited_for_however_long_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

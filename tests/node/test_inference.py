@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from swarmd.core.errors import PeerUnreachable
+from swarmd.core.route import Hop
 from swarmd.core.span import Span
 from swarmd.node.inference import InferenceService, Parts
 from swarmd.toys import toy_model
@@ -38,20 +39,44 @@ def runs_nothing(generation: Any) -> Any:
     raise AssertionError("a session began on a node that drains")
 
 
+def parts_of(own: object, **changes: Any) -> Parts:
+    nothing = cast(Any, None)
+    values: dict[str, Any] = {
+        "announcement": lambda: own,
+        "coordinator": SimpleNamespace(place=nullcontext, run=runs_nothing),
+        "routes": nothing,
+        "prompts": nothing,
+        "report": nothing,
+        "accepts": lambda: True,
+        "serves": lambda: True,
+        "dismissal": nothing,
+    }
+    return Parts(**values | changes)
+
+
+@pytest.mark.parametrize("home", ["", "other"])
+@pytest.mark.parametrize("starves", [False, True])
+def test_a_first_hop_that_starves_sends_clients_on(*, starves: bool, home: str) -> None:
+    """Also where prompts that begin alike have no place to meet."""
+    other = Hop("other", Span(0, 8), "other:1")
+    routes = SimpleNamespace(home=lambda key: other if home else None, first_hop=lambda: other)
+    own = SimpleNamespace(model=toy_model(), span=Span(0, 8), starves=starves, peer_id="me")
+    service = InferenceService(cast(Any, None), cast(Any, None))
+    parts = parts_of(own, routes=routes)
+    ids = tuple(range(500))
+    ask = pb.GenerateRequest(text="a book", allow_redirect=True)
+    event = service._redirect(parts, ask, ids)
+    assert (event is not None) is (starves or bool(home))
+    assert event is None or event.redirect.peer_id == "other"
+    ask.allow_redirect = False
+    assert service._redirect(parts, ask, ids) is None
+
+
 async def test_a_node_that_drains_since_the_prompt_came_sends_the_client_elsewhere() -> None:
     prompt, accepts = LongPrompt(), [True]
-    own = SimpleNamespace(model=toy_model(), span=Span(0, 8))
+    own = SimpleNamespace(model=toy_model(), span=Span(0, 8), starves=False)
     service = InferenceService(cast(Any, None), cast(Any, None))
-    service.parts = Parts(
-        announcement=lambda: cast(Any, own),
-        coordinator=cast(Any, SimpleNamespace(place=nullcontext, run=runs_nothing)),
-        routes=cast(Any, None),
-        prompts=cast(Any, prompt),
-        report=cast(Any, None),
-        accepts=lambda: accepts[0],
-        serves=lambda: True,
-        dismissal=cast(Any, None),
-    )
+    service.parts = parts_of(own, prompts=prompt, accepts=lambda: accepts[0])
     server = grpc.aio.server()
     add_InferenceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

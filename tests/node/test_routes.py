@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -93,6 +94,26 @@ def _peer(clock: FakeClock, peer_id: str, dtype: str) -> Announcement:
         kv_free_bytes=1 << 20,
         kv_bytes_per_token=2,
     )
+
+
+def test_prompts_do_not_meet_at_a_peer_that_starves() -> None:
+    clock = FakeClock()
+    peers = [replace(_peer(clock, name, "float32"), span=Span(0, 4)) for name in "ab"]
+    for late in "ab":
+        now = [replace(peer, starves=peer.peer_id == late) for peer in peers]
+        homes = {_homes(clock, now).home(bytes([key])) for key in range(20)}
+        assert {home.peer_id for home in homes if home} == {"b" if late == "a" else "a"}
+    everywhere = _homes(clock, [replace(peer, starves=True) for peer in peers])
+    assert everywhere.home(b"k") is None
+    assert everywhere.first_hop().peer_id in "ab"
+
+
+def _homes(clock: FakeClock, peers: Sequence[Announcement]) -> Routes:
+    async def look_again() -> None:
+        """There is nothing new."""
+
+    seen = View(tuple(peers), clock.wall())
+    return Routes("me", toy_model(4), lambda: seen, look_again, clock)
 
 
 def test_a_peer_that_was_slow_is_demoted_and_earns_its_place_back() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -33,7 +35,7 @@ class Node:
 
 
 def test_who_is_late_for_seconds_while_others_are_not_starves() -> None:
-    assert Node(0.12).looks(WELL, 6) == [False] * int(FOR_S) + [True] * 3
+    assert Node(0.12).looks(WELL, 6) == [False] * int(FOR_S) + [True] * (6 - int(FOR_S))
 
 
 def test_where_all_are_late_nobody_starves() -> None:
@@ -60,7 +62,7 @@ def test_a_process_that_is_merely_busy_does_not_starve() -> None:
 def test_it_takes_seconds_in_a_row() -> None:
     node = Node(0.12)
     for _ in range(9):
-        assert not any(node.looks(WELL, 2))
+        assert not any(node.looks(WELL))
         node.late = 0.0
         assert not any(node.looks(WELL))
         node.late = 0.12
@@ -80,16 +82,19 @@ class Around:
 
     def __init__(self, *others: tuple[float, int]) -> None:
         """Of each other node, how late it is and how many sessions it has."""
-        peers = [SimpleNamespace(peer_id="me", lag_ms=0.0, sessions=1)]
+        peers = [SimpleNamespace(peer_id="me", lag_ms=0.0, sessions=1, starves=False)]
         peers += [
-            SimpleNamespace(peer_id=f"p{i}", lag_ms=1000 * late, sessions=sessions)
+            SimpleNamespace(peer_id=f"p{i}", lag_ms=1000 * late, sessions=sessions, starves=False)
             for i, (late, sessions) in enumerate(others)
         ]
         self.peers = peers
-        self.looks = 0
+        self.looks = self.told = 0
         self.own_id = "me"
         self.own = SimpleNamespace(model=SimpleNamespace(digest="d"))
         self.view = SimpleNamespace(serving=lambda digest: self.peers)
+
+    def changed(self) -> None:
+        self.told += 1
 
     async def look_again(self) -> None:
         self.looks += 1
@@ -100,7 +105,10 @@ class Around:
 
     @property
     def membership(self) -> Any:
-        return cast(Any, SimpleNamespace(presence=self, description=SimpleNamespace(lag_s=None)))
+        return cast(
+            Any,
+            SimpleNamespace(presence=self, description=SimpleNamespace(lag_s=None, starves=False)),
+        )
 
 
 def test_those_that_work_say_how_late_one_is_there() -> None:
@@ -109,27 +117,81 @@ def test_those_that_work_say_how_late_one_is_there() -> None:
     assert starvation._others(Around().membership) == []
 
 
-async def test_a_node_that_starves_says_so_looks_again_and_is_eased(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def until(so: Callable[[], object]) -> None:
+    for _ in range(10_000):
+        if so():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it does not come to be")
+
+
+class Sessions:
+    """What is done about the sessions of the node."""
+
+    def __init__(self, around: Around) -> None:
+        self.around = around
+        self.eased = 0
+        self.looks_then = 0
+        self.rounds: list[list[str]] = []
+
+    def ease(self) -> None:
+        self.eased += 1
+        self.looks_then = self.looks_then or self.around.looks
+
+    def go_round(self, peers: Collection[str]) -> None:
+        self.rounds.append(list(peers))
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any lateness is starvation, and soon."""
     for name, value in {"LOOK_S": 0.01, "LEAST_S": -1.0, "USUAL_S": 0.0, "FOR_S": 0.02}.items():
         monkeypatch.setattr(starvation, name, value)
     monkeypatch.setattr(starvation, "SHARE", 1e9)
     monkeypatch.setattr(loop_lag, "INTERVAL_S", (0.001, 0.002))
-    around, eased = Around((1e-9, 1)), asyncio.Event()
-    membership = around.membership
+    monkeypatch.setattr(loop_lag, "SOON_S", (0.001, 0.002))
 
-    def ease() -> None:
-        assert around.looks > 1
-        eased.set()
 
-    watching = asyncio.create_task(starvation.keep_watch(membership, ease, LoopLag()))
-    for _ in range(2000):
-        await asyncio.sleep(0.005)
-        if around.looks == 1:
-            around.peers[1].lag_ms = 1e-9
-        if eased.is_set():
-            break
-    watching.cancel()
-    assert eased.is_set()
+@pytest.mark.usefixtures("hasty")
+async def test_a_node_that_starves_says_so_looks_again_and_is_eased_until_it_does_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(starvation, "OVER_S", 0.05)
+    around = Around((1e-9, 1))
+    membership, sessions = around.membership, Sessions(around)
+    watching = asyncio.create_task(starvation.keep_watch(membership, sessions, LoopLag()))
+    await until(lambda: around.looks >= 1)
+    assert not sessions.eased
+    around.peers[1].lag_ms = 1e-9
+    await until(lambda: membership.description.starves)
+    assert sessions.looks_then > 1
     assert membership.description.lag_s is not None
+    assert around.told == 1, "everybody is told at once"
+    monkeypatch.setattr(starvation, "LEAST_S", 60.0)
+    await until(lambda: not membership.description.starves)
+    assert around.told == 2
+    watching.cancel()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_sessions_go_round_others_that_say_that_they_starve() -> None:
+    around = Around((0.0, 1), (0.0, 1))
+    around.peers[0].starves = around.peers[2].starves = True
+    sessions = Sessions(around)
+    watching = asyncio.create_task(
+        starvation.keep_watch(around.membership, sessions, LoopLag()),
+    )
+    await until(lambda: sessions.rounds)
+    watching.cancel()
+    assert sessions.rounds[0] == ["p1"], "not round itself"
+
+
+async def test_after_a_late_timer_the_next_ones_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_lag, "INTERVAL_S", (3600.0, 3600.0))
+    lag = LoopLag()
+    waits: list[float] = []
+    monkeypatch.setattr(lag._loop, "call_later", lambda s, *rest: waits.append(s))
+    for late in (0.2, 0.01):
+        lag._awake(time.monotonic() - late)
+    assert waits[0] <= loop_lag.SOON_S[1]
+    assert waits[1] == 3600.0

@@ -13,7 +13,7 @@ from swarmd.core.frames import Close, Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.causes import Cause
-from swarmd.pipeline.events import HandOver, PeerLost
+from swarmd.pipeline.events import HandOver, PeerLags, PeerLost
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
@@ -23,6 +23,7 @@ MODEL = toy_model(6, max_len=4096)
 FAIR = Weather(delay=(0.001, 0.002), compute=(0.02, 0.03))
 FAST = Weather(delay=(0.001, 0.002), compute=(0.003, 0.005))
 """Of a small model: twenty times as long is not half a second yet."""
+RESUMED = {"known_ids": (10,), "epoch": 1, "route": ROUTE}
 NAMES = ("a1", "a2", "b1", "b2", "c1", "c2")
 
 
@@ -232,6 +233,62 @@ def test_to_be_given_away_counts_as_leaving_a_hop() -> None:
     asked = bench.need.ask
     bench.handle(HandOver(stays=True))
     assert bench.need.ask == asked
+
+
+@pytest.mark.parametrize(("resumed", "ends"), [(False, True), (True, False)])
+def test_a_coordinator_whose_own_blocks_are_slow_is_left_with_them_once(
+    resumed: bool, ends: bool
+) -> None:
+    """It is one process. Who has come from another coordinator is not sent on."""
+    bench = Bench(me="a", max_tokens=9, **(RESUMED if resumed else {}))
+    bench.start()
+    if not resumed:
+        bench.found()
+    bench.opened("a", 10)
+    bench.opened("b", 10)
+    bench.token(11 if resumed else 10)
+    bench.handle(PeerLags("a", starves=True))
+    bench.found(hops("x 0:4"))
+    bench.opened("x")
+    assert bool(finished(bench.opened("b", 11))) is ends
+
+
+# A hop that says itself that it is slow.
+
+
+def test_a_hop_that_says_it_starves_is_left_at_once() -> None:
+    bench = eased("me")
+    bench.handle(PeerLags("b", starves=True))
+    assert (bench.need.spans, bench.need.trusted) == ((ROUTE[1].blocks,), True)
+    assert finished(bench.token(11)) is None
+    assert list(opens(bench.found(hops("y 4:8")))) == ["a", "y"]
+    assert bench.driver.causes == {Cause.SLOW: 1}
+
+
+@pytest.mark.parametrize("never", ["not a hop", "too often", "asked already", "opening"])
+def test_a_hop_that_starves_is_not_left(never: str) -> None:
+    bench = eased("me")
+    if never == "too often":
+        for _ in range(WatchPolicy().switches):
+            bench.driver._watch.left(bench.now)
+    elif never == "asked already":
+        bench.handle(PeerLags("a", starves=True))
+    elif never == "opening":
+        bench.lose("a")
+        bench.found(hops("x 0:4"))
+    asked = bench.need.ask
+    bench.handle(PeerLags("z" if never == "not a hop" else "b", starves=True))
+    assert bench.need.ask == asked
+
+
+def test_where_nobody_could_do_better_a_hop_that_starves_is_asked_about_again() -> None:
+    bench = eased("me")
+    bench.handle(PeerLags("b", starves=True))
+    asked = bench.need.ask
+    bench.missing((4, 8))
+    assert finished(bench.token(11)) is None
+    bench.handle(PeerLags("b", starves=True))
+    assert bench.need.ask != asked
 
 
 # The parts.

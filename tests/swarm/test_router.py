@@ -62,6 +62,12 @@ def test_a_busy_peer_is_avoided() -> None:
     assert text(route_over(peer(1, 0, 8, sessions=4), peer(2, 0, 8))) == "2@0:8"
 
 
+def test_a_peer_that_starves_is_used_only_where_nobody_else_can() -> None:
+    starves = peer(1, 0, 8, starves=True)
+    assert text(route_over(starves, peer(2, 0, 8, step_ms=400.0))) == "2@0:8"
+    assert text(route_over(starves, peer(2, 0, 4))) == "1@0:8"
+
+
 def test_sessions_weigh_more_where_they_are_not_batched() -> None:
     alone = peer(1, 0, 8, sessions=2, ragged=False)
     assert text(route_over(alone, peer(2, 0, 8, sessions=4))) == "2@0:8"
