@@ -124,7 +124,7 @@ def _table(swarm: SwarmStatus, names: Mapping[str, str]) -> Table:
         cells += [names.get(peer.model_digest, peer.model)] * several
         cells += [
             str(peer.blocks or "-"),
-            f"{peer.state}, to {peer.plan}" if peer.plan else peer.state,
+            _state(peer),
             peer.device,
             peer.dtype,
             str(peer.sessions),
@@ -132,6 +132,12 @@ def _table(swarm: SwarmStatus, names: Mapping[str, str]) -> Table:
         ]
         table.add_row(*map(Text, [*cells, f"{peer.tokens_per_s:.1f}"]))
     return table
+
+
+def _state(peer: PeerStatus) -> str:
+    if peer.plan:
+        return f"{peer.state}, to {peer.plan}"
+    return f"{peer.state}, starved" if peer.starves else peer.state
 
 
 def _by_blocks(peer: PeerStatus) -> tuple[str, str, int, int, str]:

@@ -92,6 +92,7 @@ def _peer(m: pb.PeerStatus) -> PeerStatus:
         queue_depth=m.queue_depth,
         step_ms=m.step_ms,
         plan=Span(m.plan.start, m.plan.end) if m.plan.start < m.plan.end else None,
+        starves=m.starves,
     )
 
 

@@ -179,6 +179,8 @@ class PeerStatus:
     """Blocks to which it is about to move, or is moving."""
     precision: str = ""
     """The dtype, with a name of what else its last bits depend on, where they tell."""
+    starves: bool = False
+    """Whether its machine gives it too little time, so that others go before it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON object, blocks and plan as `"0:4"` or null."""

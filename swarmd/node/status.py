@@ -159,4 +159,5 @@ def peer_status(a: Announcement) -> pb.PeerStatus:
         queue_depth=a.queue_depth,
         step_ms=a.step_ms,
         plan=pb.BlockRange(start=a.plan.start, end=a.plan.end) if a.plan else None,
+        starves=a.starves,
     )

@@ -294,7 +294,7 @@ class Microbatch(_message.Message):
     def __init__(self, began: _Optional[float] = ..., ended: _Optional[float] = ..., steps: _Optional[int] = ..., decodes: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest", "plan", "precision")
+    __slots__ = ("peer_id", "address", "start", "end", "state", "device", "dtype", "sessions", "kv_total_bytes", "kv_free_bytes", "tokens_per_s", "pid", "version", "model", "ragged", "replay_exact", "queue_depth", "step_ms", "model_digest", "plan", "precision", "starves")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +316,7 @@ class PeerStatus(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    STARVES_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     address: str
     start: int
@@ -337,7 +338,8 @@ class PeerStatus(_message.Message):
     model_digest: str
     plan: BlockRange
     precision: str
-    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ..., plan: _Optional[_Union[BlockRange, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
+    starves: bool
+    def __init__(self, peer_id: _Optional[str] = ..., address: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., sessions: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., ragged: _Optional[bool] = ..., replay_exact: _Optional[bool] = ..., queue_depth: _Optional[int] = ..., step_ms: _Optional[float] = ..., model_digest: _Optional[str] = ..., plan: _Optional[_Union[BlockRange, _Mapping]] = ..., precision: _Optional[str] = ..., starves: _Optional[bool] = ...) -> None: ...
 
 class BlockRange(_message.Message):
     __slots__ = ("start", "end")
