@@ -98,8 +98,13 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
             membership.presence.changed()
             news = "this node gets too little time" if starves else "it gets its time again"
             log.warning("%s: timers come late ms=%.0f", news, 1000 * lag.usual_s)
-        if hops := [peer.peer_id for peer in _peers(membership) if peer.starves]:
-            sessions.go_round(hops)
+        go_round(membership, sessions)
+
+
+def go_round(membership: Membership, sessions: Sessions) -> None:
+    """Have sessions leave other nodes that say that they starve."""
+    if hops := [peer.peer_id for peer in _peers(membership) if peer.starves]:
+        sessions.go_round(hops)
 
 
 def _others(membership: Membership) -> list[float]:

@@ -49,6 +49,8 @@ class Machine:
         self.chunk_size = world.chunk_size
         self.slowness = 1.0
         """By which factor it computes slower than it should."""
+        self.starves_until = 0.0
+        """Until then it gets so little time that it says so itself."""
         self.process: Process | None = None
         self.boots = 0
         self.lost = False

@@ -94,6 +94,8 @@ class Nemesis:
         if self.world.movable:
             faults += [self._hurry] * 6
             faults.append(self._gap)
+        if self.world.starves:
+            faults += [self._starve] * 3
         fault = self.random.choice(faults)
         if self._living() and fault():
             self.world.history[fault.__name__.strip("_")] += 1
@@ -249,6 +251,23 @@ class Nemesis:
             machine.slowness = 1.0
 
         self.world.timeline.after(self._heals(self.random.uniform(1, 15)), recover)
+        return True
+
+    def _starve(self) -> bool:
+        """A node gets a part of its time only, and says so after a while."""
+        machine, timeline = self._hop_at_work(), self.world.timeline
+        seconds = self._heals(self.random.uniform(2, 15))
+        until = timeline.now + seconds
+        machine.slowness = self.random.choice([5.0, 20.0])
+
+        def say_so() -> None:
+            machine.starves_until = until
+
+        def recover() -> None:
+            machine.slowness = 1.0
+
+        timeline.after(self.random.uniform(0, 2), say_so)
+        timeline.after(seconds, recover)
         return True
 
     # Paths.

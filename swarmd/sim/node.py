@@ -19,6 +19,7 @@ from swarmd.node.exchange import Exchange
 from swarmd.node.life import Life
 from swarmd.node.presence import Presence
 from swarmd.node.routes import Routes
+from swarmd.node.starvation import LOOK_S, go_round
 from swarmd.pipeline.hop import HopTable
 from swarmd.sim.directory import SimDirectory
 from swarmd.sim.doors import Doors
@@ -156,11 +157,27 @@ class Process:
         await self.life.begin_to_serve(self.membership)
         self.open = True
         self.dismissal = Dismissal(self.membership, lambda: self.life.accepts, self.life.drain)
+        if self.world.starves:
+            self.loop.spawn(self._watch_time(service))
         if self.membership.moves:
             self.loop.spawn(moves.keep_watch())
             self.loop.spawn(moves.keep_moving(self.life.fail))
         await self.life.until_told()
         await self.life.depart(service, self.membership)
+
+    async def _watch_time(self, service: SimService) -> None:
+        """Do as `starvation.keep_watch` does, which goes by clocks of the real machine."""
+        about = self.membership.description
+        assert about is not None
+        while True:
+            await asyncio.sleep(LOOK_S)
+            starves = self.loop.time() < self.machine.starves_until
+            if about.starves != starves:
+                about.starves = starves
+                self.presence.changed()
+            if starves:
+                service.ease()
+            go_round(self.membership, service)
 
     def _exit(self) -> None:
         self.machine.kill()

@@ -30,6 +30,8 @@ from swarmd.toys import toy_model
 WHOLE_LOGS = 1 << 30
 NARROW = {"backlog_bytes": 512, "copy_peer_bytes": 256}
 """What every second swarm lets wait for links: replays and copies go piece by piece."""
+STARVING = 3
+"""Of four swarms the one with this remainder of its seed has nodes that starve."""
 MEMORY = Path("/dev/shm")
 """Where simulated disks are, if there is such a place: a tenth of a seed's time otherwise."""
 FIRST_ID = 0xA0
@@ -64,6 +66,8 @@ class World:
             keep_limit=max(LEASES),
             **(NARROW if seed % 2 else {}),
         )
+        self.starves = seed % 4 == STARVING
+        """Whether machines may get too little time, and say so."""
         self.movable = draw.choice([0, 0, 0, 2, 3])
         """How many machines take the blocks that are needed most, and go to others later."""
         self.driver_policy = DriverPolicy(

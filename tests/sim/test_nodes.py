@@ -50,6 +50,7 @@ FAULTS = (
     "restart_everything",
     "slow_node",
     "slow_path",
+    "starve",
     "step_clock",
     "vanish",
 )
