@@ -7,12 +7,14 @@ is told is `swarmd.node.inference`'s.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hmac import compare_digest
+from itertools import islice
 from typing import Any
 
 from swarmd.core.errors import (
@@ -34,7 +36,7 @@ from swarmd.node.knocks import Knocks
 from swarmd.node.prompt_book import PromptBook
 from swarmd.node.requests import Generation, session_request
 from swarmd.node.routes import Asked, RouteFinder
-from swarmd.node.run import Output, Run
+from swarmd.node.run import Output, Run, go_round
 from swarmd.node.timer import Deadline
 from swarmd.node.waiting_line import WaitingLine
 from swarmd.pipeline import events as ev
@@ -198,13 +200,12 @@ class Coordinator:
             self._handle(run, ev.HandOver(stays=True))
 
     def go_round(self, peers: Collection[str]) -> None:
-        """Have some of the sessions leave hops that say that they are slow."""
-        now, asked = asyncio.get_running_loop().time(), 0
-        for run in list(self._runs.values()):
-            slow = next((hop.peer_id for hop in run.driver.route if hop.peer_id in peers), None)
-            if slow is not None and now >= run.bears_until and asked < EASED:
-                run.bears_until, asked = now + BEARS_S, asked + 1
-                self._handle(run, ev.PeerLags(slow, starves=True))
+        """Have some of the sessions leave hops that say that they are slow, for quicker ones."""
+        slow = functools.cache(lambda hop: hop.peer_id in peers and self._routes.has_better(hop))
+        now = asyncio.get_running_loop().time()
+        for run, peer_id in [*islice(go_round(self._runs.values(), slow, now), EASED)]:
+            run.bears, run.bears_until = peer_id, now + BEARS_S
+            self._handle(run, ev.PeerLags(peer_id, starves=True))
 
     def stop(self, run: Run, reason: str, tokens: int | None = None) -> None:
         """End a session before its driver would, after so many tokens of output."""
@@ -394,6 +395,8 @@ class Coordinator:
             held, prompt = self._held(run), len(request.prompt_ids)
             asked = Asked(run.positions, prompt, held, stays, precisions, strict=need.spare)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
+            if need.trusted or need.spare:
+                exclude |= self._routes.starving()
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
             if not (need.keep or run.past or request.claimed or run.has_begun):
                 self._book.goes(run.session, request.prefix, [hop.peer_id for hop in hops])

@@ -156,11 +156,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 target = home or parts.routes.first_hop()
             except (CoverageError, CapacityError):
                 return None  # the session's own errors say it with more detail
-            return None if target.peer_id == own.peer_id else _redirect_to(target, model)
+            stays = own.starves and target.peer_id in parts.routes.starving()
+            if stays or target.peer_id == own.peer_id:
+                return None
+            return _redirect_to(target, model)
         others = self._presence.view.serving(model.digest)
         if not others or not request.allow_redirect:
             raise _not_served(own, request.model, others)
-        return _redirect_to(min(others, key=lambda peer: (peer.span.start, peer.sessions)), model)
+        return _redirect_to(min(others, key=_nearness), model)
 
     def _model_of(self, asked: str, own: Announcement) -> ModelInfo:
         """The model that a request means. Raises UnknownModel."""
@@ -353,6 +356,10 @@ def _not_served(own: Announcement, asked: str, others: Sequence[Announcement]) -
     """The error of a request for a model that only others serve."""
     where = f": ask {others[0].address}" if others else ", and nobody else does now"
     return UnknownModel(f"this node serves {own.model.name!r}, not {asked!r}{where}")
+
+
+def _nearness(peer: Announcement) -> tuple[int, bool, int]:
+    return peer.span.start, peer.starves, peer.sessions
 
 
 def _redirect_to(peer: Hop | Announcement, model: ModelInfo) -> pb.GenerateEvent:

@@ -6,6 +6,7 @@ Measured by a timer; what is made of it is `swarmd.node.metrics`'s and `swarmd.n
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import statistics
 import time
@@ -17,9 +18,9 @@ INTERVAL_S = (0.1, 0.4)
 """Between two looks: drawn, as what keeps a process from running may come regularly. Each costs a
 stream's caches: a tenth of a millisecond."""
 SOON_S = (0.01, 0.04)
-"""The same after a timer that came late, ..."""
+"""The same while timers come late, ..."""
 LATE_S = 0.05
-"""... which is by that much: whether it is more than one pause should be known soon."""
+"""... by that much: that it is more than one pause, or over, should be known soon."""
 LATEST = 9
 """Of so many the median counts."""
 
@@ -33,7 +34,7 @@ class LoopLag:
         )
         self._latest: deque[float] = deque(maxlen=LATEST)
         self._loop = asyncio.get_running_loop()
-        self._wait(INTERVAL_S)
+        self._wait(often=False)
 
     @property
     def usual_s(self) -> float:
@@ -42,15 +43,17 @@ class LoopLag:
 
     def note(self, late: float) -> None:
         """A timer came that much late."""
-        self.seconds.observe(max(0.0, late))
-        self._latest.append(max(0.0, late))
+        self._latest.append(late)
 
-    def _wait(self, limits: tuple[float, float]) -> None:
+    def _wait(self, *, often: bool) -> None:
         # Not the loop's own clock, which may stand still while callbacks run.
-        seconds = random.uniform(*limits)
-        self._loop.call_later(seconds, self._awake, time.monotonic() + seconds)
+        seconds = random.uniform(*(SOON_S if often else INTERVAL_S))
+        due = time.monotonic() + seconds
+        self._loop.call_later(seconds, functools.partial(self._awake, due, often=often))
 
-    def _awake(self, due: float) -> None:
-        late = time.monotonic() - due
+    def _awake(self, due: float, *, often: bool) -> None:
+        late = max(0.0, time.monotonic() - due)
         self.note(late)
-        self._wait(SOON_S if late >= LATE_S else INTERVAL_S)
+        if not often:  # or late times would count for more than they last
+            self.seconds.observe(late)
+        self._wait(often=max(late, self.usual_s) >= LATE_S)

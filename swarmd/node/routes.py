@@ -13,7 +13,7 @@ from typing import Protocol
 from swarmd.core.clock import Clock
 from swarmd.core.peers import Announcement, ModelInfo, NodeState
 from swarmd.core.route import Hop, Route
-from swarmd.core.span import Span
+from swarmd.core.span import Span, missing_blocks
 from swarmd.pipeline.experience import Speed
 from swarmd.swarm.health import Fault, Health
 from swarmd.swarm.holders import choose_among_holders
@@ -21,7 +21,7 @@ from swarmd.swarm.homes import home_of
 from swarmd.swarm.placements import Placements
 from swarmd.swarm.router import cover
 from swarmd.swarm.terms import RouteRequest
-from swarmd.swarm.view import View
+from swarmd.swarm.view import View, block_ms
 
 SUSPECTED_S = 30.0
 """After so long it is the view's business whether a silent peer is there: its lease has ended."""
@@ -94,6 +94,14 @@ class RouteFinder(Protocol):
 
     def distrusted(self) -> frozenset[str]:
         """Return the peers that others go before."""
+        ...
+
+    def starving(self) -> frozenset[str]:
+        """Return the peers that say that they get too little time."""
+        ...
+
+    def has_better(self, hop: Hop) -> bool:
+        """Whether others would take less time for what a hop computes, that starves."""
         ...
 
     def speed(self, peer_id: str) -> Speed:
@@ -265,6 +273,26 @@ class Routes:
     def distrusted(self) -> frozenset[str]:
         """Return the peers that are trusted so little that others go before them."""
         return self.health.distrusted(self._clock.wall())
+
+    def starving(self) -> frozenset[str]:
+        """Return the peers that say that they get too little time."""
+        peers = self._view().serving(self._model.digest)
+        return frozenset(peer.peer_id for peer in peers if peer.starves)
+
+    def has_better(self, hop: Hop) -> bool:
+        """Whether others would take less time for what a hop computes, that starves.
+
+        Of its lateness a token feels about as much again, as it comes and goes.
+        """
+        view, avoided = self._view(), self.distrusted() | self.starving() | {hop.peer_id}
+        slow = view.peer(hop.peer_id)
+        if slow is None:
+            return False
+        most = block_ms(slow) + 2 * slow.lag_ms / len(hop.blocks)
+        peers = view.serving(self._model.digest)
+        able = [p.span for p in peers if p.peer_id not in avoided and block_ms(p) <= most]
+        gaps = missing_blocks(able, self._model.num_blocks)
+        return not any(hop.blocks.meets(Span(*gap)) for gap in gaps)
 
     def demoted(self) -> int:
         """Return how many these are."""

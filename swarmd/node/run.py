@@ -6,8 +6,9 @@ What is done with it is `swarmd.node.coordinator`'s.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
+from swarmd.core.route import Hop
 from swarmd.node.coordinator_stats import Noted
 from swarmd.node.kept import Kept
 from swarmd.node.timer import Deadline
@@ -42,8 +43,8 @@ class Run:
         """What has been counted of it."""
         self.stays_until = 0.0
         """Before that it is not given to another coordinator because this one is slow."""
-        self.bears_until = 0.0
-        """Before that it is not asked again to go round hops that are slow."""
+        self.bears, self.bears_until = "", 0.0
+        """The slow hop that it was to go round last; before that time it is not asked again."""
         self.proved = True
         """Whether the hops of its route have computed a token, since it goes over these."""
         self.has_begun = False
@@ -69,3 +70,16 @@ class Run:
             yield output
             if isinstance(output, ev.Finished):
                 return
+
+
+def go_round(
+    runs: Iterable[Run], slow: Callable[[Hop], bool], now: float
+) -> Iterator[tuple[Run, str]]:
+    """Yield the sessions that could leave a slow hop now, and which: another than the last time.
+
+    Those come first that have not been asked for longest.
+    """
+    for run in sorted(runs, key=lambda run: run.bears_until):
+        peers = [hop.peer_id for hop in run.driver.route if slow(hop)]
+        if peers and now >= run.bears_until and run.driver.may_replace(now):
+            yield run, next((peer for peer in peers if peer != run.bears), peers[0])

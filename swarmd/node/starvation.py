@@ -20,6 +20,8 @@ from swarmd.node.membership import Membership
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
+SOON_S = 0.25
+"""Between two looks, while timers come late."""
 LEAST_S = 0.05
 """Starved is whose timers come so late ..."""
 TIMES = 4.0
@@ -28,7 +30,7 @@ USUAL_S = 0.005
 """... at least this, ..."""
 SHARE = 0.5
 """... while it uses less than this of one core: one that is merely busy gets what it wants ..."""
-FOR_S = 1.0
+FOR_S = 1.5
 """... for so long."""
 OVER_S = 10.0
 """For so long it counts as starved after that, so that sessions do not come and go."""
@@ -83,7 +85,7 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
     starvation = Starvation(time.process_time(), time.monotonic())
     until = -math.inf
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(SOON_S if lag.usual_s >= LEAST_S else LOOK_S)
         if (about := membership.description) is None:
             continue
         about.lag_s = lag.usual_s
@@ -111,11 +113,12 @@ def _others(membership: Membership) -> list[float]:
     """How late those are that could drive sessions instead, by what they say.
 
     On a machine that is overloaded, processes with nothing to do are punctual all the same: those
-    that work say more, where there are any.
+    that work say more. But one that says so alone is not believed against all others.
     """
-    others = _peers(membership)
-    at_work = [peer for peer in others if peer.sessions]
-    return [peer.lag_ms / 1000 for peer in at_work or others]
+    peers = _peers(membership)
+    every = [peer.lag_ms / 1000 for peer in peers]
+    at_work = [peer.lag_ms / 1000 for peer in peers if peer.sessions]
+    return max((every, at_work or every), key=statistics.median) if every else []
 
 
 def _peers(membership: Membership) -> list[Announcement]:

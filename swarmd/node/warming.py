@@ -64,7 +64,8 @@ class Warming:
         others = [peer for peer in serving if peer.peer_id != self._presence.own_id]
         if missing_blocks((peer.span for peer in others), model.num_blocks):
             return None
-        return random.choice([peer for peer in others if peer.span.start == 0]), model
+        first = [peer for peer in others if peer.span.start == 0]
+        return random.choice([peer for peer in first if not peer.starves] or first), model
 
     def _meant(self, asked: str) -> ModelInfo | None:
         own = self._presence.own

@@ -98,14 +98,13 @@ class Pacing(Moving):
             return
         self._replace(self._watch.blamed(self.route, now), now)
 
-    def _replace(self, slow: Hop | None, now: float) -> None:
+    def _replace(self, slow: Hop | None, now: float, *, starves: bool = False) -> None:
         """Find somebody for the place of a hop, if one is slow."""
         if slow is None:
             return
         self._slow = slow
-        # What holds up a hop here holds up this driver too; but nobody is sent from node to node.
-        self._eases |= slow.peer_id == self.request.me and not self.request.resumed
-        self._out.append(ev.Lagging(slow.peer_id))
+        if not starves:  # which everybody hears from the peer itself
+            self._out.append(ev.Lagging(slow.peer_id))
         copies = self.standbys.instead_of(slow)
         if copies and repair.is_same_precision(slow, copies):
             self._leave_slow(now)
@@ -137,10 +136,11 @@ class Pacing(Moving):
         hop = self._search.hop(event.peer_id)
         if hop is not None:
             self._watch.warned_of(event.peer_id)
-            if event.starves and self._may_replace(now):
-                self._replace(hop, now)
+            if event.starves and self.may_replace(now):
+                self._replace(hop, now, starves=True)
 
-    def _may_replace(self, now: float) -> bool:
+    def may_replace(self, now: float) -> bool:
+        """Whether the session could leave a hop now, if there is another one for its place."""
         running = self.state is DriverState.RUNNING and self._slow is None
         return running and self._watch.may_switch(now)
 
@@ -164,7 +164,9 @@ class Pacing(Moving):
 
     def _bear(self) -> None:
         """Nobody can take the place of the slow hop: it is used on."""
-        self._slow, self._eases = None, False
+        if self._slow is not None and self._slow.peer_id == self.request.me:
+            self._eases = False
+        self._slow = None
 
     def _leave_slow(self, now: float) -> None:
         slow, self._slow = self._slow, None

@@ -59,6 +59,12 @@ class NoRoom:
     def distrusted(self) -> frozenset[str]:
         return frozenset()
 
+    def starving(self) -> frozenset[str]:
+        return frozenset()
+
+    def has_better(self, hop: Hop) -> bool:
+        return True
+
     def speed(self, peer_id: str) -> Speed:
         return Speed()
 
@@ -342,32 +348,45 @@ async def test_what_one_session_finds_of_a_slow_peer_the_others_are_told(
         assert ev.PeerLags("b") in told
 
 
-async def test_sessions_go_round_hops_that_starve_so_many_at_once_and_not_again_at_once(
+class Alternatives(NoRoom):
+    """Routes that know others for some hops."""
+
+    def has_better(self, hop: Hop) -> bool:
+        return hop.peer_id in "bd"
+
+
+async def test_sessions_go_round_hops_that_starve_so_many_at_once_each_in_its_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(coordinating, "EASED", 2)
-    one, told = coordinator(NoRoom()), []
+    one, told = coordinator(Alternatives()), []
+    routes = ["b", "c", "a", "ab", "b", "bd", "b"]
     with ExitStack() as stack:
-        runs = [stack.enter_context(one.run(generation(number))) for number in range(1, 6)]
-        for number, run in enumerate(runs):
-            hop = Hop("b" if number else "c", Span(0, 8))
-            monkeypatch.setattr(run.driver._search, "route", (hop,))
+        runs = [stack.enter_context(one.run(generation(n))) for n in range(1, len(routes) + 1)]
+        for number, (run, names) in enumerate(zip(runs, routes, strict=True)):
+            hops = tuple(Hop(name, Span(0, 8)) for name in names)
+            monkeypatch.setattr(run.driver._search, "route", hops)
+            monkeypatch.setattr(run.driver, "may_replace", lambda now, n=number: n != 4)
 
             def handle(event: ev.DriverEvent, now: float, number: int = number) -> list[Any]:
                 told.append((number, event))
                 return []
 
             monkeypatch.setattr(run.driver, "handle", handle)
-        one.go_round(["a", "b"])
-        news = ev.PeerLags("b", starves=True)
-        assert told == [(1, news), (2, news)]
-        one.go_round(["b"])
-        assert told[2:] == [(3, news), (4, news)]
-        one.go_round(["b"])
-        assert len(told) == 4
-        runs[1].bears_until = 0.0
-        one.go_round(["b"])
-        assert told[4:] == [(1, news)]
+
+        def asked() -> list[tuple[int, str]]:
+            told.clear()
+            one.go_round(["a", "b", "d"])
+            assert all(event.starves for _, event in told)
+            return [(number, event.peer_id) for number, event in told]
+
+        assert asked() == [(0, "b"), (3, "b")], "not round c, which is well, or for a, the only one"
+        assert asked() == [(5, "b"), (6, "b")], "number 4 may not now"
+        assert asked() == []
+        for run in runs:
+            run.bears_until = min(run.bears_until, 1.0)
+        assert asked() == [(0, "b"), (3, "b")]
+        assert asked() == [(5, "d"), (6, "b")], "another hop than the last time"
         told.clear()
 
 

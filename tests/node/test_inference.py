@@ -55,18 +55,25 @@ def parts_of(own: object, **changes: Any) -> Parts:
 
 
 @pytest.mark.parametrize("home", ["", "other"])
+@pytest.mark.parametrize("others", [set(), {"other"}])
 @pytest.mark.parametrize("starves", [False, True])
-def test_a_first_hop_that_starves_sends_clients_on(*, starves: bool, home: str) -> None:
-    """Also where prompts that begin alike have no place to meet."""
+def test_a_first_hop_that_starves_sends_clients_on(
+    *, starves: bool, home: str, others: set[str]
+) -> None:
+    """Also where prompts that begin alike have no place to meet; not to another one that does."""
     other = Hop("other", Span(0, 8), "other:1")
-    routes = SimpleNamespace(home=lambda key: other if home else None, first_hop=lambda: other)
+    routes = SimpleNamespace(
+        home=lambda key: other if home else None,
+        first_hop=lambda: other,
+        starving=lambda: others,
+    )
     own = SimpleNamespace(model=toy_model(), span=Span(0, 8), starves=starves, peer_id="me")
     service = InferenceService(cast(Any, None), cast(Any, None))
     parts = parts_of(own, routes=routes)
     ids = tuple(range(500))
     ask = pb.GenerateRequest(text="a book", allow_redirect=True)
     event = service._redirect(parts, ask, ids)
-    assert (event is not None) is (starves or bool(home))
+    assert (event is not None) is (not others if starves else bool(home))
     assert event is None or event.redirect.peer_id == "other"
     ask.allow_redirect = False
     assert service._redirect(parts, ask, ids) is None

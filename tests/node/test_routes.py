@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -106,6 +107,32 @@ def test_prompts_do_not_meet_at_a_peer_that_starves() -> None:
     everywhere = _homes(clock, [replace(peer, starves=True) for peer in peers])
     assert everywhere.home(b"k") is None
     assert everywhere.first_hop().peer_id in "ab"
+
+
+def test_a_starving_hop_is_left_for_those_only_that_are_quicker() -> None:
+    clock = FakeClock()
+    slow = replace(_peer(clock, "s", "float32"), span=Span(0, 4), step_ms=8.0, starves=True)
+    slow = replace(slow, lag_ms=100.0)
+    hop = Hop("s", Span(0, 4))
+
+    def better(*others: Announcement) -> bool:
+        return _homes(clock, [slow, *others]).has_better(hop)
+
+    def other(name: str, *blocks: int, **what: Any) -> Announcement:
+        peer = _peer(clock, name, "float32")
+        return replace(peer, span=Span(*blocks), **({"step_ms": 20.0} | what))
+
+    assert not better()
+    assert better(other("a", 0, 4))
+    assert better(other("a", 0, 2), other("b", 2, 4))
+    assert not better(other("a", 0, 2))
+    assert not better(other("a", 0, 4, starves=True))
+    assert not better(other("a", 0, 4, step_ms=2000.0)), "that is slower yet"
+    assert not _homes(clock, [other("a", 0, 4)]).has_better(hop), "it is not there any more"
+    known = _homes(clock, [slow, other("a", 0, 4)])
+    assert known.starving() == {"s"}
+    known.lagging("a")
+    assert not known.has_better(hop)
 
 
 def _homes(clock: FakeClock, peers: Sequence[Announcement]) -> Routes:

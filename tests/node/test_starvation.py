@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from math import ceil
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ class Node:
 
 
 def test_who_is_late_for_seconds_while_others_are_not_starves() -> None:
-    assert Node(0.12).looks(WELL, 6) == [False] * int(FOR_S) + [True] * (6 - int(FOR_S))
+    assert Node(0.12).looks(WELL, 6) == [False] * ceil(FOR_S) + [True] * (6 - ceil(FOR_S))
 
 
 def test_where_all_are_late_nobody_starves() -> None:
@@ -62,7 +63,7 @@ def test_a_process_that_is_merely_busy_does_not_starve() -> None:
 def test_it_takes_seconds_in_a_row() -> None:
     node = Node(0.12)
     for _ in range(9):
-        assert not any(node.looks(WELL))
+        assert not any(node.looks(WELL, 2))
         node.late = 0.0
         assert not any(node.looks(WELL))
         node.late = 0.12
@@ -115,6 +116,8 @@ def test_those_that_work_say_how_late_one_is_there() -> None:
     assert starvation._others(Around((0.1, 2), (0.0, 0)).membership) == [0.1]
     assert starvation._others(Around((0.1, 0), (0.0, 0)).membership) == [0.1, 0.0]
     assert starvation._others(Around().membership) == []
+    liar = Around((0.0, 1), (0.06, 0), (0.06, 0))
+    assert starvation._others(liar.membership) == [0.0, 0.06, 0.06], "it is one of many"
 
 
 async def until(so: Callable[[], object]) -> None:
@@ -145,7 +148,13 @@ class Sessions:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any lateness is starvation, and soon."""
-    for name, value in {"LOOK_S": 0.01, "LEAST_S": -1.0, "USUAL_S": 0.0, "FOR_S": 0.02}.items():
+    for name, value in {
+        "LOOK_S": 0.01,
+        "SOON_S": 0.01,
+        "LEAST_S": -1.0,
+        "USUAL_S": 0.0,
+        "FOR_S": 0.02,
+    }.items():
         monkeypatch.setattr(starvation, name, value)
     monkeypatch.setattr(starvation, "SHARE", 1e9)
     monkeypatch.setattr(loop_lag, "INTERVAL_S", (0.001, 0.002))
@@ -186,12 +195,22 @@ async def test_sessions_go_round_others_that_say_that_they_starve() -> None:
     assert sessions.rounds[0] == ["p1"], "not round itself"
 
 
-async def test_after_a_late_timer_the_next_ones_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_timers_come_late_the_next_ones_come_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And count once only in the metric."""
     monkeypatch.setattr(loop_lag, "INTERVAL_S", (3600.0, 3600.0))
     lag = LoopLag()
     waits: list[float] = []
     monkeypatch.setattr(lag._loop, "call_later", lambda s, *rest: waits.append(s))
-    for late in (0.2, 0.01):
-        lag._awake(time.monotonic() - late)
-    assert waits[0] <= loop_lag.SOON_S[1]
-    assert waits[1] == 3600.0
+
+    def come(*late: float) -> list[bool]:
+        """Let timers come that late; return which of the next ones come soon."""
+        waits.clear()
+        for each in late:
+            lag._awake(time.monotonic() - each, often=bool(waits) and waits[-1] < 3600.0)
+        return [seconds <= loop_lag.SOON_S[1] for seconds in waits]
+
+    assert come(0.2, 0.0) == [True, False]
+    assert come(*[0.2] * LATEST, *[0.0] * LATEST) == [True] * (LATEST + 4) + [False] * 5
+    assert sum(lag.seconds._counts) == 2 + 4

@@ -13,7 +13,7 @@ from swarmd.core.frames import Close, Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.causes import Cause
-from swarmd.pipeline.events import HandOver, PeerLags, PeerLost
+from swarmd.pipeline.events import HandOver, Lagging, PeerLags, PeerLost
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
@@ -23,7 +23,6 @@ MODEL = toy_model(6, max_len=4096)
 FAIR = Weather(delay=(0.001, 0.002), compute=(0.02, 0.03))
 FAST = Weather(delay=(0.001, 0.002), compute=(0.003, 0.005))
 """Of a small model: twenty times as long is not half a second yet."""
-RESUMED = {"known_ids": (10,), "epoch": 1, "route": ROUTE}
 NAMES = ("a1", "a2", "b1", "b2", "c1", "c2")
 
 
@@ -235,22 +234,14 @@ def test_to_be_given_away_counts_as_leaving_a_hop() -> None:
     assert bench.need.ask == asked
 
 
-@pytest.mark.parametrize(("resumed", "ends"), [(False, True), (True, False)])
-def test_a_coordinator_whose_own_blocks_are_slow_is_left_with_them_once(
-    resumed: bool, ends: bool
-) -> None:
-    """It is one process. Who has come from another coordinator is not sent on."""
-    bench = Bench(me="a", max_tokens=9, **(RESUMED if resumed else {}))
-    bench.start()
-    if not resumed:
-        bench.found()
-    bench.opened("a", 10)
-    bench.opened("b", 10)
-    bench.token(11 if resumed else 10)
-    bench.handle(PeerLags("a", starves=True))
-    bench.found(hops("x 0:4"))
-    bench.opened("x")
-    assert bool(finished(bench.opened("b", 11))) is ends
+def test_that_another_hop_is_borne_is_no_reason_for_a_slow_coordinator_to_stay() -> None:
+    bench = eased("me")
+    bench.handle(HandOver(stays=True))
+    bench.handle(PeerLags("b", starves=True))
+    bench.missing((4, 8))
+    end = finished(bench.token(11))
+    assert end is not None
+    assert end.reason == "moved"
 
 
 # A hop that says itself that it is slow.
@@ -263,6 +254,7 @@ def test_a_hop_that_says_it_starves_is_left_at_once() -> None:
     assert finished(bench.token(11)) is None
     assert list(opens(bench.found(hops("y 4:8")))) == ["a", "y"]
     assert bench.driver.causes == {Cause.SLOW: 1}
+    assert not [action for action in bench.done if isinstance(action, Lagging)], "all know it"
 
 
 @pytest.mark.parametrize("never", ["not a hop", "too often", "asked already", "opening"])
