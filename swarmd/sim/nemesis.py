@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from swarmd.core.frames import SessionFrame
 from swarmd.sim.call import SILENCE
 from swarmd.sim.clientele import Clientele
-from swarmd.sim.forger import STRANGER, forged
+from swarmd.sim.forger import bring, forged
 
 if TYPE_CHECKING:
     from swarmd.sim.machine import Machine
@@ -394,18 +393,12 @@ class Nemesis:
         for hop in client.route:
             machine = self.world.machines[hop.peer_id]
             if machine.alive and machine.running.loaded:
-                known = client.session in machine.running.table.sessions
-                frames = forged(self.random, client, hop, known)
-                self._send_forged(machine, frames)
+                bring(machine.running, forged(self.random, client, hop))
         if client.call is not None and self.world.machines[client.call.peer_id].alive:
-            frames = forged(self.random, client, client.route[0], known=False)
-            self._send_forged(self.world.machines[client.call.peer_id], frames)
+            frames = forged(self.random, client, client.route[0])
+            bring(self.world.machines[client.call.peer_id].running, frames)
         self.world.timeline.after(self.random.uniform(0, 0.3), self._forge)
         return True
-
-    def _send_forged(self, machine: Machine, frames: list[SessionFrame]) -> None:
-        process = machine.running
-        process.loop.do(lambda: process.exchange.on_frames(STRANGER, frames))
 
     def _doom(self) -> None:
         """Some blocks are lost for good."""
