@@ -261,7 +261,10 @@ class Opening(ABC):
         return None
 
     def _overtaken(self, epoch: int, now: float) -> None:
-        if self._agreed or is_later_attempt(epoch, self.request.epoch):
+        # A hop at this very epoch refuses an open of before, which an old link has brought late:
+        # it has agreed, and its answer is lost or to come. Epochs of two attempts never meet.
+        later = epoch > self.epoch
+        if later and (self._agreed or is_later_attempt(epoch, self.request.epoch)):
             return self._fail(errors.SessionLost("another coordinator has taken the session over"))
         self.epoch = epoch
         return self._repair(errors.SessionLost(f"the session was at epoch {epoch} already"), now)

@@ -19,6 +19,8 @@ from bench_driver import (
     sent,
     steps,
 )
+from bench_hop import Bench as HopBench
+from bench_hop import frames
 
 from swarmd.core.errors import (
     CoverageError,
@@ -29,7 +31,7 @@ from swarmd.core.errors import (
     SessionError,
     SessionLost,
 )
-from swarmd.core.frames import Close, Keep, Refusal, Resume
+from swarmd.core.frames import Close, Keep, Open, Opened, Refusal, Resume
 from swarmd.core.route import EPOCHS_PER_ATTEMPT
 from swarmd.core.span import Span
 from swarmd.pipeline.causes import Cause
@@ -554,8 +556,34 @@ def test_a_coordinator_that_has_been_replaced_gives_up() -> None:
     bench.run()
     bench.token(10)
     bench.fail("a", Refusal.UNKNOWN_SESSION)
-    end = finish(bench.refuse("a", Refusal.STALE_EPOCH, epoch=2))
+    end = finish(bench.refuse("a", Refusal.STALE_EPOCH, epoch=EPOCHS_PER_ATTEMPT + 1000))
     assert isinstance(end.error, SessionLost)
+
+
+def answer(hop: HopBench, order: Open) -> Opened:
+    """What a hop says to an order."""
+    (opened,) = frames(hop.tell(order, "me"), "me")
+    assert isinstance(opened, Opened)
+    return opened
+
+
+def test_an_own_open_that_an_old_link_brings_late_does_not_end_the_session() -> None:
+    bench, hop = Bench(), HopBench("0:4")
+    bench.start()
+    first = opens(bench.found())["a"]
+    assert answer(hop, first).refusal is None
+    bench.opened("a")
+    bench.opened("b")
+    bench.token(10)
+    second = opens(bench.fail("b", Refusal.UNKNOWN_SESSION))["a"]
+    assert answer(hop, second).refusal is None  # which is lost with its link
+    late = answer(hop, first)
+    assert (late.refusal, late.epoch) == (Refusal.STALE_EPOCH, 2)
+    assert finish(bench.tell("a", late)) is None
+    assert opens(bench.wait(0.1))["a"].epoch == 3
+    bench.opened("a", 10)
+    bench.opened("b", 10)
+    assert emitted(bench.token(11)) == [511]
 
 
 @pytest.mark.parametrize("known", [(1, 2, 3, 4, 5), (1, 7)])
