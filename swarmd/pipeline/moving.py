@@ -62,7 +62,7 @@ class Moving(Opening):
         if answer.refusal is not None:
             self._standby_lost(event.peer_id, self.policy.avoid_for, now)
             return
-        actions = self.standbys.opened(event.peer_id, answer)
+        actions = self.standbys.opened(event.peer_id, answer, self.feed.reached)
         if actions is not None:
             self._out += actions
             self._out.append(ev.Routed(self.route, self.epoch, self._spares()))

@@ -272,12 +272,16 @@ class Standbys:
 
     # What peers say.
 
-    def opened(self, peer_id: str, answer: Opened) -> list[DriverAction] | None:
-        """Have the hop send what the peer lacks. None when that peer is no standby."""
+    def opened(self, peer_id: str, answer: Opened, reached: int) -> list[DriverAction] | None:
+        """Have the hop send what the peer lacks. None when that peer is no standby.
+
+        What hops compute once more, above what they have `reached` in this round, it is sent anew:
+        until that has come a copy is not whole.
+        """
         standby = self.of(peer_id)
         if standby is None:
             return None
-        standby.held[peer_id] = answer.kv_length
+        standby.held[peer_id] = min(answer.kv_length, reached)
         return [self._copy(standby, peer_id, answer.epoch)]
 
     def _copy(self, standby: Standby, peer_id: str, epoch: int) -> Send:
@@ -285,6 +289,11 @@ class Standbys:
         held = standby.held[peer_id]
         copy = Copy(self._request.session, epoch, peer_id, peer.blocks, held)
         return Send(standby.hop.peer_id, copy)
+
+    def rewound(self, position: int) -> None:
+        """The hops compute all from there on once more, and send it anew."""
+        for standby in self:
+            standby.held = {peer: min(held, position) for peer, held in standby.held.items()}
 
     def copied(self, peer_id: str, news: Copied) -> None:
         """Note how far a copy reaches."""

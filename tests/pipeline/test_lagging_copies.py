@@ -30,7 +30,7 @@ def gives_up(*lacks: int) -> bool:
     standbys.want(HOP, 0.0, leaving=False)
     standbys.look(1, ROUTE, frozenset(), 0.0)
     standbys.found(1, hops("x 0:4"), ROUTE, 1, (), 0.0)
-    standbys.opened("x", Opened(SESSION, 1))
+    standbys.opened("x", Opened(SESSION, 1), 0)
     looks = [standbys.lagging(lack, LAG) == ["x"] for lack in lacks]
     assert not any(looks[:-1])
     return looks[-1]

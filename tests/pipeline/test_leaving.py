@@ -45,7 +45,8 @@ def searches(actions: list[DriverAction]) -> list[NeedRoute]:
 def successor(bench: Bench) -> None:
     """Have x hold all of the first hop's KV but the last position."""
     bench.handle(RouteFound(bench.need.ask, hops("x 0:4")))
-    agrees(bench, "x", bench.driver.feed.known - 1)
+    agrees(bench, "x")
+    bench.tell("x", Copied(SESSION, bench.driver.epoch, bench.driver.feed.known - 1))
 
 
 def test_what_was_said_in_another_epoch_counts_no_more() -> None:

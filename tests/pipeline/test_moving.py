@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from bench_driver import SESSION, Bench, emitted, hops, opens, sent, steps
 
-from swarmd.core.frames import Copied, Leaving, Opened, Poll, Refusal
+from swarmd.core.frames import Copied, Copy, Leaving, Opened, Poll, Refusal
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.events import DriverAction, PeerLost
@@ -249,7 +249,8 @@ def copied(window: int, prompt: int, lacks: int = 0) -> Bench:
         bench.tell(peer, Opened(SESSION, bench.driver.epoch, copies=True))
     bench.tell("a", Leaving(SESSION, bench.driver.epoch))
     bench.found(hops("c 0:4"))
-    bench.opened("c", kv_length=prompt - 1 - lacks)
+    bench.opened("c")
+    bench.tell("c", Copied(SESSION, bench.driver.epoch, prompt - 1 - lacks))
     return bench
 
 
@@ -268,6 +269,12 @@ def test_a_session_that_pauses_and_is_rewound_goes_on() -> None:
     assert steps(bench.gap("b", 8))[0].position == 8
 
 
+def test_a_copy_is_far_from_whole_when_its_hop_computes_it_all_again() -> None:
+    bench = copied(window=64, prompt=60)
+    bench.gap("b", 8)
+    assert steps(bench.token(60)), "no pause for what is not nearly there"
+
+
 def test_the_token_under_way_at_a_pause_does_not_end_it() -> None:
     """Or a copy that always lacks so much would never be put in place."""
     bench = copied(window=64, prompt=60, lacks=DriverPolicy().handoff_lag)
@@ -275,6 +282,22 @@ def test_the_token_under_way_at_a_pause_does_not_end_it() -> None:
     assert bench.driver.feed.paused
     assert not steps(bench.token(60))
     assert "c" in opens(bench.tell("c", Copied(SESSION, bench.driver.epoch, 60)))
+
+
+def test_a_copy_from_before_is_whole_once_what_is_computed_again_has_come() -> None:
+    """A resumed session: its hops compute the last position again, and send it to copies anew."""
+    bench = Bench(known_ids=(10, 11), max_tokens=9, epoch=1, route=hops("a 0:4", "b 4:8"))
+    bench.start()
+    for peer in "ab":
+        held = bench.driver.feed.known
+        bench.tell(peer, Opened(SESSION, bench.driver.epoch, kv_length=held, copies=True))
+    bench.tell("a", Leaving(SESSION, bench.driver.epoch))
+    bench.found(hops("c 0:4"))
+    last = bench.driver.feed.known - 1
+    assert not opens(bench.opened("c", kv_length=last + 1))
+    assert sent(bench.done, "a", Copy)[-1].position == last
+    assert not opens(bench.token(12))
+    assert "c" in opens(bench.tell("c", Copied(SESSION, bench.driver.epoch, last + 1)))
 
 
 def loses_it(bench: Bench) -> list[DriverAction]:
