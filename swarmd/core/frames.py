@@ -289,11 +289,13 @@ class Copy:
 class KV:
     """Hop to the peer that holds a copy: keys and values of positions `[position, end)`.
 
-    At or below what is held there: what lies above `position` is replaced.
+    At or below what is held there: what lies above `position` is replaced, unless it has come in
+    the same round.
     """
 
     session: bytes
     epoch: int
+    round: int
     position: int
     blocks: tuple[dict[str, Payload], ...]
     """For each block its tensors by name, each `(heads, positions, width)`."""

@@ -62,7 +62,11 @@ ROWS = tuple(
             "hop_sessions_memory_exhausted_total",
             "Sessions given up as the machine had no memory for a step.",
         ),
-        ("hop_duplicates", "hop_duplicate_steps_total", "Steps that were held already."),
+        (
+            "hop_duplicates",
+            "hop_duplicate_steps_total",
+            "Steps, and KV of copies, that were held already.",
+        ),
         ("hop_gaps", "hop_gaps_total", "Steps that came before what they follow."),
         ("hop_bad_steps", "hop_bad_steps_total", "Steps that broke a rule."),
         (

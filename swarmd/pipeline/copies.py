@@ -144,7 +144,8 @@ class Copies:
             if event.blocks is None:
                 self.lost(session, peer_id)
                 return []
-            kv = KV(session.id, session.epoch, event.position, event.blocks)
+            place = session.id, session.epoch, session.round
+            kv = KV(*place, event.position, event.blocks)
             self._counters.copied_positions += kv.length
             self._counters.copied_bytes += kv.nbytes
             return [Send(peer_id, kv), *self.advance(session, now)]
@@ -207,10 +208,22 @@ class Copies:
             self._counters.bad_steps += 1
             return self._give_up(session, Refusal.BAD_STEP, problem)
         session.lapses_at = None
+        if kv.round < session.round:
+            self._counters.stale_rounds += 1
+            return []
+        if kv.round > session.round:
+            session.round, session.copied = kv.round, 0
         return self._take(session, kv)
 
     def _take(self, session: HopSession, kv: KV) -> list[HopAction]:
-        """Put in KV that follows what is held, or takes its place from some position on."""
+        """Put in KV that follows what is held, or takes its place from some position on.
+
+        What has come in this round stays: the hop may send it twice, if it is told to begin anew
+        while some of it is on its way, and a copy that gave it up were not what it has said it is.
+        """
+        if kv.end <= session.copied:
+            self._counters.duplicates += 1
+            return self._tell(session, session.computed)
         if kv.position > session.length:
             self._counters.copy_gaps += 1
             return []
@@ -231,6 +244,9 @@ class Copies:
         if end is None or not session.donor:
             return []
         self._counters.converted_positions += (end - start) * event.converted
-        news = Copied(session.id, session.epoch, min(end, session.length))
+        return self._tell(session, min(end, session.length))
+
+    def _tell(self, session: HopSession, kv_length: int) -> list[HopAction]:
+        news = Copied(session.id, session.epoch, kv_length)
         peers = dict.fromkeys((session.donor, session.coordinator))
         return [Send(peer_id, news) for peer_id in peers]

@@ -112,6 +112,8 @@ class HopSession:
     """By the peers that hold them."""
     imports: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Ticket -> where the KV begins and ends that is being put in."""
+    copied: int = 0
+    """To where another hop's KV has come here in this round."""
     behind: tuple[int, int] = (0, 0)
     """Where the positions begin and end that the hop has computed in whose place this one is, and
     that are not computed here yet."""
@@ -149,7 +151,7 @@ class HopSession:
         """Take the place in the route that a new epoch gives."""
         self.coordinator, self.epoch, self.round = sender, order.epoch, 0
         self.prev_peer, self.next_peer = order.prev_peer, order.next_peer
-        self.donor = order.donor
+        self.donor, self.copied = order.donor, 0
         self.private |= order.claimed
         self.max_positions, self.sampling = order.max_positions, order.sampling
         self.ids, self.prompt_tokens = list(order.token_ids), order.prompt_tokens
@@ -204,7 +206,7 @@ class HopSession:
 
     def hold(self, length: int) -> None:
         """Hold positions `[0, length)`, of which another hop has sent the last; log no outputs."""
-        self.length = length
+        self.length = self.copied = length
         self.log.skip(length)
 
     def resume(self, send_from: int) -> None:

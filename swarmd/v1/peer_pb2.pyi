@@ -428,18 +428,20 @@ class Copy(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class KV(_message.Message):
-    __slots__ = ("session", "epoch", "position", "positions", "blocks")
+    __slots__ = ("session", "epoch", "position", "positions", "blocks", "round")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     position: int
     positions: int
     blocks: _containers.RepeatedCompositeFieldContainer[BlockTensors]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., positions: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockTensors, _Mapping]]] = ...) -> None: ...
+    round: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., positions: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[BlockTensors, _Mapping]]] = ..., round: _Optional[int] = ...) -> None: ...
 
 class BlockTensors(_message.Message):
     __slots__ = ("key", "value")

@@ -117,7 +117,7 @@ def _opened_to_pb(frame: Opened) -> pb.Frame:
 def _kv_to_pb(frame: KV) -> pb.Frame:
     message = pb.Frame()
     kv = message.kv
-    kv.session, kv.epoch = frame.session, frame.epoch
+    kv.session, kv.epoch, kv.round = frame.session, frame.epoch, frame.round
     kv.position, kv.positions = frame.position, frame.length
     for tensors in frame.blocks:
         block = kv.blocks.add()

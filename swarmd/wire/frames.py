@@ -259,7 +259,8 @@ def _kv_from_pb(m: pb.KV) -> tuple[KV]:
     if end == m.position or not 1 <= len(m.blocks) <= limits.MAX_BLOCKS:
         raise ProtocolError(f"KV of {m.positions} positions and {len(m.blocks)} blocks")
     blocks = tuple(_tensors_from_pb(block, m.positions) for block in m.blocks)
-    return (KV(_session(m.session), _epoch(m.epoch), m.position, blocks),)
+    place = _session(m.session), _epoch(m.epoch), _position(m.round, "round")
+    return (KV(*place, m.position, blocks),)
 
 
 def _tensors_from_pb(m: pb.BlockTensors, positions: int) -> dict[str, Payload]:

@@ -208,7 +208,7 @@ def test_what_came_in_another_dtype_is_counted() -> None:
     hop.open(donor="donor")
     for position, converted in ((0, True), (8, True), (16, False)):
         tensor = Payload(DType.FLOAT32, (1, 8, 1), bytes(4 * 8))
-        kv = KV(bench_hop.SESSION, 1, position, ({"key": tensor, "value": tensor},) * 2)
+        kv = KV(bench_hop.SESSION, 1, 0, position, ({"key": tensor, "value": tensor},) * 2)
         order = bench_hop.only(hop.tell(kv, "donor"), Import)
         hop.handle(Imported(bench_hop.SESSION, order.ticket, converted))
     assert hop.counters.converted_positions == 16

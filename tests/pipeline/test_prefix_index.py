@@ -299,7 +299,7 @@ def test_of_a_copy_only_what_has_been_put_in_is_shared(arrived: bool) -> None:
     keys = prefix_keys(ids, MODEL.digest, CHUNK, unit=UNIT)
     bench.open(prefix=keys, prefix_unit=UNIT, prefix_grain=CHUNK, donor="donor")
     tensor = Payload(DType.FLOAT32, (1, CHUNK, 1), bytes(4 * CHUNK))
-    kv = KV(SESSION, 1, 0, ({"key": tensor, "value": tensor},) * 2)
+    kv = KV(SESSION, 1, 0, 0, ({"key": tensor, "value": tensor},) * 2)
     order = only(bench.tell(kv, "donor"), Import)
     if arrived:
         bench.handle(Imported(SESSION, order.ticket))

@@ -167,6 +167,7 @@ def kvs(draw: st.DrawFn) -> KV:
     return KV(
         session=draw(sessions),
         epoch=draw(epochs),
+        round=draw(positions),
         position=draw(st.integers(0, limits.MAX_POSITIONS - count)),
         blocks=tuple({"key": tensor(), "value": tensor()} for _ in range(blocks)),
     )
