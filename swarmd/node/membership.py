@@ -93,6 +93,7 @@ class Membership:
             self._links,
             self.presence.directory_addresses,
             lambda: [address, *self.presence.peer_addresses()],
+            self.presence.announced_since,
             clock,
         )
 

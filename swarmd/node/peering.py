@@ -31,12 +31,15 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         links: Links,
         directory_addresses: Callable[[], Sequence[str]],
         peer_addresses: Callable[[], Sequence[str]],
+        announced_since: Callable[[], float],
         clock: Clock,
     ) -> None:
+        """`announced_since` says from when on announcements of this node are this process's."""
         self._peer_id = peer_id
         self._links = links
         self._directory_addresses = directory_addresses
         self._peer_addresses = peer_addresses
+        self._announced_since = announced_since
         self._clock = clock
 
     async def Link(self, request_iterator: Any, context: Context) -> None:
@@ -45,12 +48,17 @@ class PeerService(peer_pb2_grpc.PeerServicer):
 
     async def Introduce(self, request: pb.IntroduceRequest, context: Context) -> pb.IntroduceReply:
         """Tell a newcomer where the directory is, and who else is here."""
+        return self.introduction()
+
+    def introduction(self) -> pb.IntroduceReply:
+        """Return what a newcomer is told."""
         return pb.IntroduceReply(
             peer_id=self._peer_id,
             version=__version__,
             directory_addresses=self._directory_addresses()[:MAX_ADDRESSES],
             peer_addresses=self._peer_addresses()[:MAX_ADDRESSES],
             wall_time_s=self._clock.wall(),
+            announced_since_s=self._announced_since(),
         )
 
 

@@ -110,6 +110,10 @@ class Presence:
         """Return where the directory can be joined."""
         return self._directory.addresses()
 
+    def announced_since(self) -> float:
+        """Return when this process first announced the node, or now: no older one is its own."""
+        return self._announcer.since(self._clock.wall())
+
     def on_rtt(self, peer_id: str, sample: RttSample) -> None:
         """Move this node's coordinate by a measured round trip."""
         self._coordinate = coordinates.update(

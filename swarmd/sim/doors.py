@@ -131,11 +131,5 @@ class Doors:
 
     def introduce(self, to: str, settle: Callable[[pb.IntroduceReply], None]) -> None:
         """Answer a node that knocks."""
-        peer_id, presence = self._process.machine.peer_id, self._process.presence
-        reply = pb.IntroduceReply(
-            peer_id=peer_id,
-            directory_addresses=presence.directory_addresses(),
-            peer_addresses=presence.peer_addresses(),
-            wall_time_s=self._process.machine.clock.wall(),
-        )
-        self._process.world.network.way(peer_id, to, lambda: settle(reply))
+        reply = self._process.membership.peering.introduction()
+        self._process.world.network.way(reply.peer_id, to, lambda: settle(reply))

@@ -6,6 +6,7 @@ the directory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from swarmd.core.peers import Announcement, NodeState
@@ -29,6 +30,7 @@ class Announcer:
         # A third of a lease leaves two more tries before the node would vanish.
         self._renew_s = lease_s / 3 * (1 - 0.2 * jitter)
         self._last: Announcement | None = None
+        self._since = math.inf
 
     def due(self, current: Announcement, now: float) -> Announcement | None:
         """Return what to publish now, with `issued_at` and `expires_at` set; None if nothing."""
@@ -44,6 +46,10 @@ class Announcer:
         if self._last is None or self._last.state is NodeState.GONE:
             return None
         return self._stamped(replace(self._last, state=NodeState.GONE), now)
+
+    def since(self, now: float) -> float:
+        """Return when this process first announced the node, or now: no older one is its own."""
+        return min(self._since, now)
 
     def next_at(self, now: float) -> float:
         """Return when to ask again although nothing changes."""
@@ -66,6 +72,7 @@ class Announcer:
         if self._last is not None and self._last.issued_at - now < self._lease_s:
             issued_at = max(issued_at, self._last.issued_at + 1e-3)
             expires_at = max(expires_at, self._last.expires_at + 1e-3)
+        self._since = min(self._since, issued_at)  # a clock may have been set back
         self._last = replace(
             current, issued_at=issued_at, expires_at=expires_at, public_key=b"", signature=b""
         )

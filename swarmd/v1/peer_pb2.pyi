@@ -60,18 +60,20 @@ class IntroduceRequest(_message.Message):
     def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class IntroduceReply(_message.Message):
-    __slots__ = ("peer_id", "version", "directory_addresses", "peer_addresses", "wall_time_s")
+    __slots__ = ("peer_id", "version", "directory_addresses", "peer_addresses", "wall_time_s", "announced_since_s")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PEER_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WALL_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_SINCE_S_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     version: str
     directory_addresses: _containers.RepeatedScalarFieldContainer[str]
     peer_addresses: _containers.RepeatedScalarFieldContainer[str]
     wall_time_s: float
-    def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ..., wall_time_s: _Optional[float] = ...) -> None: ...
+    announced_since_s: float
+    def __init__(self, peer_id: _Optional[str] = ..., version: _Optional[str] = ..., directory_addresses: _Optional[_Iterable[str]] = ..., peer_addresses: _Optional[_Iterable[str]] = ..., wall_time_s: _Optional[float] = ..., announced_since_s: _Optional[float] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("hello", "heartbeat", "open", "opened", "resume", "steps", "tokens", "gap", "failed", "close", "keep", "fragment", "kv", "copied", "goodbye", "copy", "leaving", "poll", "polled", "release", "checksum")

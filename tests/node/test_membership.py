@@ -73,3 +73,12 @@ async def test_a_directory_that_does_not_come_back_is_waited_for_in_bounds(
         await membership.see_others(0.2)
     assert membership.presence.view is before
     send(membership, signal.SIGCONT)
+
+
+async def test_its_door_says_from_when_on_it_has_announced_itself(membership: Membership) -> None:
+    before = membership.peering.introduction()
+    assert before.announced_since_s == pytest.approx(before.wall_time_s, abs=1.0)
+    await membership.choose_span(OPENED)
+    (own,) = await membership.directory.announcements()
+    after = membership.peering.introduction()
+    assert before.announced_since_s < after.announced_since_s <= own.issued_at < after.wall_time_s

@@ -54,6 +54,21 @@ async def test_one_miss_is_none_and_an_answer_takes_it_back(
     assert not one.gone([PEER])
 
 
+async def test_one_that_was_started_anew_does_not_speak_for_the_one_before_it() -> None:
+    since = PEER.issued_at
+
+    async def answer(address: str, own_id: str) -> pb.IntroduceReply:
+        return pb.IntroduceReply(peer_id=PEER.peer_id, announced_since_s=since)
+
+    one = Patrol("me", answer)
+    await one.go_round([PEER])
+    assert not one.gone([PEER])
+    since = 12.5
+    await one.go_round([PEER])
+    assert one.gone([PEER]) == {PEER.peer_id}
+    assert not one.gone([replace(PEER, issued_at=since)]), "in a container it has the same pid"
+
+
 async def test_of_the_silent_no_more_are_remembered_than_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

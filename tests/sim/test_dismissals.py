@@ -112,6 +112,20 @@ def test_a_holder_that_died_unnoticed_does_not_count(world: World) -> None:
     assert told_at_once(world, one) == [one]
 
 
+def test_nor_does_one_that_is_only_being_started_again(world: World) -> None:
+    one, other = holders(world, 0)
+    world.run_for(3.0)
+    other.kill()
+    world.loading = (20.0, 20.0)
+    other.boot()
+    other.running.directory.away_until = world.timeline.now + 10.0  # it is slow to say so
+    world.run_for(0.5)
+    seen = one.running.presence.view.peer(other.peer_id)
+    assert seen is not None
+    assert seen.pid < other.boots, "the announcement of the process before outlives it"
+    assert told_at_once(world, one) == [one]
+
+
 def test_of_the_last_two_that_are_advised_to_leave_one_follows(world: World) -> None:
     pair = [machine.running for machine in holders(world, 0)]
     answers: list[bool] = []

@@ -111,3 +111,15 @@ def test_a_clock_that_was_an_hour_ahead_starts_over() -> None:
     again = announcer.due(NODE, NOW)
     assert again is not None
     assert again.issued_at == NOW
+
+
+def test_it_knows_from_when_on_announcements_are_its_own() -> None:
+    announcer = Announcer()
+    assert announcer.since(NOW) == NOW
+    first = announcer.due(NODE, NOW + 1)
+    announcer.due(NODE, NOW + 20)
+    assert first is not None
+    assert announcer.since(NOW + 20) == first.issued_at
+    set_back = announcer.due(NODE, NOW - 3600)
+    assert set_back is not None
+    assert announcer.since(NOW + 20) <= set_back.issued_at
