@@ -131,7 +131,7 @@ class Open:
     session computes from now on is shared with nobody."""
     computed: int = 0
     """Positions that have been computed before: a hop that takes another one's place counts by it
-    what it computes again."""
+    what it computes again. With a donor: what is held above may be of other ids and is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +283,10 @@ class Copy:
     """Within those that the hop computes."""
     position: int
     """Where the other peer's KV ends."""
+    round: int = 0
+    """Which the coordinator is in. What the hop has computed in earlier ones, ..."""
+    sure: int = 0
+    """... above this many positions, may be of other ids than the coordinator's: it is not sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ class Coordinator:
         now = asyncio.get_running_loop().time()
         for run, peer_id in [*islice(go_round(self._runs.values(), slow, now), EASED)]:
             run.bears, run.bears_until = peer_id, now + BEARS_S
-            self._handle(run, ev.PeerLags(peer_id, starves=True))
+            self._handle(run, ev.PeerLags(peer_id, frozenset(peers)))
 
     def stop(self, run: Run, reason: str, tokens: int | None = None) -> None:
         """End a session before its driver would, after so many tokens of output."""
@@ -395,8 +395,7 @@ class Coordinator:
             held, prompt = self._held(run), len(request.prompt_ids)
             asked = Asked(run.positions, prompt, held, stays, precisions, strict=need.spare)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
-            if need.trusted or need.spare:
-                exclude |= self._routes.starving()
+            exclude |= run.unfit(need, self._routes.starving())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
             if not (need.keep or run.past or request.claimed or run.has_begun):
                 self._book.goes(run.session, request.prefix, [hop.peer_id for hop in hops])

@@ -149,17 +149,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if model.digest == own.model.digest:
             key = first_key(prompt_ids, model.digest, request.cache_salt.encode())
             home = parts.routes.home(key) if key and request.allow_redirect else None
-            here = own.span.start == 0 and parts.serves() and not own.starves
+            here = own.span.start == 0 and parts.serves()
+            here = here and not (own.starves and parts.routes.has_well_first_hop)
             if not request.allow_redirect or (here and home is None):
                 return None
             try:
                 target = home or parts.routes.first_hop()
             except (CoverageError, CapacityError):
                 return None  # the session's own errors say it with more detail
-            stays = own.starves and target.peer_id in parts.routes.starving()
-            if stays or target.peer_id == own.peer_id:
-                return None
-            return _redirect_to(target, model)
+            return None if target.peer_id == own.peer_id else _redirect_to(target, model)
         others = self._presence.view.serving(model.digest)
         if not others or not request.allow_redirect:
             raise _not_served(own, request.model, others)

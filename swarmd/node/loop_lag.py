@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import statistics
 import time
+from bisect import bisect
 from collections import deque
+from itertools import accumulate
 
 from swarmd.node.histogram import Histogram
 
@@ -22,7 +23,9 @@ SOON_S = (0.01, 0.04)
 LATE_S = 0.05
 """... by that much: that it is more than one pause, or over, should be known soon."""
 LATEST = 9
-"""Of so many the median counts."""
+"""Of so many the median counts, each for the time that it took, ..."""
+MOST_S = 0.4
+"""... but for so long at most: one long pause is not many."""
 
 
 class LoopLag:
@@ -32,28 +35,32 @@ class LoopLag:
         self.seconds = Histogram(
             (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
         )
-        self._latest: deque[float] = deque(maxlen=LATEST)
+        self._latest: deque[tuple[float, float]] = deque(maxlen=LATEST)
+        """How late, and how long that took in all."""
         self._loop = asyncio.get_running_loop()
         self._wait(often=False)
 
     @property
     def usual_s(self) -> float:
-        """How late a timer comes, one pause aside; 0 until that is known."""
-        return statistics.median(self._latest) if len(self._latest) == LATEST else 0.0
+        """How late a timer comes half of the time; 0 until that is known."""
+        if len(self._latest) < LATEST:
+            return 0.0
+        ranked = sorted(self._latest)
+        passed = list(accumulate(seconds for _, seconds in ranked))
+        return ranked[bisect(passed, passed[-1] / 2)][0]
 
-    def note(self, late: float) -> None:
-        """A timer came that much late."""
-        self._latest.append(late)
+    def note(self, late: float, seconds: float = INTERVAL_S[1]) -> None:
+        """A timer of so many seconds came that much late."""
+        self._latest.append((late, min(MOST_S, seconds + late)))
 
     def _wait(self, *, often: bool) -> None:
         # Not the loop's own clock, which may stand still while callbacks run.
-        seconds = random.uniform(*(SOON_S if often else INTERVAL_S))
-        due = time.monotonic() + seconds
-        self._loop.call_later(seconds, functools.partial(self._awake, due, often=often))
+        seconds, now = random.uniform(*(SOON_S if often else INTERVAL_S)), time.monotonic()
+        self._loop.call_later(seconds, functools.partial(self._awake, now, seconds, often=often))
 
-    def _awake(self, due: float, *, often: bool) -> None:
-        late = max(0.0, time.monotonic() - due)
-        self.note(late)
+    def _awake(self, since: float, seconds: float, *, often: bool) -> None:
+        late = max(0.0, time.monotonic() - since - seconds)
+        self.note(late, seconds)
         if not often:  # or late times would count for more than they last
             self.seconds.observe(late)
         self._wait(often=max(late, self.usual_s) >= LATE_S)

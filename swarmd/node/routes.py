@@ -188,6 +188,12 @@ class Routes:
         """Whether several peers hold the first blocks, so that prompts can miss each other."""
         return len(self._first_hops()) > 1
 
+    @property
+    def has_well_first_hop(self) -> bool:
+        """Whether some peer that holds the first blocks does not starve."""
+        peers = self._view().serving(self._model.digest)
+        return any(peer.span.start == 0 and not peer.starves for peer in peers)
+
     def first_hop(self) -> Hop:
         """Return where a new session should begin; one sent elsewhere counts as placed.
 

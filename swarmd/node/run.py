@@ -50,6 +50,11 @@ class Run:
         self.has_begun = False
         """Whether its prompt is computed: a token came, or it ended without one."""
 
+    def unfit(self, need: ev.NeedRoute, starving: frozenset[str]) -> frozenset[str]:
+        """Who will not do as it starves: for a copy, or in the place of a hop that does as well."""
+        left = {hop.peer_id for hop in self.driver.route if hop.blocks in need.spans}
+        return starving if need.spare or (need.trusted and left & starving) else frozenset()
+
     @property
     def repairs(self) -> int:
         return self.driver.repairs

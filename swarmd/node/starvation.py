@@ -83,14 +83,16 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
     Its own sessions go round others that say so.
     """
     starvation = Starvation(time.process_time(), time.monotonic())
-    until = -math.inf
+    until = eased = -math.inf
     while True:
         await asyncio.sleep(SOON_S if lag.usual_s >= LEAST_S else LOOK_S)
         if (about := membership.description) is None:
             continue
         about.lag_s = lag.usual_s
         others, cpu_s = _others(membership), time.process_time()
-        if starvation.look(lag.usual_s, others, cpu_s, time.monotonic()):
+        starves = starvation.look(lag.usual_s, others, cpu_s, now := time.monotonic())
+        if starves and now >= eased + LOOK_S:
+            eased = now
             await membership.presence.look_again()
             if falls_behind(lag.usual_s, _others(membership)):
                 until = time.monotonic() + OVER_S

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from swarmd.core.frames import KV, Copied, Copy, Refusal
+from swarmd.core.frames import KV, Copied, Copy, Open, Refusal
 from swarmd.core.span import Span
 from swarmd.pipeline.events import Export, Exported, HopAction, Import, Imported, Send, Truncate
 from swarmd.pipeline.hop_session import CopyTo, HopSession
@@ -33,10 +33,12 @@ class Copies:
         next_ticket: Callable[[], int],
         give_up: Callable[[HopSession, Refusal, str], list[HopAction]],
         pending: Callable[[str], int],
+        shares_less: Callable[[HopSession], None],
     ) -> None:
         """`give_up` frees a session and tells its coordinator why.
 
-        `pending` says how many bytes wait for the link to a peer.
+        `pending` says how many bytes wait for the link to a peer; `shares_less` is told of sessions
+        that have given up a part of what they held.
         """
         self._sessions = sessions
         self._account = account
@@ -45,6 +47,7 @@ class Copies:
         self._next_ticket = next_ticket
         self._give_up = give_up
         self._pending = pending
+        self._shares_less = shares_less
         self.under_way = UnderWay()
         self._copying: dict[bytes, None] = {}
         """Sessions that have copies."""
@@ -68,7 +71,8 @@ class Copies:
         if not order.peer_id:
             return []
         self._copying[session.id] = None
-        session.copies[order.peer_id] = CopyTo(order.blocks, order.position, order.position)
+        at = order.position
+        session.copies[order.peer_id] = CopyTo(order.blocks, at, at, order.round, order.sure)
         self._note(session, order.peer_id)
         return self.advance(session, now)
 
@@ -107,7 +111,10 @@ class Copies:
         each = self._each(copy.blocks)
         window = max(1, self._window(session, peer_id) // each)
         frame = max(1, min(MOST_POSITIONS, self._policy.copy_frame_bytes // each))
-        whole = min(session.computed, copy.sent + frame)
+        there = session.computed
+        if session.round < copy.round:  # what is above is computed anew, perhaps of other ids
+            there = min(there, copy.sure)
+        whole = min(there, copy.sent + frame)
         end = min(whole, copy.held + window)
         # What is under way will be answered for: better a whole frame then than shreds until then.
         return end if end == whole or copy.sent == copy.held else copy.sent
@@ -175,8 +182,17 @@ class Copies:
         if not session.copies:
             self._copying.pop(session.id, None)
 
+    def opened(self, session: HopSession, order: Open) -> list[HopAction]:
+        """A session's copies end with its epoch; and so does what one holds of unknown ids."""
+        self.end(session)
+        if not order.donor or session.length <= order.computed:
+            return []
+        session.rewind(order.computed, order.computed)
+        self._shares_less(session)
+        return [Truncate(session.id, order.computed)]
+
     def end(self, session: HopSession) -> None:
-        """A session's copies end with its epoch."""
+        """It goes nowhere any more."""
         for peer_id in list(session.copies):
             self.lost(session, peer_id)
 

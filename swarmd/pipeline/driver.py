@@ -181,7 +181,7 @@ class Driver(Pacing):
             self._fail(errors.SessionError(f"{event.peer_id} reports gap after gap"))
             return
         self.feed.rewind(self.feed.chunks.floor(min(gap.kv_length, self.feed.last_chunk)))
-        self.standbys.rewound(self.feed.reached)
+        self.standbys.rewound()
         self._pump()
         self._watch_prompt(now)
         self._due = now + self.policy.time_for(self.feed.known)

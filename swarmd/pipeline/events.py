@@ -152,8 +152,8 @@ class PeerLags:
     """Another session leaves this peer for being slow."""
 
     peer_id: str
-    starves: bool = False
-    """It says so itself: whoever can goes round it."""
+    starving: frozenset[str] = frozenset()
+    """Those that say so themselves, if it is one of them: whoever can goes round it."""
 
 
 @dataclass(frozen=True, slots=True)

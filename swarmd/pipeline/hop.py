@@ -96,6 +96,7 @@ class HopTable:
             self._next_ticket,
             self._give_up,
             pending,
+            self.prefixes.rewind,
         )
         self.backlogs = Backlogs(self.sessions, self.counters, self.policy, pending)
         self.lapses = Lapses(self.counters, self.policy)
@@ -149,8 +150,7 @@ class HopTable:
     def _open(self, sender: str, order: Open, now: float) -> list[HopAction]:
         actions: list[HopAction] = []
         try:
-            session = self.sessions.get(order.session)
-            if session:
+            if session := self.sessions.get(order.session):
                 admission.check_claim(session, sender, order)
                 if order.epoch == session.epoch:
                     return [self._opened(session)]
@@ -159,6 +159,7 @@ class HopTable:
                 actions += self._free(session)
                 session = None
             new = session is None
+            actions += self.copies.opened(session, order) if session else []
             session, made = self._admit(sender, order, session)
         except Refused as no:
             self.counters.refused += 1
@@ -167,7 +168,6 @@ class HopTable:
         if not (order.fresh or order.donor) and (new or session.donor):
             session.behind = session.length, order.computed
         self.counters.taken_over += bool(session.donor and not order.donor and session.length)
-        self.copies.end(session)
         session.point(sender, order)
         self.lapses.opened(session, now, unused=new or not session.length)
         leaving = [self._leaving(session)] if self.draining else []

@@ -56,6 +56,9 @@ class CopyTo:
     """Positions below it are there, under way, or being taken out of the KV."""
     held: int
     """Positions below it are there."""
+    round: int = 0
+    sure: int = 0
+    """Before the hop comes to that round, positions above these are not sent."""
     ticket: int | None = None
     """Of what is being taken out."""
 

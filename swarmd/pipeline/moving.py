@@ -30,7 +30,7 @@ class Moving(Opening):
             if self.held.copies(hop.peer_id):
                 self.standbys.want(hop, now + pause, leaving=False)
         before = self._spares()
-        self._out += self.standbys.begin(self.route, self.epoch, tuple(self.feed.ids))
+        self._out += self.standbys.begin(self.route, self.epoch)
         spares = {peer.peer_id for peer in self._spares()}
         self._close(peer for peer in before if peer.peer_id not in spares)
         self._look(now)
@@ -42,10 +42,9 @@ class Moving(Opening):
             self._out.append(need)
 
     def _standby_found(self, event: ev.RouteFound, now: float) -> None:
-        ids = tuple(self.feed.ids)
         for peer in event.hops:
             self._decisions.pop(peer.peer_id, None)  # it may be another process than before
-        self._out += self.standbys.found(event.ask, event.hops, self.route, self.epoch, ids, now)
+        self._out += self.standbys.found(event.ask, event.hops, self.route, self.epoch, now)
 
     def _standby_missing(self, event: ev.RouteMissing, now: float) -> None:
         self.standbys.missing(event.ask, now)
@@ -62,7 +61,7 @@ class Moving(Opening):
         if answer.refusal is not None:
             self._standby_lost(event.peer_id, self.policy.avoid_for, now)
             return
-        actions = self.standbys.opened(event.peer_id, answer, self.feed.reached)
+        actions = self.standbys.opened(event.peer_id, answer)
         if actions is not None:
             self._out += actions
             self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
@@ -98,7 +97,7 @@ class Moving(Opening):
                 self._end_copy(standby.hop.peer_id, self.standbys.drop(standby, now))
         if lagging:
             self._out.append(ev.Routed(self.route, self.epoch, self._spares()))
-        self._out += self.standbys.renew(self.feed.known, self.epoch)
+        self._out += self.standbys.renew(self.epoch)
 
     def _copied(self, event: ev.Received, now: float) -> None:
         news = event.frame

@@ -54,7 +54,7 @@ class Opening(ABC):
             self.policy.replay_step,
             request.computed,
         )
-        self.standbys = Standbys(request, self.policy.standby_retry)
+        self.standbys = Standbys(request, self.feed, self.policy.standby_retry)
         self.precision_changes = 0
         """Times that blocks went to peers of another precision, as there were no others."""
         self._computed_on: Route = request.route

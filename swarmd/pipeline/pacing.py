@@ -98,15 +98,18 @@ class Pacing(Moving):
             return
         self._replace(self._watch.blamed(self.route, now), now)
 
-    def _replace(self, slow: Hop | None, now: float, *, starves: bool = False) -> None:
+    def _replace(
+        self, slow: Hop | None, now: float, starving: frozenset[str] = frozenset()
+    ) -> None:
         """Find somebody for the place of a hop, if one is slow."""
         if slow is None:
             return
         self._slow = slow
-        if not starves:  # which everybody hears from the peer itself
+        if not starving:  # which everybody hears from the peer itself
             self._out.append(ev.Lagging(slow.peer_id))
         copies = self.standbys.instead_of(slow)
-        if copies and repair.is_same_precision(slow, copies):
+        well = starving.isdisjoint(peer.peer_id for peer in copies)
+        if copies and well and repair.is_same_precision(slow, copies):
             self._leave_slow(now)
             self._close([slow])
             self._seek(now)
@@ -136,8 +139,8 @@ class Pacing(Moving):
         hop = self._search.hop(event.peer_id)
         if hop is not None:
             self._watch.warned_of(event.peer_id)
-            if event.starves and self.may_replace(now):
-                self._replace(hop, now, starves=True)
+            if event.starving and self.may_replace(now):
+                self._replace(hop, now, event.starving)
 
     def may_replace(self, now: float) -> bool:
         """Whether the session could leave a hop now, if there is another one for its place."""

@@ -15,6 +15,7 @@ from swarmd.core.frames import Copied, Copy, Opened
 from swarmd.core.route import Hop, Route
 from swarmd.pipeline import repair
 from swarmd.pipeline.events import DriverAction, NeedRoute, Send
+from swarmd.pipeline.feed import Feed
 from swarmd.pipeline.request import Request, open_frames
 
 LOOKS = 2
@@ -93,12 +94,15 @@ class Standby:
 class Standbys:
     """The standbys of one session's hops."""
 
-    def __init__(self, request: Request, retry: float, retry_cap: float = RETRY_CAP) -> None:
+    def __init__(
+        self, request: Request, feed: Feed, retry: float, retry_cap: float = RETRY_CAP
+    ) -> None:
         """`retry` is how many seconds to wait before peers are looked for again.
 
         Each time that there are none it doubles, up to `retry_cap`, unless the hop is leaving.
         """
         self._request = request
+        self._feed = feed
         self._retry = retry
         self._retry_cap = retry_cap
         self._of: dict[str, Standby] = {}
@@ -185,7 +189,7 @@ class Standbys:
     def _is_wanted(self, standby: Standby) -> bool:
         return standby.leaving or standby.left or self._request.standby > 0
 
-    def begin(self, route: Route, epoch: int, ids: tuple[int, ...]) -> list[DriverAction]:
+    def begin(self, route: Route, epoch: int) -> list[DriverAction]:
         """Open all copies again in a new epoch, and forget those of hops that have gone."""
         hops = {hop.peer_id: hop for hop in route}
         for peer_id, standby in list(self._of.items()):
@@ -207,16 +211,16 @@ class Standbys:
                 standby.in_vain.clear()
         actions: list[DriverAction] = []
         for standby in self:
-            actions += self._open(standby, route, epoch, ids)
+            actions += self._open(standby, route, epoch)
         return actions
 
-    def _open(
-        self, standby: Standby, route: Route, epoch: int, ids: tuple[int, ...]
-    ) -> Iterator[DriverAction]:
+    def _open(self, standby: Standby, route: Route, epoch: int) -> Iterator[DriverAction]:
+        """Open the copy. It is to keep what the hops hold for sure, of the ids that are known."""
         kept = [hop for hop in route if hop.peer_id != standby.hop.peer_id]
         planned = repair.splice(kept, standby.peers) if standby.peers else ()
         names = {peer.peer_id for peer in standby.peers}
-        for hop, order in open_frames(self._request, planned, epoch, False, ids):
+        ids, sure = tuple(self._feed.ids), self._feed.reached
+        for hop, order in open_frames(self._request, planned, epoch, False, ids, sure):
             if hop.peer_id in names:
                 yield Send(hop.peer_id, replace(order, donor=standby.hop.peer_id))
 
@@ -237,7 +241,7 @@ class Standbys:
         return None
 
     def found(
-        self, ask: int, hops: Route, route: Route, epoch: int, ids: tuple[int, ...], now: float
+        self, ask: int, hops: Route, route: Route, epoch: int, now: float
     ) -> list[DriverAction]:
         """Open a copy on the peers that a question has brought, if it is still open."""
         standby = next((s for s in self if s.ask == ask), None)
@@ -250,7 +254,7 @@ class Standbys:
             self._missed(standby, now)
             return []
         standby.peers, standby.misses = hops, 0
-        return list(self._open(standby, route, epoch, ids))
+        return list(self._open(standby, route, epoch))
 
     def missing(self, ask: int, now: float) -> None:
         """There are no such peers now."""
@@ -272,28 +276,26 @@ class Standbys:
 
     # What peers say.
 
-    def opened(self, peer_id: str, answer: Opened, reached: int) -> list[DriverAction] | None:
-        """Have the hop send what the peer lacks. None when that peer is no standby.
-
-        What hops compute once more, above what they have `reached` in this round, it is sent anew:
-        until that has come a copy is not whole.
-        """
+    def opened(self, peer_id: str, answer: Opened) -> list[DriverAction] | None:
+        """Have the hop send what the peer lacks. None when that peer is no standby."""
         standby = self.of(peer_id)
         if standby is None:
             return None
-        standby.held[peer_id] = min(answer.kv_length, reached)
+        standby.held[peer_id] = answer.kv_length
         return [self._copy(standby, peer_id, answer.epoch)]
 
     def _copy(self, standby: Standby, peer_id: str, epoch: int) -> Send:
         peer = next(peer for peer in standby.peers if peer.peer_id == peer_id)
         held = standby.held[peer_id]
-        copy = Copy(self._request.session, epoch, peer_id, peer.blocks, held)
+        round, sure = self._feed.round, self._feed.reached
+        copy = Copy(self._request.session, epoch, peer_id, peer.blocks, held, round, sure)
         return Send(standby.hop.peer_id, copy)
 
-    def rewound(self, position: int) -> None:
-        """The hops compute all from there on once more, and send it anew."""
+    def rewound(self) -> None:
+        """The hops compute something once more, and send it anew."""
         for standby in self:
-            standby.held = {peer: min(held, position) for peer, held in standby.held.items()}
+            for peer_id, held in standby.held.items():
+                standby.held[peer_id] = min(held, self._feed.reached)
 
     def copied(self, peer_id: str, news: Copied) -> None:
         """Note how far a copy reaches."""
@@ -327,12 +329,12 @@ class Standbys:
         self._rests[peer_id] = times + 1, now + rest * 2.0 ** min(times, REST_CAP)
         self.given_up += 1
 
-    def renew(self, known: int, epoch: int) -> list[DriverAction]:
+    def renew(self, epoch: int) -> list[DriverAction]:
         """Begin those copies anew that have stood still, as frames may be lost with a link."""
         actions: list[DriverAction] = []
         for standby in self:
             for peer_id, held in standby.held.items():
-                if held < known - 1 and standby.seen.get(peer_id) == held:
+                if held < self._feed.known - 1 and standby.seen.get(peer_id) == held:
                     actions.append(self._copy(standby, peer_id, epoch))
             standby.seen = dict(standby.held)
         return actions

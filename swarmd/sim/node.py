@@ -167,10 +167,10 @@ class Process:
 
     async def _watch_time(self, service: SimService) -> None:
         """Do as `starvation.keep_watch` does, which goes by clocks of the real machine."""
-        about = self.membership.description
-        assert about is not None
         while True:
             await asyncio.sleep(LOOK_S)
+            about = self.membership.description  # another one, once it has moved
+            assert about is not None
             starves = self.loop.time() < self.machine.starves_until
             if about.starves != starves:
                 about.starves = starves

@@ -414,20 +414,24 @@ class Keep(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Copy(_message.Message):
-    __slots__ = ("session", "epoch", "peer_id", "start", "end", "position")
+    __slots__ = ("session", "epoch", "peer_id", "start", "end", "position", "round", "sure")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SURE_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     peer_id: str
     start: int
     end: int
     position: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    round: int
+    sure: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., peer_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., position: _Optional[int] = ..., round: _Optional[int] = ..., sure: _Optional[int] = ...) -> None: ...
 
 class KV(_message.Message):
     __slots__ = ("session", "epoch", "position", "positions", "blocks", "round")

@@ -209,6 +209,8 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
             start=f.blocks.start,
             end=f.blocks.end,
             position=f.position,
+            round=f.round,
+            sure=f.sure,
         )
     ),
     KV: _kv_to_pb,

@@ -316,6 +316,8 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
             peer_id(m.peer_id, optional=True),
             _blocks(m.start, m.end),
             _position(m.position),
+            m.round,
+            _position(m.sure),
         ),
     ),
     "kv": _kv_from_pb,

@@ -348,6 +348,22 @@ async def test_what_one_session_finds_of_a_slow_peer_the_others_are_told(
         assert ev.PeerLags("b") in told
 
 
+async def test_who_starves_is_no_copy_and_takes_no_place_of_another_one_that_does() -> None:
+    one = coordinator(NoRoom())
+    with one.run(generation(1)) as run:
+        run.driver._search.route = (Hop("a", Span(0, 4)), Hop("b", Span(4, 8)))
+        need = ev.NeedRoute(1, (Span(4, 8),), frozenset(), ())
+        for starving, trusted, spare, unfit in [
+            ({"b", "c"}, True, False, True),
+            ({"c"}, True, False, False),  # a hop that hangs is worse than one that starves
+            ({"a", "c"}, True, False, False),
+            ({"b", "c"}, False, False, False),  # b is lost
+            ({"c"}, False, True, True),
+        ]:
+            asked = replace(need, trusted=trusted, spare=spare)
+            assert run.unfit(asked, frozenset(starving)) == (starving if unfit else set())
+
+
 class Alternatives(NoRoom):
     """Routes that know others for some hops."""
 
@@ -377,7 +393,7 @@ async def test_sessions_go_round_hops_that_starve_so_many_at_once_each_in_its_tu
         def asked() -> list[tuple[int, str]]:
             told.clear()
             one.go_round(["a", "b", "d"])
-            assert all(event.starves for _, event in told)
+            assert all(event.starving == {*"abd"} for _, event in told)
             return [(number, event.peer_id) for number, event in told]
 
         assert asked() == [(0, "b"), (3, "b")], "not round c, which is well, or for a, the only one"

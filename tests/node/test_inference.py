@@ -65,7 +65,7 @@ def test_a_first_hop_that_starves_sends_clients_on(
     routes = SimpleNamespace(
         home=lambda key: other if home else None,
         first_hop=lambda: other,
-        starving=lambda: others,
+        has_well_first_hop=not others,
     )
     own = SimpleNamespace(model=toy_model(), span=Span(0, 8), starves=starves, peer_id="me")
     service = InferenceService(cast(Any, None), cast(Any, None))
@@ -73,7 +73,7 @@ def test_a_first_hop_that_starves_sends_clients_on(
     ids = tuple(range(500))
     ask = pb.GenerateRequest(text="a book", allow_redirect=True)
     event = service._redirect(parts, ask, ids)
-    assert (event is not None) is (not others if starves else bool(home))
+    assert (event is not None) is (bool(home) or (starves and not others))
     assert event is None or event.redirect.peer_id == "other"
     ask.allow_redirect = False
     assert service._redirect(parts, ask, ids) is None

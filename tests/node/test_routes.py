@@ -104,8 +104,10 @@ def test_prompts_do_not_meet_at_a_peer_that_starves() -> None:
         now = [replace(peer, starves=peer.peer_id == late) for peer in peers]
         homes = {_homes(clock, now).home(bytes([key])) for key in range(20)}
         assert {home.peer_id for home in homes if home} == {"b" if late == "a" else "a"}
+        assert _homes(clock, now).has_well_first_hop
     everywhere = _homes(clock, [replace(peer, starves=True) for peer in peers])
     assert everywhere.home(b"k") is None
+    assert not everywhere.has_well_first_hop
     assert everywhere.first_hop().peer_id in "ab"
 
 

@@ -27,7 +27,9 @@ from swarmd.pipeline.events import (
     Tick,
 )
 from swarmd.pipeline.experience import Experience
+from swarmd.pipeline.feed import Feed
 from swarmd.pipeline.policy import DriverPolicy
+from swarmd.pipeline.steps import ChunkPlan
 from swarmd.toys import toy_model
 
 SESSION = b"s" * 16
@@ -41,6 +43,8 @@ REQUEST = Request(
     max_tokens=5,
     chunk_size=4,
 )
+
+FEED = Feed(SESSION, list(REQUEST.prompt_ids), ChunkPlan(len(REQUEST.prompt_ids), 4), 8, 256)
 
 
 def hops(*parts: str) -> Route:

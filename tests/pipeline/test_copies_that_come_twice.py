@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bench_hop import SESSION, Bench, frames, only
 
 from swarmd.core.frames import KV, Copied, Copy, DType, Payload
@@ -84,10 +86,40 @@ def test_what_a_hop_held_in_an_earlier_round_is_dropped() -> None:
 def test_in_a_new_epoch_kv_takes_the_place_of_what_was_copied_before() -> None:
     bench = holder()
     put_in(bench, 0, 16, round=2)
-    assert bench.open(epoch=2, fresh=False, donor="donor").kv_length == 16
+    assert bench.open(epoch=2, fresh=False, donor="donor", computed=16).kv_length == 16
     actions = bench.tell(KV(SESSION, 2, 0, 8, part(4)), "donor")
     assert only(actions, Truncate).length == 8
     assert reaches(bench, epoch=3) == 12
+
+
+def test_what_a_copy_holds_of_ids_that_are_not_known_is_given_up_in_a_new_epoch() -> None:
+    """The coordinator before may have known more ids, and others may be drawn now."""
+    bench = holder()
+    put_in(bench, 0, 16)
+    order = replace(bench.order, epoch=2, fresh=False, donor="donor", computed=10)
+    actions = bench.tell(order, "boss")
+    assert only(actions, Truncate).length == 10
+    assert [frame.kv_length for frame in frames(actions, "boss")] == [10]
+    assert reaches(bench, epoch=3) == 10
+
+
+def test_so_is_what_a_hop_has_computed_that_becomes_a_copy() -> None:
+    bench = Bench()
+    bench.open()
+    bench.apply(0, 16)
+    assert bench.open(epoch=2, fresh=False, donor="donor", computed=10).kv_length == 10
+
+
+def test_a_hop_sends_what_is_sure_until_it_computes_the_rest_anew() -> None:
+    bench = Bench(policy=HopPolicy(copy_rate=float("inf")))
+    bench.open()
+    bench.apply(0, 12)
+    bench.open(epoch=2, fresh=False)
+    order = Copy(SESSION, 2, "heir", bench.order.blocks, 0, round=1, sure=8)
+    sent = exported(bench, bench.tell(order))
+    assert [(kv.position, kv.end) for kv in sent] == [(0, 8)], "not what it held above"
+    sent = exported(bench, bench.apply(8, 2, round=1, epoch=2))
+    assert [(kv.round, kv.position, kv.end) for kv in sent] == [(1, 8, 10)]
 
 
 def test_a_hop_says_in_which_round_it_holds_what_it_sends() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench_driver import REQUEST, ROUTE, SESSION, Bench, finish, hops, opens, sent
+from bench_driver import FEED, REQUEST, ROUTE, SESSION, Bench, finish, hops, opens, sent
 
 from swarmd.core.frames import Close, Copied, Copy, Leaving, Opened
 from swarmd.core.sampling import SamplingParams
@@ -26,11 +26,11 @@ HOP = ROUTE[0]
 
 def gives_up(*lacks: int) -> bool:
     """Whether a copy is given up at the last of some looks, and at no earlier one."""
-    standbys = Standbys(replace(REQUEST, standby=1), 0.25)
+    standbys = Standbys(replace(REQUEST, standby=1), FEED, 0.25)
     standbys.want(HOP, 0.0, leaving=False)
     standbys.look(1, ROUTE, frozenset(), 0.0)
-    standbys.found(1, hops("x 0:4"), ROUTE, 1, (), 0.0)
-    standbys.opened("x", Opened(SESSION, 1), 0)
+    standbys.found(1, hops("x 0:4"), ROUTE, 1, 0.0)
+    standbys.opened("x", Opened(SESSION, 1))
     looks = [standbys.lagging(lack, LAG) == ["x"] for lack in lacks]
     assert not any(looks[:-1])
     return looks[-1]

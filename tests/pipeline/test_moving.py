@@ -284,18 +284,20 @@ def test_the_token_under_way_at_a_pause_does_not_end_it() -> None:
     assert "c" in opens(bench.tell("c", Copied(SESSION, bench.driver.epoch, 60)))
 
 
-def test_a_copy_from_before_is_whole_once_what_is_computed_again_has_come() -> None:
-    """A resumed session: its hops compute the last position again, and send it to copies anew."""
+def test_a_copy_is_to_keep_what_is_known_for_sure_and_to_get_the_rest_anew() -> None:
+    """A resumed session: its hops compute the last position again, perhaps of another id."""
     bench = Bench(known_ids=(10, 11), max_tokens=9, epoch=1, route=hops("a 0:4", "b 4:8"))
     bench.start()
     for peer in "ab":
         held = bench.driver.feed.known
         bench.tell(peer, Opened(SESSION, bench.driver.epoch, kv_length=held, copies=True))
     bench.tell("a", Leaving(SESSION, bench.driver.epoch))
-    bench.found(hops("c 0:4"))
     last = bench.driver.feed.known - 1
-    assert not opens(bench.opened("c", kv_length=last + 1))
-    assert sent(bench.done, "a", Copy)[-1].position == last
+    asked = bench.found(hops("c 0:4"))
+    assert opens(asked)["c"].computed == last
+    bench.opened("c", kv_length=last)
+    order = sent(bench.done, "a", Copy)[-1]
+    assert (order.position, order.round, order.sure) == (last, bench.driver.feed.round, last)
     assert not opens(bench.token(12))
     assert "c" in opens(bench.tell("c", Copied(SESSION, bench.driver.epoch, last + 1)))
 

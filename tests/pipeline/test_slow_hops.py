@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench_driver import ROUTE, Bench, hops, opens, sent
+from bench_driver import ROUTE, SESSION, Bench, hops, opens, sent
 from bench_driver import finish as finished
 from toy_streams import finish
 
-from swarmd.core.frames import Close, Polled
+from swarmd.core.frames import Close, Opened, Polled
 from swarmd.core.sampling import SamplingParams
 from swarmd.lossy_links import Weather
 from swarmd.pipeline.causes import Cause
-from swarmd.pipeline.events import HandOver, Lagging, PeerLags, PeerLost
+from swarmd.pipeline.events import HandOver, Lagging, NeedRoute, PeerLags, PeerLost, RouteFound
 from swarmd.pipeline.lag import Lag
 from swarmd.pipeline.watch import StepClock, Watch, WatchPolicy
 from swarmd.simulation import Client, Swarm
@@ -23,6 +23,7 @@ MODEL = toy_model(6, max_len=4096)
 FAIR = Weather(delay=(0.001, 0.002), compute=(0.02, 0.03))
 FAST = Weather(delay=(0.001, 0.002), compute=(0.003, 0.005))
 """Of a small model: twenty times as long is not half a second yet."""
+STARVING = frozenset("ab")
 NAMES = ("a1", "a2", "b1", "b2", "c1", "c2")
 
 
@@ -237,7 +238,7 @@ def test_to_be_given_away_counts_as_leaving_a_hop() -> None:
 def test_that_another_hop_is_borne_is_no_reason_for_a_slow_coordinator_to_stay() -> None:
     bench = eased("me")
     bench.handle(HandOver(stays=True))
-    bench.handle(PeerLags("b", starves=True))
+    bench.handle(PeerLags("b", STARVING))
     bench.missing((4, 8))
     end = finished(bench.token(11))
     assert end is not None
@@ -249,7 +250,7 @@ def test_that_another_hop_is_borne_is_no_reason_for_a_slow_coordinator_to_stay()
 
 def test_a_hop_that_says_it_starves_is_left_at_once() -> None:
     bench = eased("me")
-    bench.handle(PeerLags("b", starves=True))
+    bench.handle(PeerLags("b", STARVING))
     assert (bench.need.spans, bench.need.trusted) == ((ROUTE[1].blocks,), True)
     assert finished(bench.token(11)) is None
     assert list(opens(bench.found(hops("y 4:8")))) == ["a", "y"]
@@ -264,22 +265,41 @@ def test_a_hop_that_starves_is_not_left(never: str) -> None:
         for _ in range(WatchPolicy().switches):
             bench.driver._watch.left(bench.now)
     elif never == "asked already":
-        bench.handle(PeerLags("a", starves=True))
+        bench.handle(PeerLags("a", STARVING))
     elif never == "opening":
         bench.lose("a")
         bench.found(hops("x 0:4"))
     asked = bench.need.ask
-    bench.handle(PeerLags("z" if never == "not a hop" else "b", starves=True))
+    bench.handle(PeerLags("z" if never == "not a hop" else "b", STARVING))
     assert bench.need.ask == asked
+
+
+@pytest.mark.parametrize("starves", [False, True])
+def test_a_copy_takes_the_place_of_a_hop_that_starves_unless_it_does_as_well(
+    *, starves: bool
+) -> None:
+    bench = Bench(me="me", max_tokens=20, standby=1)
+    bench.start()
+    bench.found()
+    for peer in "ab":
+        bench.tell(peer, Opened(SESSION, bench.driver.epoch, copies=True))
+    bench.token(10)
+    asks = {a.spans: a.ask for a in bench.done if isinstance(a, NeedRoute) and a.spare}
+    bench.handle(RouteFound(asks[(ROUTE[0].blocks,)], hops("x 0:4")))
+    bench.opened("x")
+    asked = bench.need.ask
+    actions = bench.handle(PeerLags("a", frozenset({"a", "x"} if starves else {"a"})))
+    assert ("x" in opens(actions)) is not starves
+    assert (bench.need.ask != asked) is starves
 
 
 def test_where_nobody_could_do_better_a_hop_that_starves_is_asked_about_again() -> None:
     bench = eased("me")
-    bench.handle(PeerLags("b", starves=True))
+    bench.handle(PeerLags("b", STARVING))
     asked = bench.need.ask
     bench.missing((4, 8))
     assert finished(bench.token(11)) is None
-    bench.handle(PeerLags("b", starves=True))
+    bench.handle(PeerLags("b", STARVING))
     assert bench.need.ask != asked
 
 

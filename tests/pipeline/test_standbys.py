@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench_driver import REQUEST, ROUTE, SESSION, Bench, hops, opens, steps
+from bench_driver import FEED, REQUEST, ROUTE, SESSION, Bench, hops, opens, steps
 
 from swarmd.core.frames import Leaving, Opened
 from swarmd.core.sampling import SamplingParams
@@ -29,7 +29,7 @@ def searches(standbys: Standbys, until: float) -> list[float]:
 
 
 def test_where_nobody_can_hold_a_copy_the_searches_become_rare_until_there_is_news() -> None:
-    standbys = Standbys(REQUEST, 0.25, 4.0)
+    standbys = Standbys(REQUEST, FEED, 0.25, 4.0)
     standbys.want(HOP, 0.0, leaving=False)
     assert searches(standbys, 16.0) == [0.0, 0.25, 0.75, 1.75, 3.75, 7.75, 11.75, 15.75]
     standbys.look_again(16.0)
@@ -37,7 +37,7 @@ def test_where_nobody_can_hold_a_copy_the_searches_become_rare_until_there_is_ne
 
 
 def test_a_hop_that_leaves_is_in_a_hurry() -> None:
-    standbys = Standbys(REQUEST, 0.25, 4.0)
+    standbys = Standbys(REQUEST, FEED, 0.25, 4.0)
     standbys.want(HOP, 60.0, leaving=False)
     assert searches(standbys, 1.0) == []
     standbys.want(HOP, 0.0, leaving=True)
@@ -48,13 +48,13 @@ def test_a_hop_that_leaves_is_in_a_hurry() -> None:
 
 
 def test_a_search_that_a_new_epoch_has_overtaken_is_made_again() -> None:
-    standbys = Standbys(replace(REQUEST, standby=1), 0.25)
+    standbys = Standbys(replace(REQUEST, standby=1), FEED, 0.25)
     standbys.want(HOP, 0.0, leaving=False)
     need = standbys.look(1, ROUTE, frozenset(), 0.0)
     assert need is not None
     assert need.spare
-    standbys.begin(ROUTE, 2, ())
-    assert standbys.found(1, hops("x 0:4"), ROUTE, 2, (), 0.0) == []
+    standbys.begin(ROUTE, 2)
+    assert standbys.found(1, hops("x 0:4"), ROUTE, 2, 0.0) == []
     assert standbys.due is not None, "or this hop would never have a copy again"
 
 
