@@ -103,14 +103,18 @@ class Moves:
         """Wait for the drain; return whether the node may go."""
         deadline = self._clock.monotonic() + self._patience
         standstill = Standstill(STANDSTILL_S)
+        for_gap = move.reason is Reason.GAP
         while not self._service.is_empty and self._clock.monotonic() < deadline:
             if not self._is(State.MOVING):
                 return False
-            still = standstill.has_come(self._service.steps, self._clock.monotonic())
-            if still and move.reason is Reason.GAP:
-                break
+            steps = self._service.steps
+            if for_gap and standstill.has_come(steps, self._clock.monotonic()):
+                if not await self._moving.confirm():
+                    return False
+                if self._service.steps == steps:  # that took a while
+                    return True
             await asyncio.sleep(POLL_S)
-        may_go = self._service.is_empty or move.reason is Reason.GAP
+        may_go = self._service.is_empty or for_gap
         return may_go and await self._moving.confirm()
 
     async def _change(self, span: Span, stage: Stage | None) -> bool:
