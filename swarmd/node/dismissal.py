@@ -39,12 +39,14 @@ class Dismissal:
         self._accepts = accepts
         self._start_drain = start_drain
         self._deciding = asyncio.Lock()
+        self._granted = False
+        """Whether it was found that it may go, when that was last asked."""
 
     async def ask(self, *, force: bool) -> None:
         """Begin to drain, or to stop if it drains. Raises UsageError for the last holder of blocks.
 
-        With `force` nothing holds it back. Who asks while another one is being answered gets the
-        same answer.
+        With `force` nothing holds it back. Who asks while another one is told that it may, is told
+        so, too. That it drains says nothing of that: a signal may have begun it.
         """
         if force:
             self._start_drain()
@@ -52,11 +54,9 @@ class Dismissal:
         together = self._deciding.locked()
         async with self._deciding:
             drains = not self._accepts()
-            if drains and together:
+            if drains and together and self._granted:
                 return
-            await self._look(self._patrol())
-            if not drains:
-                await self._tell_and_look()
+            await self._decide()
             if drains or self._accepts():  # a signal may have come meanwhile
                 self._start_drain()
 
@@ -64,12 +64,17 @@ class Dismissal:
         """Whether it may follow advice to leave, now that others have been told that it does."""
         try:
             async with self._deciding:
-                await self._look(self._patrol())
-                await self._tell_and_look()
+                await self._decide()
         except (UsageError, DirectoryError) as error:
             log.info("stays error=%s", error)
             return False
         return True
+
+    async def _decide(self) -> None:
+        self._granted = False
+        await self._look(self._patrol())
+        await self._tell_and_look()
+        self._granted = True
 
     def _patrol(self) -> Patrol:
         return Patrol(self._membership.own_id, self._membership.ask)

@@ -32,8 +32,8 @@ class Dismissals:
         return Asked(self, process)
 
     def serving(self) -> set[Process]:
-        """Return those whose blocks take new sessions."""
-        return {process for process in self.world.loaded() if process.serves}
+        """Return those whose blocks take new sessions, be it open to clients yet or not."""
+        return {process for process in self.world.loaded() if process.life.serves}
 
 
 class Asked:

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from swarmd.node.dismissal import SETTLE_S
+from swarmd.node.lifecycle import State
 from swarmd.sim.client import Client
 from swarmd.sim.machine import Machine
 from swarmd.sim.network import Climate
@@ -124,6 +125,38 @@ def test_nor_does_one_that_is_only_being_started_again(world: World) -> None:
     assert seen is not None
     assert seen.pid < other.boots, "the announcement of the process before outlives it"
     assert told_at_once(world, one) == [one]
+
+
+def test_nor_where_one_that_drains_already_is_told_to_leave_now(world: World) -> None:
+    streams(world)
+    one, other = holders(world, 0)
+    other.kill()
+    one.running.drain()
+    told_at_once(world, one, one)
+    assert world.history["dismissal_refused"] == 2
+    assert one.alive
+    assert one.running.life.lifecycle.state is State.DRAINING
+
+
+def test_a_signal_and_a_command_at_one_moment_take_no_two(world: World) -> None:
+    """The one is about to go, and has not heard yet of the other, which counts on it."""
+    streams(world)
+    low, high = sorted(holders(world, 0), key=lambda machine: machine.peer_id)
+    low.running.dismiss()
+    world.run_for(SETTLE_S - 0.005)
+    high.running.drain()
+    high.running.dismiss()
+    assert world.run_until(lambda: answers(world) == 2, 30.0)
+    assert world.history["dismissal_refused"] == 1
+    assert high.running.life.lifecycle.state is State.DRAINING
+
+
+def test_a_holder_counts_before_it_is_open_to_clients(world: World) -> None:
+    one, other = holders(world, 0)
+    world.run_for(3.0)
+    other.running.open = False  # it has said that it serves, and looks who else is here
+    assert not told_at_once(world, one)
+    world.run_for(0.1)  # what must hold is missed by then
 
 
 def test_of_the_last_two_that_are_advised_to_leave_one_follows(world: World) -> None:
