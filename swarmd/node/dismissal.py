@@ -83,10 +83,14 @@ class Dismissal:
         self._membership.leaves = True
         try:
             await self._presence.announce()
-            patrol = self._patrol()
-            asking = patrol.go_round(self._counted_on()[:MAX_WATCHED])
-            await asyncio.gather(asking, asyncio.sleep(SETTLE_S))
+            patrol, others = self._patrol(), self._counted_on()
+            await asyncio.gather(patrol.go_round(others), asyncio.sleep(SETTLE_S))
             await self._look(patrol)
+            asked = {(peer.peer_id, peer.pid) for peer in others}
+            new = [p for p in self._counted_on() if (p.peer_id, p.pid) not in asked]
+            if new:  # nobody has asked yet whether they live
+                await patrol.go_round(new)
+                await self._look(patrol)
         finally:
             self._membership.leaves = False
             self._presence.changed()
@@ -104,10 +108,11 @@ class Dismissal:
         self._refuse_if_last(patrol.gone(self._presence.view.peers))
 
     def _counted_on(self) -> list[Announcement]:
+        """Return others with blocks of its own: so many of them as can be asked."""
         own = self._membership.announcement()
         first, end = own.span.start, own.span.end
         others = staying(self._presence.view, own.model.digest, own.peer_id)
-        return [p for p in others if p.span.start < end and first < p.span.end]
+        return [p for p in others if p.span.start < end and first < p.span.end][:MAX_WATCHED]
 
     def _refuse_if_last(self, gone: frozenset[str]) -> None:
         own = self._membership.announcement()

@@ -1,6 +1,7 @@
 """What must hold as nodes are told to leave: of all that hold a block, one stays.
 
-It need not where one cannot have heard of the other, or has died unheard of.
+It need not where one cannot have heard of the other, or has died unheard of, be it one that was
+there when another was told to leave, or one that came while that was decided.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ class Dismissals:
         self.world = world
         self.left: set[Process] = set()
         """Those that leave as they were told to."""
+        self._served_at: dict[Process, float] = {}
+        """When their blocks took new sessions for the last time."""
+
+    def at_every_event(self, process: Process) -> None:
+        """Note that something has happened at a loaded node."""
+        if process.life.serves:
+            self._served_at[process] = self.world.timeline.now
+
+    def served_since(self, then: float) -> set[Process]:
+        """Return those at which something has happened since then, and that served after it."""
+        return {process for process, at in self._served_at.items() if at >= then}
 
     def asked(self, process: Process) -> Asked:
         """A node is told to leave."""
@@ -73,6 +85,7 @@ class Asked:
 
     def _is_fair(self, serving: set[Process]) -> bool:
         """Whether others could be heard of in time, and are gone only as they were told to."""
+        holders = self._before | self._dismissals.served_since(self._since)
         heard = self._world.climate.view_delay[1] <= SETTLE_S / 2
         deaf = any(self._world.history[name] for name in DEAF)
-        return heard and not deaf and not self._before - serving - self._dismissals.left
+        return heard and not deaf and not holders - serving - self._dismissals.left

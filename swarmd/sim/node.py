@@ -226,3 +226,4 @@ class Process:
     def _check(self) -> None:
         if self.service is not None:
             self.world.invariants.at_every_event(self)
+            self.world.invariants.dismissals.at_every_event(self)

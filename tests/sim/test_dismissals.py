@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
 from swarmd.node.dismissal import SETTLE_S
 from swarmd.node.lifecycle import State
+from swarmd.node.presence import Presence
 from swarmd.sim.client import Client
 from swarmd.sim.machine import Machine
 from swarmd.sim.network import Climate
 from swarmd.sim.node import Process
 from swarmd.sim.world import World
+from swarmd.v1 import peer_pb2 as pb
 
 FAIR = Climate(delay=(0.001, 0.005), notice=(0.001, 0.01), view_delay=(0.01, SETTLE_S / 2))
 
@@ -125,6 +127,63 @@ def test_nor_does_one_that_is_only_being_started_again(world: World) -> None:
     assert seen is not None
     assert seen.pid < other.boots, "the announcement of the process before outlives it"
     assert told_at_once(world, one) == [one]
+
+
+def newcomer_as_one_is_told(world: World) -> tuple[Machine, Machine]:
+    """Of three holders one has died unheard of, and one comes back as one is told to leave."""
+    one, other, newcomer = holders(world, world.num_blocks - 1)
+    world.run_for(3.0)
+    newcomer.kill()
+    world.loading = (2.5, 2.5)
+    newcomer.boot()
+    world.run_for(2.45)
+    view = one.running.presence
+    assert newcomer.peer_id not in serving_ids(view)
+    other.kill()
+    assert other.peer_id in serving_ids(view), "its announcement outlives it"
+    one.running.dismiss()
+    assert world.run_until(lambda: newcomer.peer_id in serving_ids(view), SETTLE_S - 0.1)
+    return one, newcomer
+
+
+def serving_ids(presence: Presence) -> set[str]:
+    own = presence.own
+    assert own is not None
+    return {peer.peer_id for peer in presence.view.serving(own.model.digest)}
+
+
+def test_nor_does_one_that_came_while_it_was_decided_and_died_again(world: World) -> None:
+    one, newcomer = newcomer_as_one_is_told(world)
+    newcomer.kill()
+    assert newcomer.peer_id in serving_ids(one.running.presence)
+    assert world.run_until(lambda: answers(world) == 1, 30.0)
+    assert world.history["dismissal_refused"] == 1
+    assert one.running.life.serves
+
+
+def test_one_that_came_while_it_was_decided_counts(world: World) -> None:
+    _, newcomer = newcomer_as_one_is_told(world)
+    assert world.run_until(lambda: answers(world) == 1, 30.0)
+    assert world.history["dismissal_accepted"] == 1
+    assert newcomer.running.life.serves
+
+
+def test_nobody_knows_of_a_death_after_the_last_sign_of_life(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, newcomer = newcomer_as_one_is_told(world)
+    doors = newcomer.running.doors
+    introduce = doors.introduce
+
+    def answer_and_die(to: str, settle: Callable[[pb.IntroduceReply], None]) -> None:
+        introduce(to, settle)
+        world.timeline.after(0.0, newcomer.kill)
+
+    monkeypatch.setattr(doors, "introduce", answer_and_die)
+    assert world.run_until(lambda: answers(world) == 1, 30.0)
+    assert world.history["dismissal_accepted"] == 1
+    assert not newcomer.alive
+    world.run_for(0.1)  # what must hold is missed by then
 
 
 def test_nor_where_one_that_drains_already_is_told_to_leave_now(world: World) -> None:
