@@ -25,6 +25,8 @@ SETTLE_S = 1.5
 """How long a node that may leave tells others so before it does: twice what an announcement takes
 to be seen, as who has not seen it yet must be heard of."""
 LOOK_S = 2.0
+DECIDE_S = 8.0
+"""Less than whoever asks waits for the answer."""
 
 
 class Dismissal:
@@ -39,22 +41,24 @@ class Dismissal:
         self._accepts = accepts
         self._start_drain = start_drain
         self._deciding = asyncio.Lock()
-        self._granted = False
-        """Whether it was found that it may go, when that was last asked."""
+        self._refusal: UsageError | DirectoryError | None = None
+        """Why it may not go, as was found when that was last asked."""
 
     async def ask(self, *, force: bool) -> None:
         """Begin to drain, or to stop if it drains. Raises UsageError for the last holder of blocks.
 
-        With `force` nothing holds it back. Who asks while another one is told that it may, is told
-        so, too. That it drains says nothing of that: a signal may have begun it.
+        With `force` nothing holds it back. Who asks while another one is being answered gets the
+        same answer.
         """
         if force:
             self._start_drain()
             return
         together = self._deciding.locked()
         async with self._deciding:
+            if together and self._refusal is not None:
+                raise self._refusal
             drains = not self._accepts()
-            if drains and together and self._granted:
+            if together and drains:
                 return
             await self._decide()
             if drains or self._accepts():  # a signal may have come meanwhile
@@ -71,10 +75,20 @@ class Dismissal:
         return True
 
     async def _decide(self) -> None:
-        self._granted = False
-        await self._look(self._patrol())
-        await self._tell_and_look()
-        self._granted = True
+        try:
+            async with asyncio.timeout(DECIDE_S):
+                await self._look(self._patrol())
+                await self._tell_and_look()
+            self._refusal = None
+        except TimeoutError:
+            self._refusal = DirectoryError(
+                f"whether others hold these blocks is not known after {DECIDE_S:.0f} s: try again, "
+                "or add --force"
+            )
+            raise self._refusal from None
+        except (UsageError, DirectoryError) as error:
+            self._refusal = error
+            raise
 
     def _patrol(self) -> Patrol:
         return Patrol(self._membership.own_id, self._membership.ask)

@@ -33,12 +33,12 @@ class Copies:
         next_ticket: Callable[[], int],
         give_up: Callable[[HopSession, Refusal, str], list[HopAction]],
         pending: Callable[[str], int],
-        shares_less: Callable[[HopSession], None],
+        shrink: Callable[[HopSession], tuple[bool, list[HopAction]]],
     ) -> None:
         """`give_up` frees a session and tells its coordinator why.
 
-        `pending` says how many bytes wait for the link to a peer; `shares_less` is told of sessions
-        that have given up a part of what they held.
+        `pending` says how many bytes wait for the link to a peer; `shrink` is told of sessions that
+        have given up a part of what they held, and says whether there is room for its like.
         """
         self._sessions = sessions
         self._account = account
@@ -47,7 +47,7 @@ class Copies:
         self._next_ticket = next_ticket
         self._give_up = give_up
         self._pending = pending
-        self._shares_less = shares_less
+        self._shrink = shrink
         self.under_way = UnderWay()
         self._copying: dict[bytes, None] = {}
         """Sessions that have copies."""
@@ -60,7 +60,7 @@ class Copies:
 
     def order(self, session: HopSession, order: Copy, now: float) -> list[HopAction]:
         """Begin a copy, or begin it anew from where the other side says that it is; or end it."""
-        if not session.blocks.covers(order.blocks) or order.position > session.length:
+        if not session.blocks.covers(order.blocks):
             return []
         waits = self._pending(order.peer_id) > self._policy.copy_frame_bytes
         if waits and self._is_as_said(session.copies.get(order.peer_id), order):
@@ -188,8 +188,8 @@ class Copies:
         if not order.donor or session.length <= order.computed:
             return []
         session.rewind(order.computed, order.computed)
-        self._shares_less(session)
-        return [Truncate(session.id, order.computed)]
+        _, dropped = self._shrink(session)  # to admit it is to ask for the room
+        return [*dropped, Truncate(session.id, order.computed)]
 
     def end(self, session: HopSession) -> None:
         """It goes nowhere any more."""
@@ -245,7 +245,12 @@ class Copies:
             return []
         actions: list[HopAction] = []
         if kv.position < session.length:
-            actions.append(Truncate(session.id, kv.position))
+            session.length = kv.position
+            fits, dropped = self._shrink(session)
+            if not fits:
+                message = f"KV of its own for {session.max_positions} positions does not fit now"
+                return self._give_up(session, Refusal.KV_EXHAUSTED, message)
+            actions += [*dropped, Truncate(session.id, kv.position)]
         session.hold(kv.end)
         ticket = self._next_ticket()
         session.imports[ticket] = kv.position, kv.end

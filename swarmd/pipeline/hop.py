@@ -96,7 +96,7 @@ class HopTable:
             self._next_ticket,
             self._give_up,
             pending,
-            self.prefixes.rewind,
+            self.prefixes.shrink,
         )
         self.backlogs = Backlogs(self.sessions, self.counters, self.policy, pending)
         self.lapses = Lapses(self.counters, self.policy)
@@ -312,9 +312,8 @@ class HopTable:
         if not gone:
             return []
         self.counters.recomputed_positions += gone
-        self.prefixes.rewind(session)
         self.copies.rewind(session)
-        fits, dropped = self.prefixes.reserve(session)
+        fits, dropped = self.prefixes.shrink(session)
         return [*dropped, Truncate(session.id, keep)] if fits else None
 
     def _take(self, session: HopSession, step: Step) -> list[HopAction]:

@@ -118,12 +118,13 @@ class PrefixIndex:
             session.next_unit += 1
         return actions
 
-    def rewind(self, session: HopSession) -> None:
-        """Give up what lies above the session's length: its own KV has to grow by that."""
+    def shrink(self, session: HopSession) -> tuple[bool, list[HopAction]]:
+        """Give up what lies above the session's length, and reserve its like: see `reserve`."""
         if session.prefix or session.shared:
             keep = session.length // self.unit
             session.next_unit = min(session.next_unit, keep)
             self._unuse(session, [index for index in session.shared if index >= keep])
+        return self.reserve(session)
 
     def release(self, session: HopSession) -> None:
         """The session has ended."""

@@ -137,3 +137,14 @@ def exported(bench: Bench, actions: list[HopAction]) -> list[KV]:
     op = only(actions, Export)
     done = Exported(SESSION, op.ticket, op.start, part(op.end - op.start))
     return [frame for frame in frames(bench.handle(done), "heir") if isinstance(frame, KV)]
+
+
+def test_a_copy_that_is_ahead_of_its_hop_is_gone_on_with_once_that_has_come_there() -> None:
+    """It has more of the prompt from other sessions."""
+    bench = Bench(policy=HopPolicy(copy_rate=float("inf")))
+    bench.open()
+    bench.apply(0, 4)
+    assert not bench.tell(Copy(SESSION, 1, "heir", bench.order.blocks, 8))
+    actions = bench.apply(4, 4)
+    assert not [action for action in actions if isinstance(action, Export)]
+    assert exported(bench, bench.apply(8, 4))[0].position == 8

@@ -172,6 +172,36 @@ def test_a_rewind_into_what_is_shared_gives_it_up_and_reserves_its_own() -> None
     assert len(shop.table.prefixes) == 7
 
 
+def kv_from(position: int) -> KV:
+    tensor = Payload(DType.FLOAT32, (1, 4, 1), bytes(16))
+    part = {"key": tensor, "value": tensor}
+    return KV(bytes([2]) * 16, 1, 0, position, (part,) * len(BLOCKS))
+
+
+def test_a_copy_that_is_overwritten_where_it_shares_reserves_its_own() -> None:
+    shop = Shop()
+    shop.open(1)
+    shop.prefill(1)
+    shop.close(1)
+    shop.open(2, donor="donor")
+    actions = shop.table.handle(Received("donor", kv_from(8)), 0.0)
+    assert only(actions, Truncate).length == 8
+    session = shop.table.sessions[bytes([2]) * 16]
+    assert sorted(session.shared) == [0, 1]
+    assert shop.account.reserved[session.id] == (40 - 8) * len(BLOCKS)
+
+
+def test_without_room_for_that_the_copy_is_given_up() -> None:
+    shop = Shop(total=75)
+    shop.open(1)
+    shop.prefill(1)
+    shop.open(2, donor="donor")
+    shop.open(3, prefix=())
+    actions = shop.table.handle(Received("donor", kv_from(0)), 0.0)
+    assert only(actions, Free).session == bytes([2]) * 16
+    assert only(actions, Send).frame.refusal is Refusal.KV_EXHAUSTED
+
+
 def test_a_rewind_that_has_no_room_fails_the_session() -> None:
     shop = Shop(total=75)
     shop.open(1)
