@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from swarmd.node.dismissal import SETTLE_S
+from swarmd.node import dismissal
+from swarmd.node.dismissal import DECIDE_S, SETTLE_S
 from swarmd.node.lifecycle import State
 from swarmd.node.presence import Presence
 from swarmd.sim.client import Client
@@ -105,6 +106,23 @@ def test_who_is_told_twice_at_once_drains_and_is_not_stopped(world: World) -> No
     assert world.run_until(lambda: all(client.ended for client in clients), 120.0)
     assert [client.ids for client in clients] == [client.expected for client in clients]
     assert not sum(p.coordinator.stats.repairs for p in world.loaded())
+
+
+def test_those_who_ask_together_are_refused_together(world: World) -> None:
+    """Not one after the other, each after as long as it takes to be sure."""
+    twin, last = holders(world, 0)
+    twin.kill(silently=True)  # its announcement lives on, and nobody answers there
+    began = world.timeline.now
+    assert set(told_at_once(world, *[last] * 5)) == {last}
+    assert world.history["dismissal_refused"] == 5
+    assert world.timeline.now - began < DECIDE_S
+
+
+def test_a_decision_that_takes_too_long_is_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dismissal, "DECIDE_S", SETTLE_S / 2)
+    assert len(told_at_once(world, holders(world, 0)[0])) == 1
 
 
 def test_a_holder_that_died_unnoticed_does_not_count(world: World) -> None:
