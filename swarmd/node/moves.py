@@ -108,7 +108,11 @@ class Moves:
             if not self._is(State.MOVING):
                 return False
             steps = self._service.steps
-            if for_gap and standstill.has_come(steps, self._clock.monotonic()):
+            if standstill.has_come(steps, self._clock.monotonic()):
+                if not for_gap and not await self._moving.fills_gap():
+                    standstill = Standstill(STANDSTILL_S)
+                    continue
+                for_gap = True
                 if not await self._moving.confirm():
                     return False
                 if self._service.steps == steps:  # that took a while

@@ -68,6 +68,15 @@ class Moving:
         await self._patrol.go_round(behind[:MAX_WATCHED])
         return self._mover.confirm(view, own, self._patrol.gone(view.peers))
 
+    async def fills_gap(self) -> bool:
+        """Whether blocks have come to be missing where it goes, though that was not why it does."""
+        await self._presence.look_again()
+        own, view, plan = self._membership.announcement(), self._presence.view, self._mover.plan
+        others = (p for p in view.serving(own.model.digest) if p.peer_id != own.peer_id)
+        there = [p for p in others if plan is not None and p.span.meets(plan)]
+        await self._patrol.go_round(there[:MAX_WATCHED])
+        return self._mover.fills_gap(view, own, self._patrol.gone(view.peers))
+
     def ended(self, *, moved: bool) -> None:
         """Take note of how a move went."""
         self._stats.moves += moved

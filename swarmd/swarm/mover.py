@@ -6,7 +6,7 @@ A state machine over views: it says what to announce and when to go. Where to is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarmd.core.peers import Announcement
 from swarmd.core.span import Span
@@ -84,11 +84,26 @@ class Mover:
     def confirm(self, view: View, own: Announcement, gone: frozenset[str] = frozenset()) -> bool:
         """Whether what is planned is still right; to be asked again when it cannot be put off."""
         assert isinstance(self._state, _Plan)
-        planned, model = self._state.move, own.model.digest
-        move = better_place(
-            view, model, own, self._room, gone=gone, yields=False, only=planned.span
-        )
-        return move is not None and move.reason is planned.reason
+        return self._reason(self._state, view, own, gone) is self._state.move.reason
+
+    def fills_gap(self, view: View, own: Announcement, gone: frozenset[str] = frozenset()) -> bool:
+        """Whether blocks are missing where it goes by now; that is why it goes from then on.
+
+        To be asked when it has begun to go: others count on it already.
+        """
+        assert isinstance(self._state, _Plan)
+        reason = self._reason(self._state, view, own, gone)
+        if reason is Reason.GAP:
+            self._state = replace(self._state, move=replace(self._state.move, reason=reason))
+        return reason is Reason.GAP
+
+    def _reason(
+        self, plan: _Plan, view: View, own: Announcement, gone: frozenset[str]
+    ) -> Reason | None:
+        """Why it should do as planned now, if it should."""
+        span, model = plan.move.span, own.model.digest
+        move = better_place(view, model, own, self._room, gone=gone, yields=False, only=span)
+        return None if move is None else move.reason
 
     def ended(self, now: float) -> None:
         """Take note that a move was made, or was given up."""

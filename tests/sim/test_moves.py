@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from swarmd.core.peers import Announcement
+from swarmd.core.span import Span
+from swarmd.node.lifecycle import State
 from swarmd.node.service import Service
 from swarmd.pipeline.events import Computed
 from swarmd.pipeline.hop import HopPolicy
@@ -16,6 +19,9 @@ from swarmd.sim.executor import SimExecutor
 from swarmd.sim.network import Climate
 from swarmd.sim.node import DRAIN_TIMEOUT_S
 from swarmd.sim.world import World
+from swarmd.swarm import mover
+from swarmd.swarm.rebalance import Move, Reason, better_place
+from swarmd.swarm.view import View
 
 FAIR = Climate(delay=(0.001, 0.005), notice=(0.001, 0.01), view_delay=(0.01, 0.1))
 
@@ -57,6 +63,44 @@ def test_a_redundant_node_steps_into_a_gap_and_the_stream_goes_on(world: World) 
     assert world.history["moved_away"] == 1
     assert lost.span is not None
     assert spare.span.covers(lost.span)
+
+
+def test_a_node_that_moves_for_speed_does_not_wait_for_sessions_that_wait_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks where it goes are lost as it drains: as it plans to go, others do not."""
+    spare = world.add_movable()
+    spare.room = world.num_blocks - world.num_blocks // 2
+    world.start()
+    fixed = [machine for machine in world.machines.values() if not machine.movable]
+    twin = next(m for m in fixed if m.span and spare.span and spare.span.covers(m.span))
+    lost = next(m for m in fixed if m is not twin)
+    twin.kill()
+    for machine in world.machines.values():
+        machine.slowness = 10.0
+    client = world.client(tuple(range(20)), 200)
+    client.begin()
+    assert world.run_until(lambda: len(client.ids) >= 10, 60.0)
+    assert any(hop.peer_id == spare.peer_id for hop in client.route)
+    twin.boot()
+    assert world.run_until(lambda: twin.serves, 10.0)
+    place = Span(0, spare.room) if lost.span == fixed[0].span else fixed[1].span
+
+    def faster_there(view: View, model: str, own: Announcement, *room: int, **how: Any) -> Any:
+        better = better_place(view, model, own, *room, **how)
+        return better or (Move(place, Reason.THIN) if own.span != place else None)
+
+    monkeypatch.setattr(mover, "better_place", faster_there)
+    monkeypatch.setattr(mover, "PATIENCE_S", dict.fromkeys(Reason, 0.0))
+    monkeypatch.setattr(mover, "JITTER_S", dict.fromkeys(Reason, 0.0))
+    moving = spare.running.life.lifecycle
+    assert world.run_until(lambda: moving.state is State.MOVING, 10.0)
+    assert not client.ended
+    assert spare.running.moves is not None
+    assert spare.running.moves.reason is Reason.THIN
+    lost.kill()
+    assert world.run_until(lambda: spare.span == place and spare.serves, DRAIN_TIMEOUT_S / 2)
+    served(world, client)
 
 
 def test_an_idle_last_holder_that_is_to_leave_stays_until_a_redundant_node_has_stepped_in(

@@ -149,3 +149,20 @@ def test_a_node_that_has_moved_rests_before_it_moves_for_speed_again() -> None:
             times = [at for at, who, move in swarm.moves if who == name]
             assert all(b - a >= REST_S[Reason.GAP] for a, b in itertools.pairwise(times))
         assert len({who for _, who, _ in swarm.moves}) == len(swarm.moves)
+
+
+def test_who_goes_for_speed_goes_for_a_gap_once_there_is_one() -> None:
+    """It has begun to go: others count on it, and sessions may wait for those blocks."""
+    mover, own = Mover(6), peer(1, 0, 6, BLOCKS, moves=True)
+    thin = [own, peer(2, 0, 6, BLOCKS), peer(3, 0, 6, BLOCKS), peer(4, 6, 12, BLOCKS)]
+    view, now, move = View(thin, NOW), 0.0, None
+    while move is None and now < 100.0:
+        move, now = mover.look(view, own, now, 0.0), now + TICK_S
+    assert move == Move(Span(6, 12), Reason.THIN)
+    assert not mover.fills_gap(view, own)
+    assert mover.confirm(view, own)
+    lost = frozenset({peer_id(4)})
+    assert not mover.confirm(view, own, lost), "it was not planned for that"
+    assert mover.fills_gap(view, own, lost)
+    assert mover.confirm(view, own, lost)
+    assert not mover.confirm(view, own), "it is not missed any more"
