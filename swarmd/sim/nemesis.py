@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 STORM_S = 6.0
 """Faults begin within so many seconds after the first client."""
+BACK_S = 2.0
+"""After so long a machine is started again that chose its blocks, and was the last to serve some:
+those that belong there may have left on its account."""
 
 
 @dataclass
@@ -141,8 +144,19 @@ class Nemesis:
             self._boot_after(machine, self._heals(self.random.uniform(0.05, 8.0)))
         elif self.random.random() < 0.5:
             self._boot_after(machine, self._heals(self.random.uniform(0.05, 10.0)))
+        elif machine.movable and self._is_last(machine):
+            self._boot_after(machine, self._heals(BACK_S))
         machine.kill(silently=self.random.random() < 0.2)
         return True
+
+    def _is_last(self, machine: Machine) -> bool:
+        """Whether some block that it serves now has nobody else, whoever belongs there."""
+        others = [m for m in self.world.machines.values() if m is not machine and m.serves]
+        span = machine.span if machine.serves else None
+        return span is not None and not all(
+            any(other.span and block in other.span for other in others)
+            for block in range(span.start, span.end)
+        )
 
     def _boot_after(self, machine: Machine, seconds: float) -> None:
         self.world.timeline.after(seconds, machine.boot)
