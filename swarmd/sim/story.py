@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from swarmd.node.presence import APPEARS_S
 from swarmd.sim.client import Client
 from swarmd.sim.clientele import PLENTY, Clientele
 from swarmd.sim.nemesis import STORM_S, Nemesis, Stage
@@ -117,8 +118,11 @@ class Story:
             machine.boot()
         self._see_served(at_work)
         world.history["restart_everything"] += 1
-        slow_news = world.climate.view_delay[1] > world.loading[0]
-        if slow_news and [machine.span for machine in machines] != blocks:
-            return  # who serves other blocks before that is heard of costs an open more
+        slowest = world.climate.view_delay[1]
+        moved = [machine.span for machine in machines] != blocks
+        if slowest > APPEARS_S or (moved and slowest > world.loading[0]):
+            # A hop that has not heard of the next one for so long costs an open more, and so does
+            # one that serves other blocks before that is heard of.
+            return
         opens, most = world.invariants.opens - before, int(ATTEMPTS * len(at_work))
         assert opens <= most, f"{len(at_work)} sessions were opened {opens} times after a restart"
