@@ -53,6 +53,8 @@ class Machine:
         """Until then it gets so little time that it says so itself."""
         self.process: Process | None = None
         self.boots = 0
+        self.told = False
+        """Whether it was told to leave: others are not to be harmed on its account."""
         self.lost = False
         """Whether it never comes back."""
 
@@ -64,6 +66,7 @@ class Machine:
             self.world.timeline.after(1.0, self.boot)
             return
         self.boots += 1
+        self.told = False
         self.process = Process(self, founder)
 
     @property

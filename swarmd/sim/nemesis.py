@@ -112,7 +112,7 @@ class Nemesis:
 
     def _able(self, stage: Stage) -> list[Machine]:
         """Those of a stage that will serve it, whatever else happens now."""
-        return [machine for machine in stage.machines if machine.serves]
+        return [m for m in stage.machines if m.serves and not m.told]
 
     def _may_lose(self, machine: Machine) -> bool:
         """Whether every block keeps a holder without it."""
@@ -201,6 +201,7 @@ class Nemesis:
         return bool(able)
 
     def _dismiss_after(self, machine: Machine, seconds: float) -> None:
+        machine.told = True
         self.world.timeline.after(seconds, machine.running.dismiss)
         self._back_after(machine, self._heals(seconds + self.random.uniform(4.0, 10.0)))
 
@@ -212,6 +213,8 @@ class Nemesis:
                 self._boot_after(machine, 0.0)
             elif not machine.running.serves:
                 self._back_after(machine, self._heals(1.0))
+            else:
+                machine.told = False  # it has had to stay
 
         self.world.timeline.after(seconds, look)
 
