@@ -395,7 +395,8 @@ class Coordinator:
             held, prompt = self._held(run), len(request.prompt_ids)
             asked = Asked(run.positions, prompt, held, stays, precisions, strict=need.spare)
             exclude = need.exclude | (self._routes.distrusted() if need.trusted else frozenset())
-            exclude |= run.unfit(need, self._routes.starving())
+            if need.spare or need.trusted:
+                exclude |= run.unfit(need, self._routes.starving())
             hops = self._routes.find(need.spans, exclude, need.keep, asked)
             if not (need.keep or run.past or request.claimed or run.has_begun):
                 self._book.goes(run.session, request.prefix, [hop.peer_id for hop in hops])

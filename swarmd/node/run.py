@@ -51,9 +51,9 @@ class Run:
         """Whether its prompt is computed: a token came, or it ended without one."""
 
     def unfit(self, need: ev.NeedRoute, starving: frozenset[str]) -> frozenset[str]:
-        """Who will not do as it starves: for a copy, or in the place of a hop that does as well."""
+        """Who will not do as it starves: as a copy, or for a hop that is left and does as well."""
         left = {hop.peer_id for hop in self.driver.route if hop.blocks in need.spans}
-        return starving if need.spare or (need.trusted and left & starving) else frozenset()
+        return starving if need.spare or left & starving else frozenset()
 
     @property
     def repairs(self) -> int:

@@ -357,7 +357,6 @@ async def test_who_starves_is_no_copy_and_takes_no_place_of_another_one_that_doe
             ({"b", "c"}, True, False, True),
             ({"c"}, True, False, False),  # a hop that hangs is worse than one that starves
             ({"a", "c"}, True, False, False),
-            ({"b", "c"}, False, False, False),  # b is lost
             ({"c"}, False, True, True),
         ]:
             asked = replace(need, trusted=trusted, spare=spare)
