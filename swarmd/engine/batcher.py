@@ -77,7 +77,11 @@ class Batcher:
         def cost(work: Work) -> float:
             return decode_rows if work.is_decode else float(work.rows)
 
-        first, *others = self._at_last(ready[0], self._turns.in_order(ready, _tenant, cost))
+        row = self._turns.in_order(ready, _tenant, cost)
+        if len(row) == 1:
+            self._turns.serve(row[0].tenant, cost(row[0]))
+            return row
+        first, *others = self._at_last(ready[0], row)
         chosen = self._beside(first, others, max_decodes) if self._ragged else [first]
         for work in chosen:
             self._turns.serve(work.tenant, cost(work))

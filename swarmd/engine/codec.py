@@ -22,7 +22,7 @@ _WIRE_DTYPES = {torch_dtype: dtype for dtype, torch_dtype in TORCH_DTYPES.items(
 
 def to_payload(hidden: torch.Tensor) -> Payload:
     """Copy a tensor, such as hidden states (n, hidden_size), into a payload of its own dtype."""
-    flat = hidden.detach().cpu().contiguous()
+    flat = hidden.cpu().contiguous()
     # Bytes of its own: a view would keep the whole microbatch alive in the replay log.
     data = ctypes.string_at(flat.data_ptr(), flat.nbytes)
     return Payload(_WIRE_DTYPES[hidden.dtype], tuple(hidden.shape), data)
@@ -35,6 +35,33 @@ def gather(payloads: Sequence[Payload], dtype: torch.dtype) -> torch.Tensor:
         data = bytearray().join(payload.data for payload in payloads)
         return _tensor(data, first.dtype, (-1, first.shape[-1])).to(dtype)
     return torch.cat([to_tensor(payload, dtype) for payload in payloads])
+
+
+class OneRow:
+    """Input for one position, in tensors that are made once: to make one takes as long as a dozen
+    other things that are done per token. Each call overwrites what the one before has returned."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._id = torch.zeros(1, dtype=torch.long)
+        self._id_place = ctypes.c_int64.from_address(self._id.data_ptr())
+        self._hidden = torch.zeros(1, 0, dtype=dtype)
+        self._address = self._nbytes = 0
+
+    def token(self, token_id: int) -> torch.Tensor:
+        """Return (1,) int64."""
+        self._id_place.value = token_id
+        return self._id
+
+    def hidden(self, payload: Payload) -> torch.Tensor:
+        """Return the hidden states (1, hidden_size) of a payload in the dtype."""
+        if TORCH_DTYPES[payload.dtype] is not self._dtype:
+            return gather([payload], self._dtype)
+        if len(payload.data) != self._nbytes:
+            self._hidden = torch.zeros(payload.shape, dtype=self._dtype)
+            self._address, self._nbytes = self._hidden.data_ptr(), self._hidden.nbytes
+        ctypes.memmove(self._address, bytes(payload.data), self._nbytes)
+        return self._hidden
 
 
 def to_tensor(payload: Payload, dtype: torch.dtype) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from swarmd.core.errors import ConfigError, ModelError
 from swarmd.core.peers import ModelInfo
 from swarmd.core.span import Span
-from swarmd.engine import attention, packed, probe, tile_attention
+from swarmd.engine import attention, norms, packed, probe, tile_attention
 from swarmd.engine.kv_cache import KVBudget
 from swarmd.engine.layout import find_layout, parse_config
 from swarmd.engine.precision import precision_of
@@ -68,6 +68,8 @@ def load_stage(
     info = model_info(source, config, name, max_model_len)
     packed.pack(model, embeds=span.start == 0)
     check_kernel(where, kind)
+    if where.type == "cpu" and span.end == layout.num_blocks:
+        norms.check_kernel()
     stage = Stage(model, layout, span, info, kind, where)
     examine(stage)
     if packed.unpack_those_read(model):

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from swarmd.core.errors import RequestError, SessionError
 from swarmd.core.sampling import SamplingParams
 from swarmd.engine import many_draws
+from swarmd.engine.norms import Norm, norms
 from swarmd.engine.shortlist import shortlist
 
 
@@ -111,14 +111,14 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
 
     Raises SessionError when a row is not finite: weights or activations are damaged.
     """
-    norms = _norms(logits)
-    for draw, (norm, _, _) in zip(draws, norms, strict=True):
+    found = norms(logits)
+    for draw, (norm, _, _) in zip(draws, found, strict=True):
         if not math.isfinite(norm):
             raise SessionError(f"the model gave no finite logits for position {draw.position}")
-    chosen = _chosen(logits, draws, norms)
+    chosen = _chosen(logits, draws, found)
     results = []
     for row, (draw, (norm, _, _), (token, logit)) in enumerate(
-        zip(draws, norms, chosen, strict=True)
+        zip(draws, found, chosen, strict=True)
     ):
         top = draw.sampler.params.top_logprobs
         likeliest = _likeliest(logits[row], norm, top) if top else ()
@@ -127,10 +127,10 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
 
 
 def _chosen(
-    logits: torch.Tensor, draws: Sequence[Draw], norms: Sequence[tuple[float, int, float]]
+    logits: torch.Tensor, draws: Sequence[Draw], found: Sequence[Norm]
 ) -> list[tuple[int, float]]:
     """Return for each row the drawn token and its logit."""
-    chosen = [(likely, most) for _, likely, most in norms]
+    chosen = [(likely, most) for _, likely, most in found]
     rows = [row for row, draw in enumerate(draws) if not draw.sampler.is_plain_greedy]
     if logits.device.type == "cpu":
         for row in rows:
@@ -144,38 +144,10 @@ def _chosen(
         uniforms = [uniform(d.sampler.params.seed, d.position) for d in some]
         tokens = many_draws.draw(changed, [d.sampler.params for d in some], uniforms)
         places = torch.tensor(rows).to(logits.device)
-        found = torch.stack([tokens.double(), logits[places, tokens].double()], 1).tolist()
-        for row, (token, logit) in zip(rows, found, strict=True):
+        pairs = torch.stack([tokens.double(), logits[places, tokens].double()], 1).tolist()
+        for row, (token, logit) in zip(rows, pairs, strict=True):
             chosen[row] = int(token), logit
     return chosen
-
-
-def _norms(logits: torch.Tensor) -> list[tuple[float, int, float]]:
-    """Return for each row log(sum(exp(logits))), the likeliest token (of equals the first), and its
-    logit."""
-    if logits.device.type == "cpu":  # numpy takes a fifth of torch's time for it
-        values = logits.numpy()
-        best = values.argmax(axis=-1).tolist()
-        return [
-            (_log_sum_exp(row, likely), likely, float(row[likely]))
-            for row, likely in zip(values, best, strict=True)
-        ]
-    norms, likeliest = torch.logsumexp(logits, dim=-1), logits.argmax(dim=-1)
-    most = logits.gather(-1, likeliest[:, None])[:, 0]
-    # One copy for all: every one of them waits for the device.
-    found = torch.stack([norms.double(), likeliest.double(), most.double()], 1).tolist()
-    return [(norm, int(likely), logit) for norm, likely, logit in found]
-
-
-def _log_sum_exp(values: npt.NDArray[np.float32], likeliest: int) -> float:
-    """Return log(sum(exp(values))) of (vocab_size,); `likeliest` is where the greatest is.
-
-    Not finite if one of the values is not, except minus infinity.
-    """
-    most = float(values[likeliest])
-    if not math.isfinite(most):
-        return most
-    return most + math.log(float(np.exp(values - values[likeliest]).sum()))
 
 
 def _likeliest(logits: torch.Tensor, norm: float, count: int) -> tuple[tuple[int, float], ...]:

@@ -74,6 +74,11 @@ class Description:
         self._rate = Rate()
         self._clock = clock
 
+    @property
+    def model(self) -> ModelInfo:
+        """The model of which it serves a part."""
+        return self._base.model
+
     def loaded(self, stage: Stage, executor: Executor, host: StageHost) -> None:
         """From now on measure these."""
         self._stage, self._executor, self._host = stage, executor, host

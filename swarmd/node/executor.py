@@ -74,6 +74,7 @@ class Executor:
         self._cpu_clock: int | None = None
         self._sessions: OrderedDict[bytes, ComputeSession] = OrderedDict()
         self._units = Units()
+        self._one = codec.OneRow(stage.dtype)
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
 
     def start(self) -> None:
@@ -143,19 +144,20 @@ class Executor:
     def _take_in(self) -> bool:
         """Sort what has come into the sessions; wait when there is nothing to do yet."""
         try:
-            while True:
-                ops = self._next_ops(self._wait_s())
+            while (wait := self._wait_s()) or not self._inbox.empty():
+                ops = self._next_ops(wait)
                 if ops is None:
                     return False
                 for op in ops:
                     self._accept(op)
         except queue.Empty:
-            return True
+            pass
+        return True
 
     def _next_ops(self, wait: float) -> Sequence[Op] | None:
         """Return what came next. Raises queue.Empty when nothing does in time."""
-        if not wait:
-            return self._inbox.get_nowait()
+        if not wait:  # something is there
+            return self._inbox.get()
         began = time.monotonic()
         try:
             return self._inbox.get(timeout=wait)
@@ -344,7 +346,7 @@ class Executor:
                 raise error
         blocks = submits[0].blocks
         caches = [self._sessions[submit.session].cache for submit in submits]
-        batch = batch_of(submits, caches, blocks, self._stage.dtype)
+        batch = batch_of(submits, caches, blocks, self._stage.dtype, self._one)
         began, cpu_began = time.perf_counter(), time.thread_time()
         self._forward_since = (self._cpu_clock, cpu_began) if self._cpu_clock is not None else None
         try:
@@ -357,14 +359,12 @@ class Executor:
         self._count(submits, time.perf_counter() - began)
         if blocks.end == self._stage.info.num_blocks:
             return self._draw(submits, output)
-        results: list[Result] = []
-        start = 0
-        for submit in submits:
-            end = start + submit.step.length
-            payload = codec.to_payload(output[start:end])
-            results.append(ev.Computed(submit.session, submit.ticket, payload))
-            start = end
-        return results
+        lengths = [submit.step.length for submit in submits]
+        parts = output.split_with_sizes(lengths) if len(lengths) > 1 else (output,)
+        return [
+            ev.Computed(submit.session, submit.ticket, codec.to_payload(part))
+            for submit, part in zip(submits, parts, strict=True)
+        ]
 
     def _draw(self, submits: Sequence[ev.Submit], logits: torch.Tensor) -> list[Result]:
         draws = [

@@ -1,12 +1,15 @@
 """How late the event loop is: what a frame or a client's call waits before anybody looks at it.
 
-Measured by a timer; what is made of it is `swarmd.node.metrics`'s and `swarmd.node.starvation`'s.
+Measured by a timer, once a second as long as nothing is late: a process that wakes finds nothing in
+the caches, so that costs a tenth to a fifth of a millisecond whatever is done then. So those who
+have something to do about once a second do it in the same wake. What is made of the figures is
+`swarmd.node.metrics`'s and `swarmd.node.starvation`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import math
 import random
 import time
 from bisect import bisect
@@ -15,21 +18,24 @@ from itertools import accumulate
 
 from swarmd.node.histogram import Histogram
 
-INTERVAL_S = (0.1, 0.4)
-"""Between two looks: drawn, as what keeps a process from running may come regularly. Each costs a
-stream's caches: a tenth of a millisecond."""
+INTERVAL_S = (0.75, 1.25)
+"""Between two looks: drawn, as what keeps a process from running may come regularly."""
 SOON_S = (0.01, 0.04)
 """The same while timers come late, ..."""
 LATE_S = 0.05
 """... by that much: that it is more than one pause, or over, should be known soon."""
+TELL_S = 0.25
+"""Who waits for looks is told that often at most."""
 LATEST = 9
 """Of so many the median counts, each for the time that it took, ..."""
 MOST_S = 0.4
-"""... but for so long at most: one long pause is not many."""
+"""... but for so long at most, as one long pause is not many, ..."""
+PUNCTUAL_S = 0.25
+"""... and where nobody looked in between, for so long and what it was late."""
 
 
 class LoopLag:
-    """Looks how late a timer comes, about four times a second, as long as the running loop runs."""
+    """Looks how late a timer comes, once a second or more, as long as the running loop runs."""
 
     def __init__(self) -> None:
         self.seconds = Histogram(
@@ -38,7 +44,11 @@ class LoopLag:
         self._latest: deque[tuple[float, float]] = deque(maxlen=LATEST)
         """How late, and how long that took in all."""
         self._loop = asyncio.get_running_loop()
-        self._wait(often=False)
+        self._waiting: list[asyncio.Future[None]] = []
+        self._told_at = -math.inf
+        self._often = False
+        self._handle: asyncio.TimerHandle
+        self._wait()
 
     @property
     def usual_s(self) -> float:
@@ -49,18 +59,41 @@ class LoopLag:
         passed = list(accumulate(seconds for _, seconds in ranked))
         return ranked[bisect(passed, passed[-1] / 2)][0]
 
-    def note(self, late: float, seconds: float = INTERVAL_S[1]) -> None:
+    def note(self, late: float, seconds: float = MOST_S) -> None:
         """A timer of so many seconds came that much late."""
-        self._latest.append((late, min(MOST_S, seconds + late)))
+        self._latest.append((late, min(MOST_S, min(PUNCTUAL_S, seconds) + late)))
 
-    def _wait(self, *, often: bool) -> None:
+    def noticed(self, late: float) -> None:
+        """Something else has waited so long for the loop: look sooner if that is much."""
+        if late >= LATE_S and not self._often:
+            self._handle.cancel()
+            self._often = True
+            self._wait()
+
+    async def looked(self) -> None:
+        """Wait for the next look, or for the first one after `TELL_S` since the last was told."""
+        self._waiting.append(waiter := self._loop.create_future())
+        await waiter
+
+    def _wait(self) -> None:
         # Not the loop's own clock, which may stand still while callbacks run.
-        seconds, now = random.uniform(*(SOON_S if often else INTERVAL_S)), time.monotonic()
-        self._loop.call_later(seconds, functools.partial(self._awake, now, seconds, often=often))
+        seconds = random.uniform(*(SOON_S if self._often else INTERVAL_S))
+        self._handle = self._loop.call_later(seconds, self._awake, time.monotonic(), seconds)
 
-    def _awake(self, since: float, seconds: float, *, often: bool) -> None:
-        late = max(0.0, time.monotonic() - since - seconds)
+    def _awake(self, since: float, seconds: float) -> None:
+        now = time.monotonic()
+        late = max(0.0, now - since - seconds)
         self.note(late, seconds)
-        if not often:  # or late times would count for more than they last
+        if not self._often:  # or late times would count for more than they last
             self.seconds.observe(late)
-        self._wait(often=max(late, self.usual_s) >= LATE_S)
+        self._often = max(late, self.usual_s) >= LATE_S
+        self._wait()
+        if now - self._told_at >= TELL_S:
+            self._told_at = now
+            self._tell()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

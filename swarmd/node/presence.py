@@ -36,6 +36,8 @@ REMEMBER_S = (2.0, 60.0)
 """How often the file of known peers is written at most, when there are new ones and when not."""
 CLOCKS_DIFFER_S = 2.0
 """From 3 s on hivemind refuses to join, from 10 s on announcements are not believed."""
+ANNOUNCE_S = 2 * LOAD_INTERVAL_S
+"""When it is looked whether there is something to announce, if nobody says that there may be."""
 LEAVE_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 1.0
 APPEARS_S = 3.0
@@ -144,7 +146,7 @@ class Presence:
             except DirectoryError as error:
                 log.warning("announcement not published error=%s", error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOAD_INTERVAL_S):
+                async with asyncio.timeout(ANNOUNCE_S):
                     await self._changed.wait()
             self._changed.clear()
 

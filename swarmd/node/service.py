@@ -64,6 +64,8 @@ class Service:
         self._on_death = on_death
         self._start_drain = start_drain
         self._changes_stage = False
+        self.on_wake: Callable[[float], None] = lambda late: None
+        """Called whenever the loop takes results, with the seconds that these have waited."""
         self._start_stage(None)
         self._routes = self._new_routes(clock)
         self._coordinator = Coordinator(
@@ -187,7 +189,11 @@ class Service:
             # The loop may be gone by the time the last microbatch is done, and this stage too:
             # the one that came after it counts its tickets from the beginning again.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(host.on_computed, results)
+                loop.call_soon_threadsafe(taken, results, time.monotonic())
+
+        def taken(results: Sequence[Result], since: float) -> None:
+            self.on_wake(time.monotonic() - since)
+            host.on_computed(results)
 
         def died() -> None:
             with contextlib.suppress(RuntimeError):

@@ -5,7 +5,6 @@ What becomes of its sessions then is for `coordinator.Coordinator.ease` to say.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import statistics
@@ -20,8 +19,7 @@ from swarmd.node.membership import Membership
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-SOON_S = 0.25
-"""Between two looks, while timers come late."""
+"""Between two times at which sessions are eased."""
 LEAST_S = 0.05
 """Starved is whose timers come so late ..."""
 TIMES = 4.0
@@ -85,7 +83,7 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
     starvation = Starvation(time.process_time(), time.monotonic())
     until = eased = -math.inf
     while True:
-        await asyncio.sleep(SOON_S if lag.usual_s >= LEAST_S else LOOK_S)
+        await lag.looked()
         if (about := membership.description) is None:
             continue
         about.lag_s = lag.usual_s
@@ -99,9 +97,9 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
                 sessions.ease()
         if about.starves != (starves := time.monotonic() < until):
             about.starves = starves
-            membership.presence.changed()
             news = "this node gets too little time" if starves else "it gets its time again"
             log.warning("%s: timers come late ms=%.0f", news, 1000 * lag.usual_s)
+        membership.presence.changed()  # now, as the process is awake
         go_round(membership, sessions)
 
 
@@ -124,7 +122,6 @@ def _others(membership: Membership) -> list[float]:
 
 
 def _peers(membership: Membership) -> list[Announcement]:
-    presence = membership.presence
-    own = presence.own
-    peers = presence.view.serving(own.model.digest) if own else ()
+    presence, about = membership.presence, membership.description
+    peers = presence.view.serving(about.model.digest) if about else ()
     return [peer for peer in peers if peer.peer_id != presence.own_id]

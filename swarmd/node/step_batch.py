@@ -19,10 +19,11 @@ def batch_of(
     caches: Sequence[SequenceCache],
     blocks: Span,
     dtype: torch.dtype,
+    one: codec.OneRow,
 ) -> Batch:
     """Return the steps of `submits` over `blocks` end to end; `caches` are those of their sessions.
 
-    Hidden states are brought to `dtype`.
+    Hidden states are brought to `dtype`. A single position is in `one`, until the next one comes.
     """
     segments: list[Segment] = []
     logits_at: list[int] = []
@@ -39,20 +40,24 @@ def batch_of(
         blocks.start,
         blocks.end,
         tuple(segments),
-        token_ids=None if blocks.start else _token_ids(submits),
-        hidden=_hidden(submits, dtype) if blocks.start else None,
+        token_ids=None if blocks.start else _token_ids(submits, row, one),
+        hidden=_hidden(submits, row, dtype, one) if blocks.start else None,
         logits_at=tuple(logits_at),
     )
 
 
-def _token_ids(submits: Sequence[ev.Submit]) -> torch.Tensor:
+def _token_ids(submits: Sequence[ev.Submit], rows: int, one: codec.OneRow) -> torch.Tensor:
+    if rows == 1:
+        return one.token(submits[0].step.token_ids[0])
     ids = [token for submit in submits for token in submit.step.token_ids]
     return torch.tensor(ids, dtype=torch.long)
 
 
-def _hidden(submits: Sequence[ev.Submit], dtype: torch.dtype) -> torch.Tensor:
+def _hidden(
+    submits: Sequence[ev.Submit], rows: int, dtype: torch.dtype, one: codec.OneRow
+) -> torch.Tensor:
     payloads: list[Payload] = []
     for submit in submits:
         assert submit.step.hidden is not None
         payloads.append(submit.step.hidden)
-    return codec.gather(payloads, dtype)
+    return one.hidden(payloads[0]) if rows == 1 else codec.gather(payloads, dtype)

@@ -12,8 +12,8 @@ LEAST_S = 1e-3
 class Deadline:
     """One pending call on the event loop, moved as the deadline moves. Times are the loop's.
 
-    A deadline mostly moves later, with every token: the pending call stays where it is then, and
-    looks at the deadline when its time has come.
+    A deadline mostly moves later, with every token: the pending call stays where it is then, as
+    long as it is more than half as far away. Where it comes all the same, it looks at the deadline.
     """
 
     def __init__(self, callback: Callable[[], None]) -> None:
@@ -28,13 +28,16 @@ class Deadline:
         self._when = when
         if when is None:
             self._disarm()
-        elif self._handle is None or when < self._armed_for:
+            return
+        now = asyncio.get_running_loop().time()
+        # A call in vain wakes the process, which costs more than many that are put off.
+        if self._handle is None or not when >= self._armed_for > now + (when - now) / 2:
             self._disarm()
-            self._arm(when)
+            self._arm(when, now)
 
-    def _arm(self, when: float) -> None:
+    def _arm(self, when: float, now: float) -> None:
         loop = asyncio.get_running_loop()
-        self._armed_for = max(when, loop.time() + LEAST_S)
+        self._armed_for = max(when, now + LEAST_S)
         self._handle = loop.call_at(self._armed_for, self._fire)
 
     def _disarm(self) -> None:
@@ -45,7 +48,8 @@ class Deadline:
     def _fire(self) -> None:
         self._handle = None
         assert self._when is not None
-        if asyncio.get_running_loop().time() < self._when:
-            self._arm(self._when)
+        now = asyncio.get_running_loop().time()
+        if now < self._when:
+            self._arm(self._when, now)
         else:
             self._callback()

@@ -157,8 +157,7 @@ class Process:
         await self.life.begin_to_serve(self.membership)
         self.open = True
         self.dismissal = Dismissal(self.membership, lambda: self.life.accepts, self.life.drain)
-        if self.world.starves:
-            self.loop.spawn(self._watch_time(service))
+        self.loop.spawn(self._watch_time(service))
         if self.membership.moves:
             self.loop.spawn(moves.keep_watch())
             self.loop.spawn(moves.keep_moving(self.life.fail))
@@ -172,11 +171,10 @@ class Process:
             about = self.membership.description  # another one, once it has moved
             assert about is not None
             starves = self.loop.time() < self.machine.starves_until
-            if about.starves != starves:
-                about.starves = starves
-                self.presence.changed()
+            about.starves = starves
             if starves:
                 service.ease()
+            self.presence.changed()
             go_round(self.membership, service)
 
     def _exit(self) -> None:

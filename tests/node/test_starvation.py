@@ -89,13 +89,16 @@ class Around:
             for i, (late, sessions) in enumerate(others)
         ]
         self.peers = peers
-        self.looks = self.told = 0
+        self.looks = 0
         self.own_id = "me"
-        self.own = SimpleNamespace(model=SimpleNamespace(digest="d"))
+        self.told: list[bool] = []
+        """Whether it starved whenever there may have been something to announce."""
+        model = SimpleNamespace(digest="d")
+        self.description = SimpleNamespace(lag_s=None, starves=False, model=model)
         self.view = SimpleNamespace(serving=lambda digest: self.peers)
 
     def changed(self) -> None:
-        self.told += 1
+        self.told.append(self.description.starves)
 
     async def look_again(self) -> None:
         self.looks += 1
@@ -106,10 +109,7 @@ class Around:
 
     @property
     def membership(self) -> Any:
-        return cast(
-            Any,
-            SimpleNamespace(presence=self, description=SimpleNamespace(lag_s=None, starves=False)),
-        )
+        return cast(Any, SimpleNamespace(presence=self, description=self.description))
 
 
 def test_those_that_work_say_how_late_one_is_there() -> None:
@@ -150,7 +150,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any lateness is starvation, and soon."""
     for name, value in {
         "LOOK_S": 0.01,
-        "SOON_S": 0.01,
         "LEAST_S": -1.0,
         "USUAL_S": 0.0,
         "FOR_S": 0.02,
@@ -159,6 +158,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starvation, "SHARE", 1e9)
     monkeypatch.setattr(loop_lag, "INTERVAL_S", (0.001, 0.002))
     monkeypatch.setattr(loop_lag, "SOON_S", (0.001, 0.002))
+    monkeypatch.setattr(loop_lag, "TELL_S", 0.01)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -175,10 +175,10 @@ async def test_a_node_that_starves_says_so_looks_again_and_is_eased_until_it_doe
     await until(lambda: membership.description.starves)
     assert sessions.looks_then > 1
     assert membership.description.lag_s is not None
-    assert around.told == 1, "everybody is told at once"
+    assert around.told[-1], "everybody is told at once"
     monkeypatch.setattr(starvation, "LEAST_S", 60.0)
     await until(lambda: not membership.description.starves)
-    assert around.told == 2
+    assert not around.told[-1]
     watching.cancel()
 
 
@@ -199,17 +199,13 @@ async def test_while_timers_come_late_the_next_ones_come_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And count once only in the metric."""
-    monkeypatch.setattr(loop_lag, "INTERVAL_S", (3600.0, 3600.0))
-    lag = LoopLag()
-    waits: list[float] = []
-    monkeypatch.setattr(lag._loop, "call_later", lambda s, *rest: waits.append(s))
+    lag, waits = LoopLag(), timers(monkeypatch)
 
     def come(*late: float) -> list[bool]:
         """Let timers come that late; return which of the next ones come soon."""
         waits.clear()
         for each in late:
-            often = bool(waits) and waits[-1] < 3600.0
-            lag._awake(time.monotonic() - each - 0.1, 0.1, often=often)
+            lag._awake(time.monotonic() - each - 0.1, 0.1)
         return [seconds <= loop_lag.SOON_S[1] for seconds in waits]
 
     assert come(0.2, 0.0) == [True, False]
@@ -217,6 +213,44 @@ async def test_while_timers_come_late_the_next_ones_come_soon(
     assert all(many[: LATEST + 2])
     assert not any(many[-3:])
     assert sum(lag.seconds._counts) < 2 + LATEST
+
+
+async def test_what_waits_for_the_loop_brings_the_next_look_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lag, waits = LoopLag(), timers(monkeypatch)
+    lag.noticed(0.9 * loop_lag.LATE_S)
+    assert not waits
+    for _ in range(3):
+        lag.noticed(loop_lag.LATE_S)
+    assert len(waits) == 1, "one that is soon is enough"
+    assert waits[0] <= loop_lag.SOON_S[1]
+
+
+def timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the seconds for which timers are set, which do not come by themselves from now on."""
+    found: list[float] = []
+
+    def call_later(seconds: float, *_: Any) -> SimpleNamespace:
+        found.append(seconds)
+        return SimpleNamespace(cancel=lambda: None)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later)
+    return found
+
+
+async def test_who_waits_for_looks_is_told_four_times_a_second_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lag, _ = LoopLag(), timers(monkeypatch)
+    for tell_s, told in ((0.0, True), (3600.0, False)):
+        monkeypatch.setattr(loop_lag, "TELL_S", tell_s)
+        waiter = asyncio.ensure_future(lag.looked())
+        await asyncio.sleep(0)
+        lag._awake(time.monotonic() - 0.1, 0.1)
+        await asyncio.sleep(0)
+        assert waiter.done() is told
+    waiter.cancel()
 
 
 async def test_what_counts_is_how_late_timers_are_most_of_the_time() -> None:

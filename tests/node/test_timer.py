@@ -99,7 +99,7 @@ def test_it_can_be_moved_when_its_time_has_come_while_it_was_set(run: Run) -> No
     class Slow(Deadline):
         """As if the machine gave the process no time between its look at the clock and its call."""
 
-        def _arm(self, when: float) -> None:
+        def _arm(self, when: float, now: float) -> None:
             loop = asyncio.get_running_loop()
             call_at = loop.call_at
 
@@ -109,7 +109,7 @@ def test_it_can_be_moved_when_its_time_has_come_while_it_was_set(run: Run) -> No
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(asyncio, "get_running_loop", lambda: Late(loop, late))
-                super()._arm(when)
+                super()._arm(when, now)
 
     class Late:
         def __init__(self, loop: asyncio.AbstractEventLoop, call_at: Callable[..., Any]) -> None:
@@ -122,5 +122,23 @@ def test_it_can_be_moved_when_its_time_has_come_while_it_was_set(run: Run) -> No
             deadline.set(asyncio.get_running_loop().time())
         async with asyncio.timeout(30):
             await rung.wait()
+
+    run(life())
+
+
+def test_a_call_that_would_come_in_vain_is_put_off_before_it_comes(run: Run) -> None:
+    """It would wake the process; but neither is it made anew with every token."""
+
+    async def life() -> None:
+        now = asyncio.get_running_loop().time()
+        deadline = Deadline(lambda: None)
+        calls = []
+        for seconds in (3600, 5400, 7100, 7300, 14000):
+            deadline.set(now + seconds)
+            calls.append(deadline._handle)
+        deadline.set(None)
+        first, second = calls[0], calls[3]
+        assert calls == [first, first, first, second, second]
+        assert first is not second
 
     run(life())
