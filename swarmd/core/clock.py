@@ -41,4 +41,8 @@ def ahead(sent: float, theirs: float, received: float) -> float:
 
 def earliest(*times: float | None) -> float | None:
     """Return the first of these times; None where there is none."""
-    return min((at for at in times if at is not None), default=None)
+    first = None
+    for at in times:
+        if at is not None and (first is None or at < first):
+            first = at
+    return first

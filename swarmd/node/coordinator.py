@@ -314,7 +314,7 @@ class Coordinator:
             asyncio.get_running_loop().call_soon(self._tell_all, ev.PeerLags(action.peer_id))
         else:
             self._learn(run, action)
-            run.outputs.put_nowait(action)
+            unread = run.put(action)
             if isinstance(action, ev.Emit):
                 self.stats.tokens_emitted += 1
                 self._time_token(run)
@@ -326,7 +326,7 @@ class Coordinator:
                 self.stats.moved += moved
                 self.stats.sessions_failed += action.error is not None and not moved
                 self._forget(run)
-            elif run.outputs.qsize() == MAX_UNREAD:
+            elif unread == MAX_UNREAD:
                 asyncio.get_running_loop().call_soon(self._unread, run)
 
     def _unread(self, run: Run) -> None:

@@ -84,16 +84,21 @@ class Description:
         self._stage, self._executor, self._host = stage, executor, host
         self._base = replace(self._base, precision=stage.precision)
 
-    def now(self, state: NodeState, coordinate: tuple[float, ...]) -> Announcement:
+    def now(
+        self, state: NodeState, coordinate: tuple[float, ...], *, leaves: bool = False
+    ) -> Announcement:
         """Return the announcement for this moment."""
         if self._stage is None or self._executor is None or self._host is None:
-            return replace(self._base, state=state, coordinate=coordinate, plan=self.plan)
+            return replace(
+                self._base, state=state, coordinate=coordinate, plan=self.plan, leaves=leaves
+            )
         stats, budget = self._executor.stats, self._stage.budget
         return replace(
             self._base,
             state=state,
             coordinate=coordinate,
             plan=self.plan,
+            leaves=leaves,
             device=str(self._stage.device),
             step_ms=stats.step_ms,
             prefill_ms=stats.prefill_ms,

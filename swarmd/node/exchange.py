@@ -93,10 +93,14 @@ class Exchange:
         host, coordinator = self._host, self._coordinator
         if host is None or coordinator is None:
             return
-        # A hop's failure is for the coordinator; one from downstream also for the hop before. How
-        # far a copy reaches is for the coordinator and the hop that sends it.
-        answers = [frame for frame in batch if isinstance(frame, _FOR_DRIVERS)]
-        orders = [frame for frame in batch if not isinstance(frame, _FOR_DRIVERS_ONLY)]
+        answers, orders = [], []
+        for frame in batch:
+            # A hop's failure is for the coordinator; one from downstream also for the hop before.
+            # How far a copy reaches is for the coordinator and the hop that sends it.
+            if isinstance(frame, _FOR_DRIVERS):
+                answers.append(frame)
+            if not isinstance(frame, _FOR_DRIVERS_ONLY):
+                orders.append(frame)
         if answers:
             coordinator.on_frames(peer_id, answers)
         if orders:
@@ -129,4 +133,8 @@ class Exchange:
 
 
 def _hidden_bytes(batch: Sequence[SessionFrame]) -> int:
-    return sum(f.hidden.nbytes for f in batch if isinstance(f, Step) and f.hidden is not None)
+    total = 0
+    for frame in batch:
+        if isinstance(frame, Step) and frame.hidden is not None:
+            total += frame.hidden.nbytes
+    return total

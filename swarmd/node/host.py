@@ -38,11 +38,14 @@ class StageHost:
 
     def on_frames(self, peer_id: str, frames: Iterable[SessionFrame]) -> None:
         """Take frames that are meant for a hop."""
-        frames = tuple(frames)
-        self.handle(*(ev.Received(peer_id, frame) for frame in frames))
+        events, copies = [], []
         for frame in frames:
+            events.append(ev.Received(peer_id, frame))
             if isinstance(frame, Open) and frame.donor:
-                self._get_to_know(frame)
+                copies.append(frame)
+        self.handle(*events)
+        for order in copies:
+            self._get_to_know(order)
 
     def _get_to_know(self, order: Open) -> None:
         """Dial the neighbours that a copy will have: when it is put in place, a stream waits."""

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 from swarmd.core import options
@@ -149,8 +148,8 @@ class Membership:
     def _describe(self) -> Announcement | None:
         if self.description is None:
             return None
-        own = self.description.now(self._state(), self.presence.coordinate)
-        return replace(own, leaves=True) if self.leaves else own
+        coordinate = self.presence.coordinate
+        return self.description.now(self._state(), coordinate, leaves=self.leaves)
 
     async def see_others(self, patience: float) -> None:
         """Have a fresh view, after the first door has answered, if both is soon."""

@@ -6,6 +6,7 @@ What is done with it is `swarmd.node.coordinator`'s.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from swarmd.core.route import Hop
@@ -26,7 +27,9 @@ class Run:
         self.driver = driver
         self.positions = positions
         self.chunk_size = chunk_size
-        self.outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._outputs: deque[Output] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        """Of who waits for the next one."""
         self.deadline: Deadline | None = None
         self.priority = 0
         self.tenant = b""
@@ -69,9 +72,20 @@ class Run:
         """Positions that any hop had to compute once more."""
         return self.driver.recomputed
 
+    def put(self, output: Output) -> int:
+        """Have something told to the client; return how much it has yet to be told."""
+        self._outputs.append(output)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+        return len(self._outputs)
+
     async def __aiter__(self) -> AsyncIterator[Output]:
+        loop = asyncio.get_running_loop()
         while True:
-            output = await self.outputs.get()
+            while not self._outputs:
+                self._reader = loop.create_future()
+                await self._reader
+            output = self._outputs.popleft()
             yield output
             if isinstance(output, ev.Finished):
                 return

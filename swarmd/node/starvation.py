@@ -86,9 +86,9 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
         await lag.looked()
         if (about := membership.description) is None:
             continue
-        about.lag_s = lag.usual_s
-        others, cpu_s = _others(membership), time.process_time()
-        starves = starvation.look(lag.usual_s, others, cpu_s, now := time.monotonic())
+        about.lag_s = late = lag.usual_s
+        cpu_s, now = time.process_time(), time.monotonic()
+        starves = starvation.look(late, _others(membership) if late >= LEAST_S else (), cpu_s, now)
         if starves and now >= eased + LOOK_S:
             eased = now
             await membership.presence.look_again()
@@ -98,7 +98,7 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
         if about.starves != (starves := time.monotonic() < until):
             about.starves = starves
             news = "this node gets too little time" if starves else "it gets its time again"
-            log.warning("%s: timers come late ms=%.0f", news, 1000 * lag.usual_s)
+            log.warning("%s: timers come late ms=%.0f", news, 1000 * late)
         membership.presence.changed()  # now, as the process is awake
         go_round(membership, sessions)
 

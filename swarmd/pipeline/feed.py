@@ -136,7 +136,8 @@ class Feed:
 
     def _take(self, end: int, mark: bool, silent: int = 0) -> Step:
         start = self.sent
-        sizes = self.chunks.together(start, end, self._replay_step, silent)
+        one = end - start == 1  # as in decode
+        sizes = (1,) if one else self.chunks.together(start, end, self._replay_step, silent)
         self.sent = stop = start + sum(sizes)
         return Step(
             self.session,

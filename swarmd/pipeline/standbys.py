@@ -127,6 +127,8 @@ class Standbys:
     @property
     def due(self) -> float | None:
         """When to look for peers again."""
+        if not self._of:
+            return None
         times = [s.look_at for s in self if s.look_at is not None and not s.peers and s.ask is None]
         return min(times, default=None)
 

@@ -192,8 +192,8 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     Resume: lambda f: pb.Frame(
         resume=pb.Resume(session=f.session, epoch=f.epoch, send_from=f.send_from)
     ),
-    Step: lambda f: encode_steps((f,)),
-    Token: lambda f: encode_tokens((f,)),
+    Step: lambda f: encode_steps([f]),
+    Token: lambda f: encode_tokens([f]),
     Gap: lambda f: pb.Frame(
         gap=pb.Gap(session=f.session, epoch=f.epoch, round=f.round, kv_length=f.kv_length)
     ),

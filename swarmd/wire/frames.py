@@ -249,7 +249,7 @@ def _token_from_pb(m: pb.Token) -> Token:
         position=_position(m.position),
         id=m.id,
         logprob=m.logprob,
-        top=tuple((top.id, top.logprob) for top in m.top),
+        top=tuple((top.id, top.logprob) for top in m.top) if m.top else (),
         waited_us=min(m.waited_us, _MAX_WAITED_US),
     )
 
@@ -287,8 +287,8 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
     "resume": lambda m: (
         Resume(_session(m.session), _epoch(m.epoch), _position(m.send_from, "send_from")),
     ),
-    "steps": lambda m: tuple(_step_from_pb(step) for step in _many(m.steps)),
-    "tokens": lambda m: tuple(_token_from_pb(token) for token in _many(m.tokens)),
+    "steps": lambda m: tuple(map(_step_from_pb, _many(m.steps))),
+    "tokens": lambda m: tuple(map(_token_from_pb, _many(m.tokens))),
     "gap": lambda m: (
         Gap(
             _session(m.session),

@@ -88,7 +88,10 @@ class Link:
         self._settings = settings
         self._events = events
         self._assembler = Assembler(memory=memory, on_evicted=self._end_with)
-        self._wake = asyncio.Event()
+        self._ready: pb.Frame | None = None
+        """What is written next, before all that waits in line."""
+        self._idle: asyncio.Future[None] | None = None
+        """Of the writer, while it waits for something to do."""
         self._heard_at = time.monotonic()
         self._pulse = Pulse(settings.heartbeat, self._heard_at)
         self._alarm = Alarm()
@@ -102,14 +105,17 @@ class Link:
     def send(self, batch: Sequence[SessionFrame]) -> None:
         """Queue frames; they leave in order per session. Raises as `Outbound.put_all` does."""
         try:
-            self.outbound.put_all(batch)
+            if self._ready is None and (message := self.outbound.at_once(batch)) is not None:
+                self._ready = message
+            else:
+                self.outbound.put_all(batch)
         finally:
-            self._wake.set()
+            self._wake()
 
     def finish(self) -> None:
         """Send what waits, then end the link."""
         self._finishing = True
-        self._wake.set()
+        self._wake()
 
     def abort(self, reason: str) -> None:
         """End the link as if the peer had been lost."""
@@ -157,23 +163,28 @@ class Link:
                 message = whole
             self._events.on_frames(self.peer_id, frames.decode(message))
 
+    def _wake(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
     async def _write(self) -> NoReturn:
+        loop = asyncio.get_running_loop()
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._heartbeat_due or self.outbound:
-                if self._heartbeat_due:
-                    self._heartbeat_due = False
-                    await self._stream.write(self._heartbeat())
-                message = self.outbound.next_message()
-                if message is not None:
-                    await self._stream.write(message)
-                    self._pulse.wrote(time.monotonic())
-                    self._alarm.put_off(self._look_at, self._settings.heartbeat / 4)
-            if self._finishing:
+            if self._heartbeat_due:
+                self._heartbeat_due = False
+                await self._stream.write(self._heartbeat())
+            message, self._ready = self._ready or self.outbound.next_message(), None
+            if message is not None:
+                await self._stream.write(message)
+                self._pulse.wrote(time.monotonic())
+                self._alarm.put_off(self._look_at, self._settings.heartbeat / 2)
+            elif not self._heartbeat_due and self._finishing:
                 await self._stream.finish()
                 await asyncio.sleep(self._settings.handshake)
                 raise PeerUnreachable("the peer did not end the link in time")
+            elif not self._heartbeat_due:
+                self._idle = loop.create_future()
+                await self._idle
 
     async def _watch_abort(self) -> NoReturn:
         await self._aborted.wait()
@@ -185,7 +196,7 @@ class Link:
             now = time.monotonic()
             if self._pulse.take(now):
                 self._heartbeat_due = True
-                self._wake.set()
+                self._wake()
             await self._alarm.sleep_until(max(now, self._look_at))
             # Time in which this process itself did not run is no silence of the peer's.
             self._heard_at += max(0.0, time.monotonic() - self._alarm.at)

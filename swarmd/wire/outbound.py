@@ -67,6 +67,16 @@ class Outbound:
         if refused is not None:
             raise refused
 
+    def at_once(self, batch: Sequence[SessionFrame]) -> pb.Frame | None:
+        """Return the message for frames that need not wait in line: one step or token, where
+        nothing else waits. None: `put_all` them."""
+        if len(batch) != 1 or self._lanes or self._cut is not None:
+            return None
+        frame = batch[0]
+        if not isinstance(frame, (Step, Token)) or _size(frame) > limits.FRAGMENT_BYTES:
+            return None
+        return encoding.encode(frame)
+
     def clear(self) -> None:
         """Forget everything that waits; not for use while a link sends from here."""
         self._lanes.clear()

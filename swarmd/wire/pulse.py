@@ -13,21 +13,16 @@ class Pulse:
         self.due_at = now
         """When to ask `take` again."""
         self._every = every
-        self._wrote_at = self._beat_at = now - every
+        self._spared_until = now + BEATS_LEFT_OUT * every
 
     def wrote(self, now: float) -> None:
         """A frame has been written, which says as well as a heartbeat that this side lives."""
-        self._wrote_at = now
         self.due_at = min(self._spared_until, now + self._every)
 
     def take(self, now: float) -> bool:
         """Whether to send a heartbeat now."""
         if now < self.due_at:
             return False
-        self._beat_at = self._wrote_at = now
+        self._spared_until = now + (1 + BEATS_LEFT_OUT) * self._every
         self.due_at = now + self._every
         return True
-
-    @property
-    def _spared_until(self) -> float:
-        return self._beat_at + (1 + BEATS_LEFT_OUT) * self._every
