@@ -60,6 +60,16 @@ class Turns:
                 heappop(had)
         return row
 
+    def serve_alone(self, owner: bytes, cost: float) -> None:
+        """Note that an owner has had something that nobody else wanted."""
+        before = self._had.get(owner, self._least)
+        if owner not in self._wanting:
+            before = max(before, self._least - self._credit)
+        self._least = max(self._least, before)
+        self._had[owner] = before
+        self._wanting = frozenset((owner,))
+        self.serve(owner, cost)
+
     def serve(self, owner: bytes, cost: float) -> None:
         """Note that an owner has had something."""
         had = self._had.get(owner, self._least) + cost

@@ -24,7 +24,7 @@ PATIENCE = 16
 """Microbatches that may pass over the step that has waited longest, whoever it belongs to."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """The next step of one session, as far as the choice depends on it."""
 
@@ -77,10 +77,10 @@ class Batcher:
         def cost(work: Work) -> float:
             return decode_rows if work.is_decode else float(work.rows)
 
+        if len(ready) == 1:
+            self._turns.serve_alone(ready[0].tenant, cost(ready[0]))
+            return [ready[0]]
         row = self._turns.in_order(ready, _tenant, cost)
-        if len(row) == 1:
-            self._turns.serve(row[0].tenant, cost(row[0]))
-            return row
         first, *others = self._at_last(ready[0], row)
         chosen = self._beside(first, others, max_decodes) if self._ragged else [first]
         for work in chosen:

@@ -23,7 +23,7 @@ from swarmd.engine.pool import make_pools
 from swarmd.engine.view import View
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """`length` consecutive rows of a batch: positions from `position` of the session of `cache`."""
 

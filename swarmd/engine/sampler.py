@@ -19,7 +19,7 @@ from swarmd.engine.norms import Norm, norms
 from swarmd.engine.shortlist import shortlist
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sampled:
     """One drawn token. Log-probabilities are the model's own, before any parameter is applied."""
 
@@ -92,7 +92,7 @@ class Sampler:
         return place if tokens is None else int(tokens[place])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
     """One token wanted: whose, for which position, after which ids.
 

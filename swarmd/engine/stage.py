@@ -30,7 +30,7 @@ WIRE_DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """Steps that run together. Segments lie end to end in the row, `total` rows in all.
 

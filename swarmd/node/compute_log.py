@@ -41,7 +41,7 @@ class ComputeStats:
     """When the thread last went round its loop, by the monotonic clock."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Microbatch:
     """When it was computed, by the wall clock in seconds, and what was in it."""
 

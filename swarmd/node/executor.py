@@ -385,9 +385,10 @@ class Executor:
     def _sampler(self, submit: ev.Submit) -> Sampler:
         session = self._sessions[submit.session]
         assert submit.sampling is not None
-        if session.sampler is None or session.sampler.params != submit.sampling:
-            session.sampler = Sampler(submit.sampling, self._stage.info.vocab_size)
-        return session.sampler
+        sampler, params = session.sampler, submit.sampling
+        if sampler is None or (sampler.params is not params and sampler.params != params):
+            sampler = session.sampler = Sampler(params, self._stage.info.vocab_size)
+        return sampler
 
     def _count(self, submits: Sequence[ev.Submit], seconds: float) -> None:
         stats = self.stats

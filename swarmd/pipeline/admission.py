@@ -90,8 +90,7 @@ def misfit(session: HopSession, step: Step, model: ModelInfo) -> str:
         return "a step needs chunks of at least one position"
     if step.end > session.max_positions:
         return f"position {step.end} is beyond the {session.max_positions} reserved"
-    most = longest_step(model)
-    if session.next_peer and step.length > most:
+    if session.next_peer and step.length > 1 and step.length > (most := longest_step(model)):
         return f"a step of {step.length} positions does not fit into a frame, {most} do"
     if step.wants and not step.position <= min(step.wants) <= max(step.wants) < step.end:
         return "a wanted position lies outside the step"

@@ -1,4 +1,7 @@
-"""What goes into this room's state machines and what comes out, as frozen values.
+"""What goes into this room's state machines and what comes out, as values.
+
+Those that are made for every token are not frozen, as to make one that is takes several times as
+long.
 
 `hop.HopTable` and `driver.Driver` say what each means; the daemon's shells carry the actions out.
 """
@@ -16,7 +19,7 @@ from swarmd.core.span import Span
 # Events of both machines.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received:
     """A frame came in over the link from `peer_id`."""
 
@@ -41,7 +44,7 @@ class Tick:
 # Events of the hop table only.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drawn:
     """The id that the last hop drew for `position`, which follows the wanted one."""
 
@@ -51,7 +54,7 @@ class Drawn:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Computed:
     """A submitted step is done: hidden states `(n, hidden)`, or on the last hop drawn tokens."""
 
@@ -175,7 +178,7 @@ class Stop:
 # Actions of both machines.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Put a frame on the link to a peer, after all earlier ones.
 
@@ -190,7 +193,7 @@ class Send:
 # Actions of the hop table only. Those for the executor keep their order.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submit:
     """Compute a step over `blocks`; answer with `Computed` or `ComputeFailed`, in order.
 
@@ -327,7 +330,7 @@ class Routed:
     """Peers that hold a second copy of some hop's KV."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emit:
     """The next id of the output; positions count from the start of the prompt."""
 
