@@ -84,7 +84,7 @@ class Copies:
         """Take out of the KV what may be sent now, after others that wait."""
         if session.copies:
             self._line[session.id] = None
-        return self.serve(now)
+        return self.serve(now) if self._line else []
 
     def serve(self, now: float) -> list[HopAction]:
         """Let those that wait send as much as the rate allows: a frame of each in turn."""

@@ -32,6 +32,8 @@ class Driver(Pacing):
     out of turn is ignored.
     """
 
+    _wakes_at: float | None = None
+
     def handle(self, event: ev.DriverEvent, now: float) -> list[ev.DriverAction]:
         """Take an event at `now`, in seconds of a monotonic clock; return what is to be done."""
         kind = type(event.frame) if isinstance(event, ev.Received) else type(event)
@@ -40,13 +42,17 @@ class Driver(Pacing):
             if isinstance(event, ev.Received):
                 return []
             raise errors.SessionError(f"driver: no {kind.__name__} when {self.state.value}")
-        self._patience.awake(self.next_deadline(), now)
+        self._patience.awake(self._wakes_at, now)
         handler(self, event, now)
+        self._wakes_at = self._next_due()
         out, self._out = self._out, []
         return out
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is due."""
+        return self._wakes_at
+
+    def _next_due(self) -> float | None:
         if self.state in (DriverState.NEW, DriverState.DONE):
             return None
         looks = (self.standbys.due, self._watch.due, self._prompt.due)

@@ -296,7 +296,7 @@ class HopTable:
         session.lapses_at = None
         if sender == session.coordinator:
             session.seen_at = now
-        rewound = self._new_round(session, step)
+        rewound = [] if step.round == session.round else self._new_round(session, step)
         if rewound is None:
             message = f"KV of its own for {session.max_positions} positions does not fit now"
             return self._give_up(session, Refusal.KV_EXHAUSTED, message)
@@ -304,8 +304,6 @@ class HopTable:
 
     def _new_round(self, session: HopSession, step: Step) -> list[HopAction] | None:
         """Rewind as a step of a new round says; None when what was shared has no room now."""
-        if step.round == session.round:
-            return []
         session.round = step.round
         keep = step.position if self.facts.rewinds or step.position >= session.length else 0
         gone = session.rewind(step.position, keep)
@@ -325,8 +323,10 @@ class HopTable:
         if len(session.pending) >= self.policy.max_queued_steps:
             message = f"{len(session.pending)} steps of this session are waiting already"
             return [self._fail(session, Refusal.BAD_STEP, message)]
-        step = cut(step, session.length, step.end)
-        self.counters.recomputed_positions += session.recomputes(step)
+        if step.position < session.length:
+            step = cut(step, session.length, step.end)
+        if session.behind[1] > step.position:
+            self.counters.recomputed_positions += session.recomputes(step)
         return [session.accept(self._next_ticket(), step)]
 
     def _gap(self, session: HopSession) -> list[HopAction]:
@@ -369,8 +369,8 @@ class HopTable:
         step, drawn = result
         place = (session.id, step.epoch, step.round)
         waited_us = step.waited_us + event.waited_us
-        tokens = (Token(*place, t.position, t.id, t.logprob, t.top, waited_us) for t in drawn)
-        return [*(Send(session.coordinator, token) for token in tokens), *shared]
+        tokens = [Token(*place, t.position, t.id, t.logprob, t.top, waited_us) for t in drawn]
+        return [Send(session.coordinator, token) for token in tokens] + shared
 
     def _compute_failed(self, event: ComputeFailed, now: float) -> list[HopAction]:
         session = self.sessions.get(event.session)

@@ -229,7 +229,8 @@ class HopSession:
             return None
         if payload.shape[0] < step.length:
             raise SessionError(f"{payload.shape[0]} rows came out of {step.length} positions")
-        hidden = rows(payload, 0, step.length)
+        whole = payload.shape[0] == step.length
+        hidden = payload if whole else rows(payload, 0, step.length)
         done = Step(
             step.session,
             step.epoch,
@@ -271,7 +272,9 @@ class HopSession:
         """The part of an output that is to be sent on now, if any: not before what is unsent."""
         if self.state is not HopState.FLOWING or done.end <= self.send_from:
             return None
-        step = self.stamped(cut(done, self.send_from, done.end))
+        step = done if done.position >= self.send_from else cut(done, self.send_from, done.end)
+        if step.epoch != self.epoch:
+            step = self.stamped(step)
         if not self.unsent:
             return step
         self.unsent.append(step)

@@ -51,14 +51,17 @@ _PEER_ID = re.compile(f"[0-9a-f]{{{PEER_ID_HEX}}}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def decode(message: pb.Frame) -> Sequence[SessionFrame]:
-    """Return the frames in a message. Raises ProtocolError when it breaks a rule."""
-    kind = message.WhichOneof("body")
-    decoder = _DECODERS.get(kind or "")
+def decode(message: pb.Frame, kind: str | None = None) -> Sequence[SessionFrame]:
+    """Return the frames in a message; `kind` is what it holds, if that is known.
+
+    Raises ProtocolError when it breaks a rule.
+    """
+    kind = kind or message.WhichOneof("body") or ""
+    decoder = _DECODERS.get(kind)
     if decoder is None:
         raise ProtocolError(f"a frame of kind {kind or 'none'} is not allowed here")
     try:
-        return decoder(getattr(message, kind or ""))
+        return decoder(getattr(message, kind))
     except (ConfigError, RequestError) as error:
         raise ProtocolError(f"{kind}: {error}") from error
 
@@ -202,13 +205,13 @@ def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
     shape = tuple(m.shape)
     if not 1 <= len(shape) <= 3 or not all(shape):
         raise ProtocolError(f"a tensor has 1 to 3 dimensions, none of them 0, not {shape[:4]}")
-    expected = math.prod(shape) * dtype.itemsize
-    if expected != len(m.data):
-        raise ProtocolError(f"shape {shape} of {dtype.name} is {expected} bytes, not {len(m.data)}")
+    expected, data = math.prod(shape) * dtype.itemsize, m.data  # which is copied every time
+    if expected != len(data):
+        raise ProtocolError(f"shape {shape} of {dtype.name} is {expected} bytes, not {len(data)}")
     if len(shape) <= axis or shape[axis] != rows:
         count = shape[axis] if len(shape) > axis else 0
         raise ProtocolError(f"a tensor of {count} rows for {rows} positions")
-    return Payload(dtype, shape, m.data)
+    return Payload(dtype, shape, data)
 
 
 def _step_from_pb(m: pb.Step) -> Step:

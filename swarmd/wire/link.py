@@ -160,8 +160,8 @@ class Link:
                 whole = self._assembler.add(message.fragment)
                 if whole is None:
                     continue
-                message = whole
-            self._events.on_frames(self.peer_id, frames.decode(message))
+                message, kind = whole, None
+            self._events.on_frames(self.peer_id, frames.decode(message, kind))
 
     def _wake(self) -> None:
         if self._idle is not None and not self._idle.done():

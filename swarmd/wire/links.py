@@ -108,7 +108,10 @@ class Links:
         if peer_id == self.own_id:
             asyncio.get_running_loop().call_soon(self._deliver_here, batch)
         elif live := self._live.get(peer_id):
-            self._send_on(live, batch)
+            try:
+                live[0].send(batch)  # always the first link, so that frames keep their order
+            except QueueFull as error:
+                live[0].abort(f"the peer takes too little: {error}")
         else:
             self._send_later(peer_id, batch)
 
@@ -174,13 +177,6 @@ class Links:
     def _deliver_here(self, batch: Sequence[SessionFrame]) -> None:
         if not self._closing:
             self._handler.on_frames(self.own_id, batch)
-
-    def _send_on(self, live: list[Link], batch: Sequence[SessionFrame]) -> None:
-        # Always the first link, so that frames keep their order.
-        try:
-            live[0].send(batch)
-        except QueueFull as error:
-            live[0].abort(f"the peer takes too little: {error}")
 
     def _send_later(self, peer_id: str, batch: Sequence[SessionFrame]) -> None:
         waiting = self._waiting.get(peer_id)

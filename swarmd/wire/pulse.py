@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-BEATS_LEFT_OUT = 3
-"""Heartbeats in a row that other frames may stand for: they also measure the round trip."""
+BEATS_LEFT_OUT = 9
+"""Heartbeats in a row that other frames may stand for: they also measure the round trip. One that
+is sent wakes both sides twice."""
 
 
 class Pulse:

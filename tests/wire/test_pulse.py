@@ -26,9 +26,9 @@ def test_a_link_that_carries_nothing_beats_steadily() -> None:
 
 
 def test_frames_stand_for_heartbeats_but_not_for_all_of_them() -> None:
-    busy = [i / 10 for i in range(1, 100)]
-    assert beats(busy, 6.0) == [0.0, 2.0, 4.0, 6.0]
-    assert (1 + BEATS_LEFT_OUT) * EVERY == 2.0
+    busy = [i / 10 for i in range(1, 200)]
+    assert beats(busy, 15.0) == [0.0, 5.0, 10.0, 15.0]
+    assert (1 + BEATS_LEFT_OUT) * EVERY == 5.0
 
 
 def test_the_peer_hears_something_in_every_interval() -> None:
