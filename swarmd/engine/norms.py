@@ -57,10 +57,10 @@ def check_kernel() -> None:
 def _of_address(logits: torch.Tensor, row: int) -> Norm:
     count = logits.shape[1]
     most, at, top, total = kernel.sum_up(logits.data_ptr() + 4 * count * row, count)
-    if not 0 < total < math.inf:
-        return math.nan, at, most
+    if not 0 < total < math.inf:  # a row that is not finite, or beyond what the kernel is for
+        return _plain(logits[row])
     rounded = most * float(kernel.LOG2E) - top
-    return most + (math.log2(total) - rounded) * math.log(2.0), at, most
+    return most + max(0.0, math.log2(total) - rounded) * math.log(2.0), at, most
 
 
 def _plain(row: torch.Tensor) -> Norm:

@@ -132,11 +132,13 @@ def _chosen(
     """Return for each row the drawn token and its logit."""
     chosen = [(likely, most) for _, likely, most in found]
     rows = [row for row, draw in enumerate(draws) if not draw.sampler.is_plain_greedy]
+    if not rows:
+        return chosen
     if logits.device.type == "cpu":
         for row in rows:
             token = draws[row].sampler.choose(logits[row], draws[row])
             chosen[row] = token, float(logits[row, token])
-    elif rows:
+    else:
         some = [draws[row] for row in rows]
         changed = torch.stack(
             [d.sampler.changed(logits[r], d) for r, d in zip(rows, some, strict=True)]

@@ -46,7 +46,7 @@ class CoordinatorStats:
             driver.attempts,
             driver.handoffs,
             driver.precision_changes,
-            driver.recomputed,
+            driver.feed.recomputed,
             driver.repairs,
             driver.standbys.given_up,
         )

@@ -166,7 +166,7 @@ class Node:
         """Serve until a drain begins, then until the last session has ended or time is up."""
         presence, executor = membership.presence, service.executor
         lag = LoopLag()
-        service.on_wake = lag.noticed
+        service.on_late = lag.noticed
         show_metrics(self._metrics, service.report, executor, presence, membership.directory, lag)
         await self._life.begin_to_serve(membership)
         parts = service.parts(lambda: self._life.accepts, lambda: self._life.serves)

@@ -279,10 +279,7 @@ class Executor:
         session = self._sessions.get(result.session)
         if not isinstance(result, ev.Computed) or session is None:
             return result
-        waited_us = int(waited[result.session] * 1e6)
-        result = ev.Computed(
-            result.session, result.ticket, result.payload, result.tokens, waited_us
-        )
+        result.waited_us = int(waited[result.session] * 1e6)
         ahead = session.ops[0] if session.ops else None
         if isinstance(ahead, ev.Submit) and ahead.ticket == result.ticket:
             session.parts.append(result)

@@ -14,6 +14,7 @@ import random
 import time
 from bisect import bisect
 from collections import deque
+from collections.abc import Callable
 from itertools import accumulate
 
 from swarmd.node.histogram import Histogram
@@ -21,7 +22,7 @@ from swarmd.node.histogram import Histogram
 INTERVAL_S = (0.75, 1.25)
 """Between two looks: drawn, as what keeps a process from running may come regularly."""
 SOON_S = (0.01, 0.04)
-"""The same while timers come late, ..."""
+"""The same for looks beside these, while timers come late, ..."""
 LATE_S = 0.05
 """... by that much: that it is more than one pause, or over, should be known soon."""
 TELL_S = 0.25
@@ -46,9 +47,9 @@ class LoopLag:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[asyncio.Future[None]] = []
         self._told_at = -math.inf
-        self._often = False
-        self._handle: asyncio.TimerHandle
-        self._wait()
+        self._soon = False
+        """Whether a look is under way beside the one that always is."""
+        self._wait(INTERVAL_S, self._look)
 
     @property
     def usual_s(self) -> float:
@@ -64,36 +65,44 @@ class LoopLag:
         self._latest.append((late, min(MOST_S, min(PUNCTUAL_S, seconds) + late)))
 
     def noticed(self, late: float) -> None:
-        """Something else has waited so long for the loop: look sooner if that is much."""
-        if late >= LATE_S and not self._often:
-            self._handle.cancel()
-            self._often = True
-            self._wait()
+        """Something else has waited so long for the loop, which is known of late ones only."""
+        self.note(late, 0.0)
+        self._look_soon(late)
 
     async def looked(self) -> None:
         """Wait for the next look, or for the first one after `TELL_S` since the last was told."""
         self._waiting.append(waiter := self._loop.create_future())
         await waiter
 
-    def _wait(self) -> None:
+    def _wait(self, between: tuple[float, float], look: Callable[[float, float], None]) -> None:
         # Not the loop's own clock, which may stand still while callbacks run.
-        seconds = random.uniform(*(SOON_S if self._often else INTERVAL_S))
-        self._handle = self._loop.call_later(seconds, self._awake, time.monotonic(), seconds)
+        seconds = random.uniform(*between)
+        self._loop.call_later(seconds, look, time.monotonic(), seconds)
 
-    def _awake(self, since: float, seconds: float) -> None:
+    def _look(self, since: float, seconds: float) -> None:
+        late = self._measure(since, seconds)
+        self.seconds.observe(late)
+        self._wait(INTERVAL_S, self._look)
+        self._look_soon(late)
+
+    def _look_soon(self, late: float) -> None:
+        if not self._soon and max(late, self.usual_s) >= LATE_S:
+            self._soon = True
+            self._wait(SOON_S, self._look_again)
+
+    def _look_again(self, since: float, seconds: float) -> None:
+        self._soon = False
+        self._look_soon(self._measure(since, seconds))
+
+    def _measure(self, since: float, seconds: float) -> float:
+        """Note how late a timer of so many seconds came, and tell those who wait."""
         now = time.monotonic()
         late = max(0.0, now - since - seconds)
         self.note(late, seconds)
-        if not self._often:  # or late times would count for more than they last
-            self.seconds.observe(late)
-        self._often = max(late, self.usual_s) >= LATE_S
-        self._wait()
         if now - self._told_at >= TELL_S:
             self._told_at = now
-            self._tell()
-
-    def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+        return late

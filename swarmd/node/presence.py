@@ -18,7 +18,7 @@ from swarmd.core.errors import ConfigError, DirectoryError, PeerError
 from swarmd.core.peers import Announcement, NodeState
 from swarmd.node.peering import introduce
 from swarmd.swarm import coordinates
-from swarmd.swarm.announcer import LOAD_INTERVAL_S, Announcer
+from swarmd.swarm.announcer import Announcer
 from swarmd.swarm.coordinates import Coordinate
 from swarmd.swarm.directory import Directory
 from swarmd.swarm.remembered import RememberedPeers
@@ -36,8 +36,9 @@ REMEMBER_S = (2.0, 60.0)
 """How often the file of known peers is written at most, when there are new ones and when not."""
 CLOCKS_DIFFER_S = 2.0
 """From 3 s on hivemind refuses to join, from 10 s on announcements are not believed."""
-ANNOUNCE_S = 2 * LOAD_INTERVAL_S
-"""When it is looked whether there is something to announce, if nobody says that there may be."""
+ANNOUNCE_S = 2.0
+"""When it is looked whether there is something to announce, if nobody says that there may be; well
+before a short lease ends."""
 LEAVE_TIMEOUT_S = 2.0
 LOOK_TIMEOUT_S = 1.0
 APPEARS_S = 3.0
@@ -71,6 +72,7 @@ class Presence:
         self._directory = directory
         self._seeds = tuple(seeds)
         self._announcer = Announcer(lease, random.random())
+        self._announce_s = min(ANNOUNCE_S, lease / 6)
         self._state_dir = state_dir
         self._remembered = RememberedPeers.load(state_dir)
         self._remember_at = 0.0
@@ -146,7 +148,7 @@ class Presence:
             except DirectoryError as error:
                 log.warning("announcement not published error=%s", error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANNOUNCE_S):
+                async with asyncio.timeout(self._announce_s):
                     await self._changed.wait()
             self._changed.clear()
 

@@ -26,6 +26,7 @@ from swarmd.node.dismissal import Dismissal
 from swarmd.node.executor import Executor, Result
 from swarmd.node.host import StageHost
 from swarmd.node.inference import Parts
+from swarmd.node.loop_lag import LATE_S
 from swarmd.node.membership import Membership
 from swarmd.node.prompts import Prompts
 from swarmd.node.routes import Routes
@@ -64,8 +65,8 @@ class Service:
         self._on_death = on_death
         self._start_drain = start_drain
         self._changes_stage = False
-        self.on_wake: Callable[[float], None] = lambda late: None
-        """Called whenever the loop takes results, with the seconds that these have waited."""
+        self.on_late: Callable[[float], None] = lambda late: None
+        """Called when results have waited for the loop, with the seconds if these are many."""
         self._start_stage(None)
         self._routes = self._new_routes(clock)
         self._coordinator = Coordinator(
@@ -192,7 +193,8 @@ class Service:
                 loop.call_soon_threadsafe(taken, results, time.monotonic())
 
         def taken(results: Sequence[Result], since: float) -> None:
-            self.on_wake(time.monotonic() - since)
+            if (late := time.monotonic() - since) >= LATE_S:
+                self.on_late(late)
             host.on_computed(results)
 
         def died() -> None:

@@ -31,7 +31,8 @@ class Deadline:
             return
         now = asyncio.get_running_loop().time()
         # A call in vain wakes the process, which costs more than many that are put off.
-        if self._handle is None or not when >= self._armed_for > now + (when - now) / 2:
+        in_vain = when > now and self._armed_for < now + (when - now) / 2
+        if self._handle is None or in_vain or self._armed_for > max(when, now + LEAST_S):
             self._disarm()
             self._arm(when, now)
 

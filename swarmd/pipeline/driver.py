@@ -165,7 +165,8 @@ class Driver(Pacing):
         elif news:
             self._patience.progress()
             self._due = now + self.policy.time_for(self.feed.outstanding)
-            self._settle(now)
+            if self.standbys.exist or self.feed.paused:
+                self._settle(now)
             self._pump()
             if self._copies_wait:
                 self._begin_standbys(now)

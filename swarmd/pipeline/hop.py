@@ -135,7 +135,8 @@ class HopTable:
     def next_deadline(self) -> float | None:
         """When the next `Tick` is due at the latest that matters; None without sessions."""
         due = earliest(self.lapses.due, self.copies.due, self.backlogs.due)
-        return self._shortage.before(due if self.sessions or len(self.leases) else None)
+        due = due if self.sessions or len(self.leases) else None
+        return self._shortage.before(due) if self._shortage.until is not None else due
 
     def _next_ticket(self) -> int:
         self._ticket += 1

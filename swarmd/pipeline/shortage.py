@@ -12,22 +12,23 @@ class Shortage:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._until: float | None = None
+        self.until: float | None = None
+        """When it is over; None: there is none."""
 
     def __bool__(self) -> bool:
-        return self._until is not None
+        return self.until is not None
 
     def begin(self, now: float) -> None:
         """Memory has run out, perhaps once more."""
-        self._until = now + self.seconds
+        self.until = now + self.seconds
 
     def tick(self, now: float) -> None:
         """End it if it is over."""
-        if self._until is not None and self._until <= now:
-            self._until = None
+        if self.until is not None and self.until <= now:
+            self.until = None
 
     def before(self, due: float | None) -> float | None:
         """When the next tick matters: at the end of it, or at `due`."""
-        if self._until is None:
+        if self.until is None:
             return due
-        return self._until if due is None else min(due, self._until)
+        return self.until if due is None else min(due, self.until)

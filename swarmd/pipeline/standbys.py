@@ -115,6 +115,11 @@ class Standbys:
         return iter(self._of.values())
 
     @property
+    def exist(self) -> bool:
+        """Whether there are any, or are to be."""
+        return bool(self._of)
+
+    @property
     def peers(self) -> Route:
         """All peers that hold copies, or are asked to."""
         return tuple(hop for standby in self for hop in standby.peers)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from swarmd.core.peers import Announcement, NodeState
 
 LEASE_S = 30.0
-LOAD_INTERVAL_S = 1.0
-"""Changes of load are announced this often at most."""
+LOAD_INTERVAL_S = 0.75
+"""Changes of load are announced this often at most, and looked for about once a second."""
 _LOAD_STEP = 0.2
 _LATE_MS = 20.0
 

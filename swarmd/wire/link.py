@@ -19,6 +19,7 @@ from swarmd.wire import frames, limits
 from swarmd.wire.alarm import Alarm
 from swarmd.wire.assembler import Assembler
 from swarmd.wire.assembly_memory import AssemblyMemory
+from swarmd.wire.encoding import encode
 from swarmd.wire.outbound import Outbound
 from swarmd.wire.pulse import Pulse
 from swarmd.wire.stream import FrameStream
@@ -88,8 +89,8 @@ class Link:
         self._settings = settings
         self._events = events
         self._assembler = Assembler(memory=memory, on_evicted=self._end_with)
-        self._ready: pb.Frame | None = None
-        """What is written next, before all that waits in line."""
+        self._ready: SessionFrame | None = None
+        """What is written next, as nothing waits in line before it."""
         self._idle: asyncio.Future[None] | None = None
         """Of the writer, while it waits for something to do."""
         self._heard_at = time.monotonic()
@@ -105,8 +106,8 @@ class Link:
     def send(self, batch: Sequence[SessionFrame]) -> None:
         """Queue frames; they leave in order per session. Raises as `Outbound.put_all` does."""
         try:
-            if self._ready is None and (message := self.outbound.at_once(batch)) is not None:
-                self._ready = message
+            if self._ready is None and self.outbound.lets_pass(batch):
+                self._ready = batch[0]
             else:
                 self.outbound.put_all(batch)
         finally:
@@ -168,16 +169,21 @@ class Link:
             self._idle.set_result(None)
 
     async def _write(self) -> NoReturn:
-        loop = asyncio.get_running_loop()
+        loop, half = asyncio.get_running_loop(), self._settings.heartbeat / 2
         while True:
             if self._heartbeat_due:
                 self._heartbeat_due = False
                 await self._stream.write(self._heartbeat())
-            message, self._ready = self._ready or self.outbound.next_message(), None
+            message, ready, self._ready = None, self._ready, None
+            if ready is not None:
+                message = encode(ready)
+            elif self.outbound.pending_bytes:
+                message = self.outbound.next_message()
             if message is not None:
                 await self._stream.write(message)
-                self._pulse.wrote(time.monotonic())
-                self._alarm.put_off(self._look_at, self._settings.heartbeat / 2)
+                self._pulse.wrote(now := time.monotonic())
+                if self._alarm.at < now + half:  # or it need not be put off yet
+                    self._alarm.put_off(self._look_at, half)
             elif not self._heartbeat_due and self._finishing:
                 await self._stream.finish()
                 await asyncio.sleep(self._settings.handshake)
@@ -227,6 +233,7 @@ class Link:
             raise ProtocolError(f"a coordinate is at most {_MAX_COORDINATE} finite numbers")
         if not beat.echo_us:
             return
+        self._pulse.spares = True
         rtt = (time.monotonic_ns() // 1000 - beat.echo_us - beat.echo_age_us) / 1e6
         # What took longer than any silence may last was no way to the peer and back: this process
         # stood still while the echo lay unread, and would believe itself far from everybody.

@@ -67,15 +67,14 @@ class Outbound:
         if refused is not None:
             raise refused
 
-    def at_once(self, batch: Sequence[SessionFrame]) -> pb.Frame | None:
-        """Return the message for frames that need not wait in line: one step or token, where
-        nothing else waits. None: `put_all` them."""
-        if len(batch) != 1 or self._lanes or self._cut is not None:
-            return None
+    def lets_pass(self, batch: Sequence[SessionFrame]) -> bool:
+        """Whether frames need not wait in line: one step or token, where nothing else waits."""
+        if len(batch) != 1 or self._lanes:
+            return False
         frame = batch[0]
-        if not isinstance(frame, (Step, Token)) or _size(frame) > limits.FRAGMENT_BYTES:
-            return None
-        return encoding.encode(frame)
+        if isinstance(frame, Step):
+            return _size(frame) <= limits.FRAGMENT_BYTES
+        return isinstance(frame, Token)
 
     def clear(self) -> None:
         """Forget everything that waits; not for use while a link sends from here."""

@@ -14,11 +14,14 @@ class Pulse:
         self.due_at = now
         """When to ask `take` again."""
         self._every = every
-        self._spared_until = now + BEATS_LEFT_OUT * every
+        self.spares = False
+        """Whether frames may stand for heartbeats: once a round trip has been measured."""
+        self._spared_until = now
 
     def wrote(self, now: float) -> None:
         """A frame has been written, which says as well as a heartbeat that this side lives."""
-        self.due_at = min(self._spared_until, now + self._every)
+        if self.spares:
+            self.due_at = min(self._spared_until, now + self._every)
 
     def take(self, now: float) -> bool:
         """Whether to send a heartbeat now."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.engine.batcher import DECODE_ROWS, PATIENCE, Batcher, Work
+from swarmd.core.turns import Turns
+from swarmd.engine.batcher import CREDIT, DEBT, DECODE_ROWS, PATIENCE, Batcher, Work
 
 works = st.lists(
     st.builds(
@@ -148,3 +151,22 @@ def test_steps_of_other_blocks_run_though_their_owner_is_served_all_the_time() -
     other = prefill(99, rows=64, tenant=b"other")
     made = rounds(Batcher(ragged=True), [*mine, apart, other], 100, limit=8)
     assert sum(apart in chosen for chosen in made) >= 100 // (PATIENCE + 10)
+
+
+def test_who_is_alone_counts_as_if_others_had_been_looked_at() -> None:
+    """`serve_alone` is `in_order` and `serve` where there is one owner, in less time."""
+    draw = random.Random(4)
+    ways = Turns(CREDIT, DEBT), Turns(CREDIT, DEBT)
+    for _ in range(2000):
+        owners = [bytes([draw.randrange(4)]) for _ in range(draw.choice((1, 1, 1, 2, 5)))]
+        cost = draw.choice((4.0, 64.0, 1000.0))
+        rows = [ways[0].in_order(owners, bytes, lambda _, cost=cost: cost)]
+        ways[0].serve(rows[0][0], cost)
+        if len(owners) == 1:
+            ways[1].serve_alone(owners[0], cost)
+        else:
+            rows.append(ways[1].in_order(owners, bytes, lambda _, cost=cost: cost))
+            ways[1].serve(rows[1][0], cost)
+            assert rows[0] == rows[1]
+        assert ways[0]._had == ways[1]._had
+        assert ways[0]._least == ways[1]._least

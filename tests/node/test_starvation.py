@@ -195,47 +195,52 @@ async def test_sessions_go_round_others_that_say_that_they_starve() -> None:
     assert sessions.rounds[0] == ["p1"], "not round itself"
 
 
-async def test_while_timers_come_late_the_next_ones_come_soon(
+async def test_while_timers_come_late_there_are_looks_soon_besides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And count once only in the metric."""
+    """And those do not count in the metric."""
     lag, waits = LoopLag(), timers(monkeypatch)
 
-    def come(*late: float) -> list[bool]:
-        """Let timers come that late; return which of the next ones come soon."""
+    def come(look: Callable[[float, float], None], late: float) -> list[bool]:
+        """Let a timer come that late; return which of the next ones come soon."""
         waits.clear()
-        for each in late:
-            lag._awake(time.monotonic() - each - 0.1, 0.1)
+        look(time.monotonic() - late - 0.1, 0.1)
         return [seconds <= loop_lag.SOON_S[1] for seconds in waits]
 
-    assert come(0.2, 0.0) == [True, False]
-    many = come(*[0.2] * LATEST, *[0.0] * LATEST)
-    assert all(many[: LATEST + 2])
+    assert come(lag._look, 0.0) == [False]
+    assert come(lag._look, 0.2) == [False, True]
+    assert come(lag._look, 0.2) == [False], "one that is soon is enough"
+    assert come(lag._look_again, 0.0) == []
+    assert come(lag._look, 0.2) == [False, True]
+    many = [come(lag._look_again, 0.2) for _ in range(LATEST)]
+    many += [come(lag._look_again, 0.0) for _ in range(LATEST)]
+    assert all(many[: LATEST + 2]), "that it is over is not said by one that is in time"
     assert not any(many[-3:])
-    assert sum(lag.seconds._counts) < 2 + LATEST
+    assert sum(lag.seconds._counts) == 4
 
 
-async def test_what_waits_for_the_loop_brings_the_next_look_forward(
+async def test_what_waits_for_the_loop_counts_and_has_it_looked_at_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Stalls that end just before each look are not missed, nor is a punctual look forgotten."""
     lag, waits = LoopLag(), timers(monkeypatch)
-    lag.noticed(0.9 * loop_lag.LATE_S)
-    assert not waits
-    for _ in range(3):
-        lag.noticed(loop_lag.LATE_S)
-    assert len(waits) == 1, "one that is soon is enough"
-    assert waits[0] <= loop_lag.SOON_S[1]
+    lag.noticed(0.3)
+    assert [seconds <= loop_lag.SOON_S[1] for seconds in waits] == [True]
+    for _ in range(LATEST):
+        lag._look_again(time.monotonic() - 0.025, 0.025)
+        lag.noticed(0.3)
+    assert lag.usual_s == 0.3
+    for _ in range(LATEST):
+        lag._look(time.monotonic() - 1.0, 1.0)
+    lag.noticed(0.06)
+    assert lag.usual_s < 0.01, "one pause is no lateness"
 
 
 def timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the seconds for which timers are set, which do not come by themselves from now on."""
     found: list[float] = []
-
-    def call_later(seconds: float, *_: Any) -> SimpleNamespace:
-        found.append(seconds)
-        return SimpleNamespace(cancel=lambda: None)
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda seconds, *_: found.append(seconds))
     return found
 
 
@@ -247,7 +252,7 @@ async def test_who_waits_for_looks_is_told_four_times_a_second_at_most(
         monkeypatch.setattr(loop_lag, "TELL_S", tell_s)
         waiter = asyncio.ensure_future(lag.looked())
         await asyncio.sleep(0)
-        lag._awake(time.monotonic() - 0.1, 0.1)
+        lag._look(time.monotonic() - 0.1, 0.1)
         await asyncio.sleep(0)
         assert waiter.done() is told
     waiter.cancel()

@@ -12,6 +12,7 @@ EVERY = 0.5
 def beats(writes: list[float], until: float) -> list[float]:
     """The times of heartbeats when frames are written at the given times."""
     pulse, sent, now, ahead = Pulse(EVERY, 0.0), [], 0.0, list(writes)
+    pulse.spares = True
     while now <= until:
         if pulse.take(now):
             sent.append(round(now, 3))
@@ -43,3 +44,13 @@ def test_asked_too_early_it_sends_nothing() -> None:
     pulse = Pulse(EVERY, 0.0)
     assert pulse.take(0.0)
     assert not pulse.take(0.4)
+
+
+def test_no_frame_stands_for_a_heartbeat_before_a_round_trip_is_measured() -> None:
+    pulse = Pulse(EVERY, 0.0)
+    assert pulse.take(0.0)
+    pulse.wrote(0.3)
+    assert pulse.due_at == EVERY
+    pulse.spares = True
+    pulse.wrote(0.4)
+    assert pulse.due_at == 0.4 + EVERY
