@@ -15,6 +15,7 @@ from swarmd.node.host import StageHost
 from swarmd.swarm.view import View
 
 RATE_WINDOW_S = 10.0
+LATE_STEP_S = 0.01
 
 
 class Rate:
@@ -83,6 +84,15 @@ class Description:
         """From now on measure these."""
         self._stage, self._executor, self._host = stage, executor, host
         self._base = replace(self._base, precision=stage.precision)
+
+    def load(self) -> tuple[object, ...]:
+        """Return what has to differ before a look at its load can have anything to announce."""
+        late = round(self.lag_s / LATE_STEP_S)
+        if self._stage is None or self._executor is None or self._host is None:
+            return (late, self.starves)
+        sessions, measured = len(self._host.table.sessions), self._executor.stats.step_ms > 0
+        free = self._host.table.free_bytes()
+        return (late, self.starves, sessions, self._executor.queue_depth, free, measured)
 
     def now(
         self, state: NodeState, coordinate: tuple[float, ...], *, leaves: bool = False

@@ -36,7 +36,7 @@ REMEMBER_S = (2.0, 60.0)
 """How often the file of known peers is written at most, when there are new ones and when not."""
 CLOCKS_DIFFER_S = 2.0
 """From 3 s on hivemind refuses to join, from 10 s on announcements are not believed."""
-ANNOUNCE_S = 2.0
+ANNOUNCE_S = 5.0
 """When it is looked whether there is something to announce, if nobody says that there may be; well
 before a short lease ends."""
 LEAVE_TIMEOUT_S = 2.0

@@ -82,6 +82,7 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
     """
     starvation = Starvation(time.process_time(), time.monotonic())
     until = eased = -math.inf
+    told: object = None
     while True:
         await lag.looked()
         if (about := membership.description) is None:
@@ -99,7 +100,8 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
             about.starves = starves
             news = "this node gets too little time" if starves else "it gets its time again"
             log.warning("%s: timers come late ms=%.0f", news, 1000 * late)
-        membership.presence.changed()  # now, as the process is awake
+        if told != (told := about.load()):
+            membership.presence.changed()
         go_round(membership, sessions)
 
 
