@@ -82,8 +82,9 @@ class StageHost:
                 log.error("a frame that no peer takes was left out: %s", error)
         if operations:
             self._executor.put(*operations)
-        self._due = self.table.next_deadline()
-        self._deadline.set(self._due)
+        if (due := self.table.next_deadline()) != self._due or not self._deadline.is_set:
+            self._due = due
+            self._deadline.set(due)
 
     def close(self) -> None:
         """Wake up no more, and take no more results: nobody waits for them."""

@@ -23,6 +23,11 @@ class Deadline:
         self._armed_for = 0.0
         """The handle does not say: uvloop gives one without a time where that is over by then."""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it will be called back."""
+        return self._handle is not None
+
     def set(self, when: float | None) -> None:
         """Call back at `when` instead of whenever it was; None: not at all."""
         self._when = when
