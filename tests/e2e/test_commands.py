@@ -256,6 +256,7 @@ def test_prometheus_gets_what_the_swarm_does(client: Client, whole_swarm: LocalS
     ends = {
         "swarmd_coordinator_generations_finished_total": 1,
         "swarmd_hop_sessions_freed_total": hops,
+        "swarmd_event_loop_lag_seconds_count": 1,
     }
     deadline = time.monotonic() + 60.0
     # A node gives the same text for half a second, and a generation ends there after it does here.
@@ -271,7 +272,6 @@ def test_prometheus_gets_what_the_swarm_does(client: Client, whole_swarm: LocalS
         assert grown[f"swarmd_compute_microbatch_{name}_count"] >= hops * (20 - 1)
     assert grown["swarmd_compute_busy_seconds_total"] > 0
     assert grown["swarmd_link_activation_sent_bytes_total"] > 0
-    assert grown["swarmd_event_loop_lag_seconds_count"] > 0
 
     one = whole_swarm.nodes[0]
     now = scraped(one)
