@@ -236,9 +236,10 @@ class Executor:
     def _ready(self) -> list[Work]:
         """The next step of every session, in the order in which they came."""
         works = []
-        rows = self._budget.rows(self._pace.step_s) if self._stage.chunk_exact else None
         for key, session in self._sessions.items():
             if session.ops and isinstance(op := session.ops[0], ev.Submit):
+                in_parts = self._stage.chunk_exact and op.step.length > 1
+                rows = self._budget.rows(self._pace.step_s) if in_parts else None
                 works.append(_work(key, op, rows))
         self._queued = len(works)
         return works
@@ -264,15 +265,22 @@ class Executor:
         results = self._compute([submit for submit, _ in taken])
         self._running = None
         ended = self._free_since = time.monotonic()
-        decodes = [submit for submit, _ in taken if submit.step.length == 1]
-        positions = sum(submit.step.length for submit, _ in taken)
+        decodes, positions, failed, wholes = [], 0, False, []
+        for submit, _ in taken:
+            positions += (length := submit.step.length)
+            if length == 1:
+                decodes.append(submit)
+        for result in results:
+            failed = failed or isinstance(result, ev.ComputeFailed)
+            if (whole := self._whole(result, waited)) is not None:
+                wholes.append(whole)
         rows = positions - len(decodes)
         self._budget.note(rows, ended - began - self._pace.cost_of(len(decodes)))
         self._note(decodes, waited, began, ended, alone=not rows)
-        if not any(isinstance(result, ev.ComputeFailed) for result in results):
+        if not failed:
             self._speed.note(len(decodes), rows, len(taken[0][0].blocks), ended - began)
         self.log.add(Microbatch(wall, wall + ended - began, len(taken), len(decodes), positions))
-        return [whole for result in results if (whole := self._whole(result, waited)) is not None]
+        return wholes
 
     def _whole(self, result: Result, waited: Mapping[bytes, float]) -> Result | None:
         """Return the result of a whole step; None while parts of it are to be computed yet."""
@@ -284,8 +292,10 @@ class Executor:
         if isinstance(ahead, ev.Submit) and ahead.ticket == result.ticket:
             session.parts.append(result)
             return None
+        if not session.parts:
+            return result
         parts, session.parts = [*session.parts, result], []
-        return result if len(parts) == 1 else joined(parts)
+        return joined(parts)
 
     def _note(
         self,

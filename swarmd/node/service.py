@@ -189,8 +189,10 @@ class Service:
         def deliver(results: Sequence[Result]) -> None:
             # The loop may be gone by the time the last microbatch is done, and this stage too:
             # the one that came after it counts its tickets from the beginning again.
-            with contextlib.suppress(RuntimeError):
+            try:
                 loop.call_soon_threadsafe(taken, results, time.monotonic())
+            except RuntimeError:
+                log.debug("results came after the end")
 
         def taken(results: Sequence[Result], since: float) -> None:
             if (late := time.monotonic() - since) >= LATE_S:

@@ -66,7 +66,7 @@ def decode(message: pb.Frame, kind: str | None = None) -> Sequence[SessionFrame]
         raise ProtocolError(f"{kind}: {error}") from error
 
 
-_DTYPES = {int(dtype): dtype for dtype in DType}
+_DTYPES = {int(dtype): (dtype, dtype.itemsize) for dtype in DType}
 _MAX_WAITED_US = 1 << 53
 """Sums of it stay far below what a field holds."""
 
@@ -199,13 +199,13 @@ def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
 
     Raises ProtocolError unless shape and bytes agree.
     """
-    dtype = _DTYPES.get(m.dtype)
+    dtype, itemsize = _DTYPES.get(m.dtype, (None, 0))
     if dtype is None:
         raise ProtocolError(f"unknown dtype {m.dtype}")
     shape = tuple(m.shape)
     if not 1 <= len(shape) <= 3 or not all(shape):
         raise ProtocolError(f"a tensor has 1 to 3 dimensions, none of them 0, not {shape[:4]}")
-    expected, data = math.prod(shape) * dtype.itemsize, m.data  # which is copied every time
+    expected, data = math.prod(shape) * itemsize, m.data  # which is copied every time
     if expected != len(data):
         raise ProtocolError(f"shape {shape} of {dtype.name} is {expected} bytes, not {len(data)}")
     if len(shape) <= axis or shape[axis] != rows:
@@ -215,7 +215,8 @@ def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
 
 
 def _step_from_pb(m: pb.Step) -> Step:
-    chunks = _chunks(m.chunks)
+    sizes = m.chunks
+    chunks = (1,) if len(sizes) == 1 == sizes[0] else _chunks(sizes)
     length = sum(chunks)
     end = _position(m.position + length)
     hidden = tensor_from_pb(m.hidden, length) if m.HasField("hidden") else None
