@@ -32,6 +32,9 @@ class StageHost:
         self.table = table
         self._executor = executor
         self._send = send
+        self.on_sessions: Callable[[], None] = lambda: None
+        """Called when there are more sessions, or fewer."""
+        self._sessions = 0
         self._due: float | None = None
         self._closed = False
         self._deadline = Deadline(lambda: self.handle(ev.Tick()))
@@ -82,6 +85,9 @@ class StageHost:
                 log.error("a frame that no peer takes was left out: %s", error)
         if operations:
             self._executor.put(*operations)
+        if len(self.table.sessions) != self._sessions:
+            self._sessions = len(self.table.sessions)
+            self.on_sessions()
         if (due := self.table.next_deadline()) != self._due or not self._deadline.is_set:
             self._due = due
             self._deadline.set(due)

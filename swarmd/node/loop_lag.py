@@ -1,8 +1,8 @@
 """How late the event loop is: what a frame or a client's call waits before anybody looks at it.
 
-Measured by a timer, once a second as long as nothing is late: a process that wakes finds nothing in
-the caches, so that costs a tenth to a fifth of a millisecond whatever is done then. So those who
-have something to do about once a second do it in the same wake. What is made of the figures is
+Measured by a timer, every other second as long as nothing is late: a process that wakes finds
+nothing in the caches, so that costs a tenth to a fifth of a millisecond whatever is done then. So
+those who have something to do about as often do it in the same wake. What is made of the figures is
 `swarmd.node.metrics`'s and `swarmd.node.starvation`'s.
 """
 
@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from swarmd.node.histogram import Histogram
 
-INTERVAL_S = (0.75, 1.25)
+INTERVAL_S = (1.5, 2.5)
 """Between two looks: drawn, as what keeps a process from running may come regularly."""
 SOON_S = (0.01, 0.04)
 """The same for looks beside these, while timers come late, ..."""
@@ -36,7 +36,7 @@ PUNCTUAL_S = 0.25
 
 
 class LoopLag:
-    """Looks how late a timer comes, once a second or more, as long as the running loop runs."""
+    """Looks how late a timer comes, twice in four seconds or more often, while the loop runs."""
 
     def __init__(self) -> None:
         self.seconds = Histogram(

@@ -212,6 +212,7 @@ class Service:
             for name, count in asdict(before.table.counters).items():
                 setattr(table.counters, name, count)  # they go on
         self._host = host = StageHost(table, self.executor, exchange.send)
+        host.on_sessions = self._membership.presence.changed
         assert self._membership.description is not None
         self._membership.description.loaded(stage, self.executor, self._host)
         self.executor.start()

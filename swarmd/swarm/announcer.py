@@ -13,7 +13,7 @@ from swarmd.core.peers import Announcement, NodeState
 
 LEASE_S = 30.0
 LOAD_INTERVAL_S = 0.75
-"""Changes of load are announced this often at most, and looked for about once a second."""
+"""Changes of load are announced this often at most."""
 _LOAD_STEP = 0.2
 _LATE_MS = 20.0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from swarmd.core.frames import Keep, Open, SessionFrame
+from swarmd.core.frames import Close, Keep, Open, SessionFrame
 from swarmd.core.sampling import SamplingParams
 from swarmd.core.span import Span
 from swarmd.node import host
@@ -83,3 +83,16 @@ async def test_a_node_that_overslept_frees_what_has_lapsed_before_it_listens() -
     one.close()
     assert SESSION not in table.sessions
     assert table.counters.freed == 1
+
+
+async def test_it_is_told_when_there_are_more_sessions_or_fewer() -> None:
+    facts = StageFacts(MODEL, Span(0, 8))
+    table = HopTable(facts, ToyAccount(1 << 20), HopPolicy())
+    one, told = StageHost(table, cast(Executor, Idle()), lambda *_: None), []
+    one.on_sessions = lambda: told.append(len(table.sessions))
+    one.on_frames("a", [opening()])
+    one.on_frames("a", [Keep((SESSION,))])
+    one.on_frames("a", [opening(epoch=2, fresh=False)])
+    one.on_frames("a", [Close(SESSION, 2)])
+    one.close()
+    assert told == [1, 0]

@@ -28,7 +28,7 @@ AT_ONCE = (
     "a lease never ends",
     "repairs know no pause and no end",
 )
-SHOWN_BY = {"repairs know no pause and no end": 218}
+SHOWN_BY = {"repairs know no pause and no end": 274}
 """A seed that has shown a fault goes first: its like comes seldom. The others follow, should the
 simulation go another way by now."""
 SEEDS = 400
