@@ -168,9 +168,7 @@ class Coordinator:
 
     def _learn(self, run: Run, output: Output) -> None:
         """Note that hops work, and what they hold of prompts: what they say, and have computed."""
-        if isinstance(output, ev.Emit):
-            if run.proved and run.has_begun:
-                return  # as with nearly every token
+        if isinstance(output, ev.Emit) and not run.proved:
             self._routes.worked(run.driver.route)
         run.proved = not isinstance(output, ev.Routed)
         driver, shares = run.driver, not run.driver.request.claimed
