@@ -30,3 +30,19 @@ def test_a_payload_does_not_keep_its_batch_alive() -> None:
     batch.zero_()
     assert isinstance(payload.data, bytes)
     assert any(payload.data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_row_is_what_gather_gives_and_is_made_once(dtype: torch.dtype) -> None:
+    one, places = codec.OneRow(dtype), set()
+    for width in (64, 64, 64, 32):
+        payload = codec.to_payload(torch.randn(1, width).to(dtype))
+        row = one.hidden(payload)
+        assert torch.equal(row, codec.gather([payload], dtype))
+        places.add((width, row.data_ptr()))
+    assert len(places) == 2, "one for each width"
+    other = torch.float16 if dtype is torch.float32 else torch.float32
+    payload = codec.to_payload(torch.randn(1, 8).to(other))
+    assert torch.equal(one.hidden(payload), codec.gather([payload], dtype))
+    assert [one.token(n).tolist() for n in (5, (1 << 31) - 1, 0)] == [[5], [(1 << 31) - 1], [0]]
+    assert one.token(1).data_ptr() == one.token(2).data_ptr()

@@ -232,3 +232,17 @@ def test_any_mixture_arrives_whole_and_in_order_per_session(
     arrived = received([*sent, *messages(outbound)])
     for n in range(4):
         assert values.of(n, arrived) == values.of(n, events)
+
+
+def test_only_one_small_step_or_token_passes_and_only_where_nothing_waits() -> None:
+    outbound = Outbound()
+    assert outbound.lets_pass([token(1, 1)])
+    assert outbound.lets_pass([values.decode_step(2)])
+    assert not outbound.lets_pass([token(1, 1), token(2, 1)])
+    assert not outbound.lets_pass([values.hidden_step(1, 5 * MIB)])
+    assert not outbound.lets_pass([])
+    outbound.put(values.hidden_step(1, 5 * MIB))
+    while outbound:
+        assert not outbound.lets_pass([values.decode_step(2)]), "it would overtake"
+        outbound.next_message()
+    assert outbound.lets_pass([values.decode_step(2)])
