@@ -82,7 +82,8 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
     """
     starvation = Starvation(time.process_time(), time.monotonic())
     until = eased = -math.inf
-    told: object = None
+    before: object = None
+    news = False
     while True:
         await lag.looked()
         if (about := membership.description) is None:
@@ -98,9 +99,11 @@ async def keep_watch(membership: Membership, sessions: Sessions, lag: LoopLag) -
                 sessions.ease()
         if about.starves != (starves := time.monotonic() < until):
             about.starves = starves
-            news = "this node gets too little time" if starves else "it gets its time again"
-            log.warning("%s: timers come late ms=%.0f", news, 1000 * late)
-        if told != (told := about.load()):
+            what = "this node gets too little time" if starves else "it gets its time again"
+            log.warning("%s: timers come late ms=%.0f", what, 1000 * late)
+        # Looked at twice: what is new so soon after an announcement is not announced at once.
+        was_news, news = news, before != (before := about.load())
+        if news or was_news:
             membership.presence.changed()
         go_round(membership, sessions)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from itertools import groupby
 from math import ceil
 from types import SimpleNamespace
 from typing import Any, cast
@@ -179,8 +180,31 @@ async def test_a_node_that_starves_says_so_looks_again_and_is_eased_until_it_doe
     assert around.told[-1], "everybody is told at once"
     monkeypatch.setattr(starvation, "LEAST_S", 60.0)
     await until(lambda: not membership.description.starves)
-    assert around.told == [False, True, False], "and only when there is news"
+    told = [starves for starves, _ in groupby(around.told)]
+    assert told == [False, True, False]
+    assert len(around.told) <= 6, "and twice for each news"
     watching.cancel()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_load_that_changes_is_looked_at_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first it may come too soon after an announcement to be announced."""
+    monkeypatch.setattr(starvation, "LEAST_S", 60.0)
+    around = Around((0.0, 1))
+    looks = 0
+
+    def load() -> tuple[int]:
+        nonlocal looks
+        looks += 1
+        return (looks >= 5,)
+
+    around.description.load = load
+    watching = asyncio.create_task(
+        starvation.keep_watch(around.membership, Sessions(around), LoopLag())
+    )
+    await until(lambda: looks >= 9)
+    watching.cancel()
+    assert len(around.told) == 4, "twice at the start, twice for the change"
 
 
 @pytest.mark.usefixtures("hasty")
