@@ -78,7 +78,7 @@ class Batcher:
             return decode_rows if work.is_decode else float(work.rows)
 
         if len(ready) == 1:
-            self._turns.serve_alone(ready[0].tenant, cost(ready[0]))
+            self.alone(ready[0].tenant, cost(ready[0]))
             return [ready[0]]
         row = self._turns.in_order(ready, _tenant, cost)
         first, *others = self._at_last(ready[0], row)
@@ -86,6 +86,10 @@ class Batcher:
         for work in chosen:
             self._turns.serve(work.tenant, cost(work))
         return chosen
+
+    def alone(self, tenant: bytes, rows: float) -> None:
+        """Note a work that has run while no other was ready, and cost so many rows."""
+        self._turns.serve_alone(tenant, rows)
 
     def _at_last(self, head: Work, row: list[Work]) -> list[Work]:
         """Return the row, with what has waited longest in front if that was often passed over."""

@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import torch
 
@@ -23,12 +22,13 @@ from swarmd.engine.exhaustion import is_exhaustion, is_loss
 from swarmd.engine.sampler import Draw, Sampler, sample_rows
 from swarmd.engine.stage import Stage
 from swarmd.node import kv_copy
-from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
+from swarmd.node.compute_log import ComputeStats, MicrobatchLog
 from swarmd.node.compute_session import ComputeSession
-from swarmd.node.pace import ChunkBudget, Pace
+from swarmd.node.pace import Pace
 from swarmd.node.speed import Speed
-from swarmd.node.step_batch import batch_of
+from swarmd.node.step_batch import batch_of, work_of
 from swarmd.node.step_results import as_drawn, joined
+from swarmd.node.tally import Done, Tally
 from swarmd.node.units import Units
 from swarmd.pipeline import events as ev
 from swarmd.pipeline.steps import cut
@@ -61,10 +61,13 @@ class Executor:
         self._threads = threads
         self._deliver = deliver
         self._died = died
-        self._batcher = Batcher(ragged=stage.ragged)
-        self._pace = Pace(launched=stage.device.type != "cpu")
-        self._budget = ChunkBudget()
-        self._speed = Speed(len(stage.span), self.stats)
+        self._tally = Tally(
+            self.stats,
+            self.log,
+            Batcher(ragged=stage.ragged),
+            Pace(launched=stage.device.type != "cpu"),
+            Speed(len(stage.span), self.stats),
+        )
         self._free_since = time.monotonic()
         self._inbox: queue.SimpleQueue[Sequence[Op] | None] = queue.SimpleQueue()
         self._queued = 0
@@ -136,9 +139,9 @@ class Executor:
         self._cpu_clock = _own_cpu_clock()
         while self._take_in():
             self.stats.alive_at = time.monotonic()
-            limit = self._pace.limit
-            works = self._batcher.choose(self._ready(), limit, self._speed.decode_rows(limit))
-            if works:
+            if self._decodes_alone():
+                self._deliver([self._compute_alone()])
+            elif works := self._tally.choose(self._ready()):
                 self._deliver(self._compute_and_count(works))
 
     def _take_in(self) -> bool:
@@ -167,14 +170,17 @@ class Executor:
 
     def _wait_s(self) -> float:
         """How long to wait for more: until something comes, or for sessions that are due."""
+        if len(self._sessions) == 1:
+            (only,) = self._sessions.values()
+            return 0.0 if only.came else IDLE_S
         came = [session.came[0] for session in self._sessions.values() if session.came]
         if not came:
             return IDLE_S
-        if len(self._sessions) == 1 or len(came) > self._decodes_ready():
+        if len(came) > self._decodes_ready():
             return 0.0
         now = time.monotonic()
         since = max(self._free_since, min(came))
-        return min(IDLE_S / 2, self._pace.hold_until(len(came), since, now) - now)
+        return min(IDLE_S / 2, self._tally.hold_until(len(came), since, now) - now)
 
     def _decodes_ready(self) -> int:
         return sum(
@@ -184,17 +190,18 @@ class Executor:
         )
 
     def _accept(self, op: Op) -> None:
+        if isinstance(op, ev.Submit):
+            self._accept_step(op)
+            return
         if isinstance(op, ev.Drop):
             self._units.drop(op.unit)
             return
         if isinstance(op, ev.Free):
             # Nobody waits for what the session had queued.
             self._sessions.pop(op.session, None)
-            self._pace.gone(op.session)
+            self._tally.gone(op.session)
             return
-        session = self._sessions.get(op.session)
-        if session is None:
-            session = self._sessions[op.session] = ComputeSession(self._stage.new_cache())
+        session = self._session(op.session)
         if isinstance(op, ev.Attach):
             try:
                 self._units.attach(session.ragged, op)
@@ -206,32 +213,32 @@ class Executor:
             self._units.freeze(session.ragged, op)
         else:
             session.ops.append(op)
-            if isinstance(op, ev.Submit):
-                now = time.monotonic()
-                session.came.append(now)
-                if op.step.length == 1:
-                    self._pace.came(op.session, op.step.waited_us / 1e6, now)
             self._settle(session)
+
+    def _accept_step(self, submit: ev.Submit) -> None:
+        session, now = self._session(submit.session), time.monotonic()
+        session.ops.append(submit)  # what is before it, if anything, waits for a step before that
+        session.came.append(now)
+        if submit.step.length == 1:
+            self._tally.came(submit.session, submit.step.waited_us / 1e6, now)
+
+    def _session(self, key: bytes) -> ComputeSession:
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = ComputeSession(self._stage.new_cache())
+        return session
 
     def _settle(self, session: ComputeSession) -> None:
         """Do what needs no computing, up to the next step."""
         while session.ops and not isinstance(op := session.ops[0], ev.Submit):
             session.ops.popleft()
             if isinstance(op, ev.Import):
-                self._deliver([self._import(session, op)])
+                self._deliver([kv_copy.imported(self._stage, session.ragged, op)])
                 continue
             try:
                 session.cache.truncate(op.length)  # copies a shared tile that is cut through
             except Exception as error:
                 session.broken = error
-
-    def _import(self, session: ComputeSession, op: ev.Import) -> Result:
-        try:
-            converted = kv_copy.take_in(self._stage, session.ragged, op)
-        except Exception as error:  # one bad frame must not end the daemon
-            log.exception("KV could not be taken in session=%s", op.session.hex()[:8])
-            return ev.ComputeFailed(op.session, op.ticket, _reason(error))
-        return ev.Imported(op.session, op.ticket, converted)
 
     def _ready(self) -> list[Work]:
         """The next step of every session, in the order in which they came."""
@@ -239,8 +246,8 @@ class Executor:
         for key, session in self._sessions.items():
             if session.ops and isinstance(op := session.ops[0], ev.Submit):
                 in_parts = self._stage.chunk_exact and op.step.length > 1
-                rows = self._budget.rows(self._pace.step_s) if in_parts else None
-                works.append(_work(key, op, rows))
+                rows = self._tally.chunk_rows() if in_parts else None
+                works.append(work_of(key, op, rows))
         self._queued = len(works)
         return works
 
@@ -265,22 +272,55 @@ class Executor:
         results = self._compute([submit for submit, _ in taken])
         self._running = None
         ended = self._free_since = time.monotonic()
-        decodes, positions, failed, wholes = [], 0, False, []
+        lives, rows, failed, wholes = {}, 0, False, []
         for submit, _ in taken:
-            positions += (length := submit.step.length)
-            if length == 1:
-                decodes.append(submit)
+            step, lasted = submit.step, waited[submit.session]
+            self.stats.queue_wait_s += lasted
+            if step.length == 1:
+                lives[step.session] = step.waited_us / 1e6 + lasted
+            else:
+                rows += step.length
         for result in results:
             failed = failed or isinstance(result, ev.ComputeFailed)
             if (whole := self._whole(result, waited)) is not None:
                 wholes.append(whole)
-        rows = positions - len(decodes)
-        self._budget.note(rows, ended - began - self._pace.cost_of(len(decodes)))
-        self._note(decodes, waited, began, ended, alone=not rows)
-        if not failed:
-            self._speed.note(len(decodes), rows, len(taken[0][0].blocks), ended - began)
-        self.log.add(Microbatch(wall, wall + ended - began, len(taken), len(decodes), positions))
+        self.stats.decodes += len(lives)
+        self.stats.decode_microbatches += bool(lives)
+        blocks = len(taken[0][0].blocks)
+        self._tally.done(Done(began, ended, wall, len(taken), lives, rows, blocks, failed))
         return wholes
+
+    def _decodes_alone(self) -> bool:
+        """Whether the next step is a decode of the only session there is: nothing to choose."""
+        if len(self._sessions) != 1:
+            return False
+        ((_, session),) = self._sessions.items()
+        op = session.ops[0] if session.ops else None
+        return isinstance(op, ev.Submit) and op.step.length == 1 and not session.parts
+
+    def _compute_alone(self) -> Result:
+        ((_, session),) = self._sessions.items()
+        submit, came = session.ops.popleft(), session.came.popleft()
+        assert isinstance(submit, ev.Submit)
+        key, stats = submit.session, self.stats
+        began, wall = time.monotonic(), time.time()
+        self._running = began, frozenset((key,))
+        results = self._try((submit,))
+        assert results is not None
+        self._running = None
+        ended = self._free_since = time.monotonic()
+        if session.ops:
+            self._settle(session)
+        result, waited, failed = results[0], began - came, True
+        if isinstance(result, ev.Computed):
+            result.waited_us, failed = int(waited * 1e6), False
+        stats.queue_wait_s += waited
+        stats.decodes += 1
+        stats.decode_microbatches += 1
+        lives = {key: submit.step.waited_us / 1e6 + waited}
+        done = Done(began, ended, wall, 1, lives, 0, len(submit.blocks), failed)
+        self._tally.done_alone(submit.tenant, done)
+        return result
 
     def _whole(self, result: Result, waited: Mapping[bytes, float]) -> Result | None:
         """Return the result of a whole step; None while parts of it are to be computed yet."""
@@ -296,24 +336,6 @@ class Executor:
             return result
         parts, session.parts = [*session.parts, result], []
         return joined(parts)
-
-    def _note(
-        self,
-        decodes: Sequence[ev.Submit],
-        waited: Mapping[bytes, float],
-        began: float,
-        ended: float,
-        alone: bool,
-    ) -> None:
-        """Tell the pace of decodes that are done, `alone` or beside a prompt's rows, and count."""
-        stats = self.stats
-        stats.queue_wait_s += sum(waited.values())
-        stats.decodes += len(decodes)
-        stats.decode_microbatches += bool(decodes)
-        if decodes:
-            lives = {d.session: d.step.waited_us / 1e6 + waited[d.session] for d in decodes}
-            self._pace.left(lives, began, ended, alone=alone)
-            stats.groups = self._pace.groups
 
     def _compute(self, submits: Sequence[ev.Submit]) -> list[Result]:
         results = self._try(submits)
@@ -336,7 +358,7 @@ class Executor:
         except Exception as error:
             if is_loss(error):
                 raise  # no later step can succeed either: this node must go
-            exhausted, reason = is_exhaustion(error), _reason(error)
+            exhausted, reason = is_exhaustion(error), kv_copy.reason_of(error)
             if exhausted:
                 log.warning("no memory for a microbatch sessions=%d: %s", len(submits), reason)
             elif len(submits) == 1:
@@ -348,11 +370,12 @@ class Executor:
         return [ev.ComputeFailed(s.session, s.ticket, reason, exhausted) for s in submits]
 
     def _forward(self, submits: Sequence[ev.Submit]) -> list[Result]:
+        blocks, caches = submits[0].blocks, []
         for submit in submits:
-            if error := self._sessions[submit.session].broken:
-                raise error
-        blocks = submits[0].blocks
-        caches = [self._sessions[submit.session].cache for submit in submits]
+            session = self._sessions[submit.session]
+            if session.broken:
+                raise session.broken
+            caches.append(session.cache)
         batch = batch_of(submits, caches, blocks, self._stage.dtype, self._one)
         began, cpu_began = time.perf_counter(), time.thread_time()
         self._forward_since = (self._cpu_clock, cpu_began) if self._cpu_clock is not None else None
@@ -362,32 +385,38 @@ class Executor:
                 output = output.cpu()  # all at once, from wherever it is
         finally:
             self._forward_since = None
-        self.stats.forward_cpu_s += time.thread_time() - cpu_began
-        self._count(submits, time.perf_counter() - began)
+        stats = self.stats
+        stats.forward_cpu_s += time.thread_time() - cpu_began
+        stats.busy_s += time.perf_counter() - began
+        stats.microbatches += 1
+        stats.steps += len(submits)
+        for submit in submits:
+            stats.tokens += submit.step.length
         if blocks.end == self._stage.info.num_blocks:
             return self._draw(submits, output)
-        lengths = [submit.step.length for submit in submits]
-        parts = output.split_with_sizes(lengths) if len(lengths) > 1 else (output,)
-        return [
-            ev.Computed(submit.session, submit.ticket, codec.to_payload(part))
-            for submit, part in zip(submits, parts, strict=True)
-        ]
+        parts: Sequence[torch.Tensor] = (output,)
+        if len(submits) > 1:
+            parts = output.split_with_sizes([submit.step.length for submit in submits])
+        results: list[Result] = []
+        for submit, part in zip(submits, parts, strict=True):
+            results.append(ev.Computed(submit.session, submit.ticket, codec.to_payload(part)))
+        return results
 
     def _draw(self, submits: Sequence[ev.Submit], logits: torch.Tensor) -> list[Result]:
-        draws = [
-            Draw(self._sampler(submit), submit.ids[: want + 1], submit.prompt_tokens, want + 1)
-            for submit in submits
-            for want in submit.step.wants
-        ]
-        drawn = iter(zip(draws, sample_rows(logits, draws), strict=True))
-        return [
-            ev.Computed(
-                submit.session,
-                submit.ticket,
-                tokens=tuple(as_drawn(*pair) for pair in islice(drawn, len(submit.step.wants))),
-            )
-            for submit in submits
-        ]
+        draws = []
+        for submit in submits:
+            for want in submit.step.wants:
+                ids = submit.ids[: want + 1]
+                draws.append(Draw(self._sampler(submit), ids, submit.prompt_tokens, want + 1))
+        sampled = sample_rows(logits, draws)
+        results: list[Result] = []
+        row = 0
+        for submit in submits:
+            end = row + len(submit.step.wants)
+            tokens = as_drawn(draws[row:end], sampled[row:end])
+            results.append(ev.Computed(submit.session, submit.ticket, tokens=tokens))
+            row = end
+        return results
 
     def _sampler(self, submit: ev.Submit) -> Sampler:
         session = self._sessions[submit.session]
@@ -397,35 +426,8 @@ class Executor:
             sampler = session.sampler = Sampler(params, self._stage.info.vocab_size)
         return sampler
 
-    def _count(self, submits: Sequence[ev.Submit], seconds: float) -> None:
-        stats = self.stats
-        stats.busy_s += seconds
-        stats.microbatches += 1
-        stats.steps += len(submits)
-        stats.tokens += sum(submit.step.length for submit in submits)
-
-
-def _work(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
-    """The next step of a session, or as much of one prompt's chunk as there are `rows` for."""
-    step = submit.step
-    chunks = step.chunks
-    if rows is not None and len(chunks) == 1:
-        chunks = (min(rows, chunks[0]),)
-    return Work(
-        key=key,
-        position=step.position,
-        chunks=chunks,
-        entry=submit.blocks.start,
-        exit=submit.blocks.end,
-        tenant=submit.tenant,
-    )
-
 
 def _own_cpu_clock() -> int | None:
     """The clock of this thread's CPU time, for other threads to read; None where there is none."""
     found = getattr(time, "pthread_getcpuclockid", None)
     return found(threading.get_ident()) if found else None
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]

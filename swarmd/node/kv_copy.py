@@ -15,7 +15,7 @@ from swarmd.core.span import Span
 from swarmd.engine import codec
 from swarmd.engine.kv_cache import RaggedCache
 from swarmd.engine.stage import Stage
-from swarmd.pipeline.events import Export, Exported, Import
+from swarmd.pipeline.events import ComputeFailed, Export, Exported, Import, Imported
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,20 @@ def take_in(stage: Stage, cache: RaggedCache, op: Import) -> bool:
     ]
     cache.import_(op.position, blocks)
     return bool(converted)
+
+
+def imported(stage: Stage, cache: RaggedCache, op: Import) -> Imported | ComputeFailed:
+    """Do `take_in`; one bad frame must not end the daemon."""
+    try:
+        return Imported(op.session, op.ticket, take_in(stage, cache, op))
+    except Exception as error:
+        log.exception("KV could not be taken in session=%s", op.session.hex()[:8])
+        return ComputeFailed(op.session, op.ticket, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Name an error to the other side, in a line of bounded length."""
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _part(stage: Stage, blocks: Span) -> slice:

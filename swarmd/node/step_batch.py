@@ -9,6 +9,7 @@ import torch
 from swarmd.core.frames import Payload
 from swarmd.core.span import Span
 from swarmd.engine import codec
+from swarmd.engine.batcher import Work
 from swarmd.engine.kv_cache import SequenceCache
 from swarmd.engine.stage import Batch, Segment
 from swarmd.pipeline import events as ev
@@ -34,7 +35,8 @@ def batch_of(
         for length in step.chunks:
             segments.append(Segment(cache, position, length))
             position += length
-        logits_at += [row + want - step.position for want in step.wants]
+        for want in step.wants:
+            logits_at.append(row + want - step.position)
         row += step.length
     return Batch(
         blocks.start,
@@ -61,3 +63,19 @@ def _hidden(
         assert submit.step.hidden is not None
         payloads.append(submit.step.hidden)
     return one.hidden(payloads[0]) if rows == 1 else codec.gather(payloads, dtype)
+
+
+def work_of(key: bytes, submit: ev.Submit, rows: int | None) -> Work:
+    """The next step of a session, or as much of one prompt's chunk as there are `rows` for."""
+    step = submit.step
+    chunks = step.chunks
+    if rows is not None and len(chunks) == 1:
+        chunks = (min(rows, chunks[0]),)
+    return Work(
+        key=key,
+        position=step.position,
+        chunks=chunks,
+        entry=submit.blocks.start,
+        exit=submit.blocks.end,
+        tenant=submit.tenant,
+    )

@@ -17,6 +17,9 @@ def joined(parts: Sequence[ev.Computed]) -> ev.Computed:
     return replace(parts[-1], payload=stack(payloads) if payloads else None, tokens=tokens)
 
 
-def as_drawn(draw: Draw, sampled: Sampled) -> ev.Drawn:
-    """Return a drawn token as hops take it."""
-    return ev.Drawn(draw.position, sampled.id, sampled.logprob, sampled.top)
+def as_drawn(draws: Sequence[Draw], sampled: Sequence[Sampled]) -> tuple[ev.Drawn, ...]:
+    """Return drawn tokens as hops take them."""
+    tokens = []
+    for draw, token in zip(draws, sampled, strict=True):
+        tokens.append(ev.Drawn(draw.position, token.id, token.logprob, token.top))
+    return tuple(tokens)

@@ -273,9 +273,9 @@ def test_the_death_of_the_thread_is_told(harness: Harness, monkeypatch: pytest.M
     def broken(ready: object) -> None:
         raise RuntimeError("a bug in the choice of steps")
 
-    monkeypatch.setattr(harness.executor._batcher, "choose", broken)
+    monkeypatch.setattr(harness.executor._tally, "choose", broken)
     harness.executor.start()
-    harness.executor.put(submit(A, 1, 0, (5,)))
+    harness.executor.put(submit(A, 1, 0, (5, 6)))
     assert harness.died.get(timeout=60)
 
 
