@@ -1,9 +1,11 @@
-"""Everything that two peers say to each other about sessions, as frozen values.
+"""Everything that two peers say to each other about sessions, as values that nobody changes.
 
 `swarmd.wire.frames` turns them into protobuf and checks what comes in; `swarmd.pipeline` says what
 they mean. A session has one coordinator and a route of hops; `epoch` counts its routes, `round` its
 rewinds. Positions count tokens from 0; a step at position p with n tokens holds positions
 `[p, p + n)`, and the token sampled at position p is the id of position p + 1.
+
+What is made for every token is not `frozen`: that would take several times as long to make.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class DType(enum.IntEnum):
         return 4 if self is DType.FLOAT32 else 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Payload:
     """A tensor as it travels: raw little-endian bytes in C order, at most 3 dimensions."""
 
@@ -169,7 +171,7 @@ class Resume:
     send_from: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """Work for one session at positions `[position, position + sum(chunks))`.
 
@@ -201,7 +203,7 @@ class Step:
         return self.position + self.length
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Token:
     """Last hop to coordinator: the id sampled for `position`: the step ended at position - 1."""
 

@@ -39,7 +39,8 @@ def gather(payloads: Sequence[Payload], dtype: torch.dtype) -> torch.Tensor:
 
 class OneRow:
     """Input for one position, in tensors that are made once: to make one takes as long as a dozen
-    other things that are done per token. Each call overwrites what the one before has returned."""
+    other things that are done per token. Each call overwrites what the one before has returned.
+    And output, as a payload, out of memory that is mostly where the last one was."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -47,6 +48,8 @@ class OneRow:
         self._id_place = ctypes.c_int64.from_address(self._id.data_ptr())
         self._hidden = torch.zeros(1, 0, dtype=dtype)
         self._address = self._nbytes = 0
+        self._output = (ctypes.c_char * 0)()
+        self._output_at = (0, 0)
 
     def token(self, token_id: int) -> torch.Tensor:
         """Return (1,) int64."""
@@ -62,6 +65,15 @@ class OneRow:
             self._address, self._nbytes = self._hidden.data_ptr(), self._hidden.nbytes
         ctypes.memmove(self._address, bytes(payload.data), self._nbytes)
         return self._hidden
+
+    def payload(self, output: torch.Tensor) -> Payload:
+        """Return a copy of hidden states (1, hidden_size), as `to_payload` does."""
+        output = output.contiguous()
+        address, nbytes = output.data_ptr(), output.nbytes
+        if self._output_at != (address, nbytes):
+            self._output = (ctypes.c_char * nbytes).from_address(address)
+            self._output_at = address, nbytes
+        return Payload(_WIRE_DTYPES[output.dtype], tuple(output.shape), self._output.raw)
 
 
 def to_tensor(payload: Payload, dtype: torch.dtype) -> torch.Tensor:

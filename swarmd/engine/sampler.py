@@ -15,7 +15,7 @@ import torch
 from swarmd.core.errors import RequestError, SessionError
 from swarmd.core.sampling import SamplingParams
 from swarmd.engine import many_draws
-from swarmd.engine.norms import Norm, norms
+from swarmd.engine.norms import norms
 from swarmd.engine.shortlist import shortlist
 
 
@@ -112,10 +112,16 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
     Raises SessionError when a row is not finite: weights or activations are damaged.
     """
     found = norms(logits)
-    for draw, (norm, _, _) in zip(draws, found, strict=True):
+    chosen: list[tuple[int, float]] = []
+    rows = []
+    for draw, (norm, likely, most) in zip(draws, found, strict=True):
         if not math.isfinite(norm):
             raise SessionError(f"the model gave no finite logits for position {draw.position}")
-    chosen = _chosen(logits, draws, found)
+        if not draw.sampler.is_plain_greedy:
+            rows.append(len(chosen))
+        chosen.append((likely, most))
+    if rows:
+        _choose(logits, draws, rows, chosen)
     results = []
     for row, (draw, (norm, _, _), (token, logit)) in enumerate(
         zip(draws, found, chosen, strict=True)
@@ -126,14 +132,13 @@ def sample_rows(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Sampled]:
     return results
 
 
-def _chosen(
-    logits: torch.Tensor, draws: Sequence[Draw], found: Sequence[Norm]
-) -> list[tuple[int, float]]:
-    """Return for each row the drawn token and its logit."""
-    chosen = [(likely, most) for _, likely, most in found]
-    rows = [row for row, draw in enumerate(draws) if not draw.sampler.is_plain_greedy]
-    if not rows:
-        return chosen
+def _choose(
+    logits: torch.Tensor,
+    draws: Sequence[Draw],
+    rows: Sequence[int],
+    chosen: list[tuple[int, float]],
+) -> None:
+    """Put the drawn token and its logit of some rows into `chosen`."""
     if logits.device.type == "cpu":
         for row in rows:
             token = draws[row].sampler.choose(logits[row], draws[row])
@@ -149,7 +154,6 @@ def _chosen(
         pairs = torch.stack([tokens.double(), logits[places, tokens].double()], 1).tolist()
         for row, (token, logit) in zip(rows, pairs, strict=True):
             chosen[row] = int(token), logit
-    return chosen
 
 
 def _likeliest(logits: torch.Tensor, norm: float, count: int) -> tuple[tuple[int, float], ...]:

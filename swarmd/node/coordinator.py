@@ -313,7 +313,8 @@ class Coordinator:
             self._routes.lagging(action.peer_id)
             asyncio.get_running_loop().call_soon(self._tell_all, ev.PeerLags(action.peer_id))
         else:
-            self._learn(run, action)
+            if not (run.proved and run.has_begun and isinstance(action, ev.Emit)):
+                self._learn(run, action)
             unread = run.put(action)
             if isinstance(action, ev.Emit):
                 self.stats.tokens_emitted += 1

@@ -143,6 +143,7 @@ class Executor:
                 self._deliver([self._compute_alone()])
             elif works := self._tally.choose(self._ready()):
                 self._deliver(self._compute_and_count(works))
+        self._tally.settle()
 
     def _take_in(self) -> bool:
         """Sort what has come into the sessions; wait when there is nothing to do yet."""
@@ -216,7 +217,8 @@ class Executor:
             self._settle(session)
 
     def _accept_step(self, submit: ev.Submit) -> None:
-        session, now = self._session(submit.session), time.monotonic()
+        now = time.monotonic()
+        session = self._sessions.get(submit.session) or self._session(submit.session)
         session.ops.append(submit)  # what is before it, if anything, waits for a step before that
         session.came.append(now)
         if submit.step.length == 1:
@@ -302,7 +304,7 @@ class Executor:
         ((_, session),) = self._sessions.items()
         submit, came = session.ops.popleft(), session.came.popleft()
         assert isinstance(submit, ev.Submit)
-        key, stats = submit.session, self.stats
+        key, stats, self._queued = submit.session, self.stats, 1
         began, wall = time.monotonic(), time.time()
         self._running = began, frozenset((key,))
         results = self._try((submit,))
@@ -394,9 +396,10 @@ class Executor:
             stats.tokens += submit.step.length
         if blocks.end == self._stage.info.num_blocks:
             return self._draw(submits, output)
-        parts: Sequence[torch.Tensor] = (output,)
-        if len(submits) > 1:
-            parts = output.split_with_sizes([submit.step.length for submit in submits])
+        if len(submits) == 1 and output.shape[0] == 1:
+            payload = self._one.payload(output)
+            return [ev.Computed(submits[0].session, submits[0].ticket, payload)]
+        parts = output.split_with_sizes([submit.step.length for submit in submits])
         results: list[Result] = []
         for submit, part in zip(submits, parts, strict=True):
             results.append(ev.Computed(submit.session, submit.ticket, codec.to_payload(part)))

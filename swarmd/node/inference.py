@@ -331,15 +331,14 @@ class _Stream:
         )
 
     def _token(self, index: int, output: ev.Emit, text: str) -> pb.GenerateEvent:
-        top = [
-            pb.TopLogprob(id=i, logprob=p, text=self._parts.prompts.text_of((i,)))
-            for i, p in output.top
-        ]
-        return pb.GenerateEvent(
-            token=pb.Generated(
-                index=index, id=output.id, text=text, logprob=output.logprob, top=top
-            )
-        )
+        event = pb.GenerateEvent()
+        token = event.token  # filled in place: given to a constructor, it would be copied
+        token.index, token.id, token.logprob = index, output.id, output.logprob
+        if text:
+            token.text = text
+        for i, p in output.top:
+            token.top.add(id=i, logprob=p, text=self._parts.prompts.text_of((i,)))
+        return event
 
 
 def _past(parts: Parts, request: pb.GenerateRequest) -> Kept | None:

@@ -16,7 +16,7 @@ from swarmd.node.compute_log import ComputeStats, Microbatch, MicrobatchLog
 from swarmd.node.pace import ChunkBudget, Pace
 from swarmd.node.speed import Speed
 
-PUT_OFF = 24
+PUT_OFF = 48
 """Notes that are put off at most; a token makes three."""
 
 

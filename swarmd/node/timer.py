@@ -22,11 +22,8 @@ class Deadline:
         self._handle: asyncio.Handle | None = None
         self._armed_for = 0.0
         """The handle does not say: uvloop gives one without a time where that is over by then."""
-
-    @property
-    def is_set(self) -> bool:
+        self.is_set = False
         """Whether it will be called back."""
-        return self._handle is not None
 
     def set(self, when: float | None) -> None:
         """Call back at `when` instead of whenever it was; None: not at all."""
@@ -44,15 +41,15 @@ class Deadline:
     def _arm(self, when: float, now: float) -> None:
         loop = asyncio.get_running_loop()
         self._armed_for = max(when, now + LEAST_S)
-        self._handle = loop.call_at(self._armed_for, self._fire)
+        self._handle, self.is_set = loop.call_at(self._armed_for, self._fire), True
 
     def _disarm(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
-            self._handle = None
+            self._handle, self.is_set = None, False
 
     def _fire(self) -> None:
-        self._handle = None
+        self._handle, self.is_set = None, False
         assert self._when is not None
         now = asyncio.get_running_loop().time()
         if now < self._when:

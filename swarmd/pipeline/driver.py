@@ -171,6 +171,8 @@ class Driver(Pacing):
             if self._copies_wait:
                 self._begin_standbys(now)
             if self.feed.outstanding == 1:
+                if not self.standbys.exist:  # the step before was a sign of life to all hops
+                    self._keep_at = now + self.policy.keep_every
                 self._watch_token(now)
 
     def _current(self, epoch: int, number: int) -> bool:

@@ -14,8 +14,8 @@ TAKEOVER = 1000
 assert EPOCHS_PER_ATTEMPT > 2 * TAKEOVER
 
 
-class DriverState(enum.Enum):
-    """Where a session is."""
+class DriverState(enum.StrEnum):
+    """Where a session is. Strings, which are looked up without a call into Python."""
 
     NEW = "new"
     ROUTING = "routing"

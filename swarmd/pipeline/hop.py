@@ -258,7 +258,7 @@ class HopTable:
             return []
         names = self.prefixes.names(sender, session.blocks, order.prefix_unit, order.prefix)
         session.prefix = names or session.prefix
-        actions = self.prefixes.share(session, session.computed)
+        actions = self.prefixes.share(session)
         if order.keep_s > 0:
             actions += self.leases.keep(session, order.keep_s, now)
             self.lapses.look_by(self.leases.next_end)
@@ -295,12 +295,12 @@ class HopTable:
             self.counters.bad_steps += 1
             return [self._fail(session, Refusal.BAD_STEP, problem)]
         session.lapses_at = None
-        if sender == session.coordinator:
-            session.seen_at = now
         rewound = [] if step.round == session.round else self._new_round(session, step)
         if rewound is None:
             message = f"KV of its own for {session.max_positions} positions does not fit now"
             return self._give_up(session, Refusal.KV_EXHAUSTED, message)
+        if sender == session.coordinator or (step.wants and step.end > session.length):
+            session.seen_at = now  # who else would ask for a token that is new?
         return [*rewound, *self._take(session, step)]
 
     def _new_round(self, session: HopSession, step: Step) -> list[HopAction] | None:
@@ -344,7 +344,7 @@ class HopTable:
         session = self.sessions.get(event.session)
         if session is None or event.ticket not in session.pending:
             return []  # cut off by a rewind, or of a session of the same id that is gone
-        if session.last:
+        if not session.next_peer:
             return [*self._tokens(session, event), *self.copies.advance(session, now)]
         if event.payload is None:
             return self._broken(session, "no hidden states came out of a step")
@@ -359,19 +359,19 @@ class HopTable:
             logs = (other.log for other in self.sessions.values())
             self.counters.evicted_positions += self.budget.enforce(chain(logs, self.leases.logs))
         onward = session.onward(done)
-        shared = [*copied, *self.prefixes.share(session, session.computed)]
+        shared = [*copied, *self.prefixes.share(session)]
         return shared if onward is None else [Send(session.next_peer, onward), *shared]
 
     def _tokens(self, session: HopSession, event: Computed) -> list[HopAction]:
-        result = session.drawn(event.ticket, event.tokens)
-        shared = self.prefixes.share(session, session.computed)
+        result, shared = session.drawn(event.ticket, event.tokens), self.prefixes.share(session)
         if result is None:
             return shared
-        step, drawn = result
-        place = (session.id, step.epoch, step.round)
+        (step, drawn), told = result, list[HopAction]()
         waited_us = step.waited_us + event.waited_us
-        tokens = [Token(*place, t.position, t.id, t.logprob, t.top, waited_us) for t in drawn]
-        return [Send(session.coordinator, token) for token in tokens] + shared
+        for t in drawn:
+            place = (session.id, step.epoch, step.round, t.position)
+            told.append(Send(session.coordinator, Token(*place, t.id, t.logprob, t.top, waited_us)))
+        return told + shared
 
     def _compute_failed(self, event: ComputeFailed, now: float) -> list[HopAction]:
         session = self.sessions.get(event.session)

@@ -173,7 +173,7 @@ class HopSession:
         """Take the step that follows what is held; return what is to be computed."""
         self.pending[ticket] = step
         self.length = step.end
-        sampling = self.sampling if self.last else None
+        sampling = None if self.next_peer else self.sampling
         ids = tuple(self.ids[: step.end]) if sampling and sampling.needs_ids else ()
         return Submit(
             self.id,
@@ -252,10 +252,12 @@ class HopSession:
         step = self.pending.pop(ticket, None)
         if step is None or step.epoch != self.epoch:
             return None
-        wanted = [token for token in tokens if token.position - 1 in step.wants]
-        for token in wanted:
-            if token.position == len(self.ids):
-                self.ids.append(token.id)
+        wanted = []
+        for token in tokens:
+            if token.position - 1 in step.wants:
+                wanted.append(token)
+                if token.position == len(self.ids):
+                    self.ids.append(token.id)
         return step, wanted
 
     def stamped(self, step: Step) -> Step:

@@ -106,12 +106,13 @@ class PrefixIndex:
         self._counters.prefix_hit_positions += session.length
         return [Attach(session.id, names[:hits])]
 
-    def share(self, session: HopSession, computed: int) -> list[HopAction]:
-        """Share positions `[0, computed)` of a session, as far as they are named."""
+    def share(self, session: HopSession) -> list[HopAction]:
+        """Share what a session has computed, as far as it is named."""
         actions: list[HopAction] = []
-        if session.private:
+        if session.private or session.next_unit >= len(session.prefix):
             return actions
-        while session.prefix and session.next_unit < len(session.prefix):
+        computed = session.computed
+        while session.next_unit < len(session.prefix):
             if computed < (session.next_unit + 1) * self.unit:
                 break
             actions += self._freeze(session, session.next_unit)

@@ -64,7 +64,9 @@ class ReplayLog:
             raise SessionError(f"the replay log ends at {self.end}, not at {step.position}")
         self._steps.append(step)
         self.end = step.end
-        self._account(self._cost(step))
+        cost = self._cost(step)
+        self.nbytes += cost
+        self._budget.used += cost
 
     def adopt(self, step: Step) -> None:
         """Add an output that another session computed: its memory is counted elsewhere."""

@@ -97,12 +97,11 @@ class Request:
     def ends_with(self, ids: list[int]) -> str:
         """Why prompt and output so far are complete: `stop`, `length`, or nothing if not."""
         count = len(ids) - len(self.prompt_ids)
-        if count and self._stops(ids[-1]):
-            return "stop"
+        if count:
+            last, ends = ids[-1], () if self.ignore_eos else self.model.eos_token_ids
+            if last in self.stop_ids or last in ends:
+                return "stop"
         return "length" if count >= self.max_tokens else ""
-
-    def _stops(self, token: int) -> bool:
-        return token in self.stop_ids or (not self.ignore_eos and token in self.model.eos_token_ids)
 
     def check(self) -> None:
         """Raise RequestError when the request cannot succeed anywhere."""

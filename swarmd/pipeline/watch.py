@@ -75,29 +75,18 @@ class StepClock:
     def __bool__(self) -> bool:
         return bool(self._latest)
 
-    @property
-    def p95(self) -> float:
-        """What 95 of 100 stay below; 0 if there are none."""
-        return self._sorted[len(self._sorted) * 95 // 100] if self._sorted else 0.0
+    def limits(self) -> tuple[float, float | None]:
+        """Return what takes longer than which is late, and late where it happens again and again.
 
-    @property
-    def lag_limit(self) -> float | None:
-        """What takes longer is late where it happens again and again; None: the limit is soon
-        enough. It goes by the median, in which some late tokens do not show."""
-        policy = self._policy
-        if len(self._latest) < policy.enough:
-            return None
-        median = self._sorted[len(self._sorted) // 2]
-        limit = max(policy.lag_least, policy.lag_factor * median)
-        return limit if limit + answer_time(limit) < self.limit else None
-
-    @property
-    def limit(self) -> float:
-        """What takes longer is late."""
-        policy = self._policy
-        if len(self._latest) < policy.enough:
-            return max(policy.at_first, policy.factor * self.announced_s)
-        return max(policy.least, policy.factor * self.p95)
+        The second is None where the first is soon enough. It goes by the median, in which some late
+        tokens do not show; the first by what 95 of 100 stay below.
+        """
+        policy, count = self._policy, len(self._latest)
+        if count < policy.enough:
+            return max(policy.at_first, policy.factor * self.announced_s), None
+        limit = max(policy.least, policy.factor * self._sorted[count * 95 // 100])
+        lag_limit = max(policy.lag_least, policy.lag_factor * self._sorted[count // 2])
+        return limit, lag_limit if lag_limit + answer_time(lag_limit) < limit else None
 
 
 def answer_time(lag_limit: float) -> float:
@@ -159,8 +148,8 @@ class Watch:
         self._measure(now)
 
     def _measure(self, now: float) -> None:
-        self._since, self._limit = now, self.clock.limit
-        soon = self.clock.lag_limit
+        self._since = now
+        self._limit, soon = self.clock.limits()
         if soon is None:
             self._next, self.due = _Next.ASK, now + self._limit / 2
         else:

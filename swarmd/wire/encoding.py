@@ -34,24 +34,28 @@ from swarmd.wire.sampling import sampling_to_pb
 
 def encode(frame: SessionFrame) -> pb.Frame:
     """Return the message that carries one frame."""
+    if isinstance(frame, Step):
+        return encode_steps((frame,))
+    if isinstance(frame, Token):
+        return encode_tokens((frame,))
     return _ENCODERS[type(frame)](frame)
 
 
 def encode_steps(steps: Iterable[Step]) -> pb.Frame:
-    """Return one message that carries what a microbatch has for one neighbour."""
+    """Return one message that carries what a microbatch has for one neighbour: one at least."""
     message = pb.Frame()
-    message.steps.SetInParent()
+    row = message.steps.steps
     for step in steps:
-        _add_step(message.steps.steps, step)
+        _add_step(row, step)
     return message
 
 
 def encode_tokens(tokens: Iterable[Token]) -> pb.Frame:
-    """Return one message that carries the tokens of a microbatch for one coordinator."""
+    """Return one message with a microbatch's tokens for one coordinator: one at least."""
     message = pb.Frame()
-    message.tokens.SetInParent()
+    row = message.tokens.tokens
     for token in tokens:
-        _add_token(message.tokens.tokens, token)
+        _add_token(row, token)
     return message
 
 
@@ -192,8 +196,6 @@ _ENCODERS: dict[type, Callable[[Any], pb.Frame]] = {
     Resume: lambda f: pb.Frame(
         resume=pb.Resume(session=f.session, epoch=f.epoch, send_from=f.send_from)
     ),
-    Step: lambda f: encode_steps([f]),
-    Token: lambda f: encode_tokens([f]),
     Gap: lambda f: pb.Frame(
         gap=pb.Gap(session=f.session, epoch=f.epoch, round=f.round, kv_length=f.kv_length)
     ),

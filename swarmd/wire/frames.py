@@ -214,6 +214,22 @@ def tensor_from_pb(m: pb.Tensor, rows: int, axis: int = 0) -> Payload:
     return Payload(dtype, shape, data)
 
 
+def _place(m: Any) -> tuple[bytes, int, int]:
+    """Session, epoch and round of what belongs to one: checked together, as once per token."""
+    if len(m.session) != SESSION_ID_BYTES or not 1 <= m.epoch < 1 << 31:
+        _session(m.session)
+        _epoch(m.epoch)
+    if m.round > limits.MAX_POSITIONS:
+        _position(m.round, "round")
+    return m.session, m.epoch, m.round
+
+
+def _steps_from_pb(m: pb.Steps) -> Sequence[Step]:
+    if len(m.steps) == 1:
+        return (_step_from_pb(m.steps[0]),)
+    return tuple(map(_step_from_pb, _many(m.steps)))
+
+
 def _step_from_pb(m: pb.Step) -> Step:
     sizes = m.chunks
     chunks = (1,) if len(sizes) == 1 == sizes[0] else _chunks(sizes)
@@ -230,10 +246,11 @@ def _step_from_pb(m: pb.Step) -> Step:
             raise ProtocolError(f"a step over {position}:{end} cannot give tokens elsewhere")
         if len(wants) > 1 and any(a >= b for a, b in itertools.pairwise(wants)):
             raise ProtocolError("wanted positions must ascend")
+    session, epoch, round_ = _place(m)
     return Step(
-        session=_session(m.session),
-        epoch=_epoch(m.epoch),
-        round=_position(m.round, "round"),
+        session=session,
+        epoch=epoch,
+        round=round_,
         position=position,
         chunks=chunks,
         token_ids=ids,
@@ -243,13 +260,20 @@ def _step_from_pb(m: pb.Step) -> Step:
     )
 
 
+def _tokens_from_pb(m: pb.Tokens) -> Sequence[Token]:
+    if len(m.tokens) == 1:
+        return (_token_from_pb(m.tokens[0]),)
+    return tuple(map(_token_from_pb, _many(m.tokens)))
+
+
 def _token_from_pb(m: pb.Token) -> Token:
     if len(m.top) > limits.MAX_TOP:
         raise ProtocolError(f"{len(m.top)} likely tokens for one; at most {limits.MAX_TOP}")
+    session, epoch, round_ = _place(m)
     return Token(
-        session=_session(m.session),
-        epoch=_epoch(m.epoch),
-        round=_position(m.round, "round"),
+        session=session,
+        epoch=epoch,
+        round=round_,
         position=_position(m.position),
         id=m.id,
         logprob=m.logprob,
@@ -263,8 +287,7 @@ def _kv_from_pb(m: pb.KV) -> tuple[KV]:
     if end == m.position or not 1 <= len(m.blocks) <= limits.MAX_BLOCKS:
         raise ProtocolError(f"KV of {m.positions} positions and {len(m.blocks)} blocks")
     blocks = tuple(_tensors_from_pb(block, m.positions) for block in m.blocks)
-    place = _session(m.session), _epoch(m.epoch), _position(m.round, "round")
-    return (KV(*place, m.position, blocks),)
+    return (KV(*_place(m), m.position, blocks),)
 
 
 def _tensors_from_pb(m: pb.BlockTensors, positions: int) -> dict[str, Payload]:
@@ -291,16 +314,9 @@ _DECODERS: dict[str, Callable[[Any], Sequence[SessionFrame]]] = {
     "resume": lambda m: (
         Resume(_session(m.session), _epoch(m.epoch), _position(m.send_from, "send_from")),
     ),
-    "steps": lambda m: tuple(map(_step_from_pb, _many(m.steps))),
-    "tokens": lambda m: tuple(map(_token_from_pb, _many(m.tokens))),
-    "gap": lambda m: (
-        Gap(
-            _session(m.session),
-            _epoch(m.epoch),
-            _position(m.round, "round"),
-            _position(m.kv_length),
-        ),
-    ),
+    "steps": _steps_from_pb,
+    "tokens": _tokens_from_pb,
+    "gap": lambda m: (Gap(*_place(m), _position(m.kv_length)),),
     "failed": _failed_from_pb,
     "close": lambda m: (
         Close(

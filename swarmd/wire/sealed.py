@@ -37,17 +37,14 @@ def unseal(data: bytes) -> pb.Frame:
 
 
 def call_link(channel: grpc.aio.Channel) -> Any:
-    """Call `Peer.Link`; returns the call, which reads and writes frames."""
-    link = channel.stream_stream(_LINK, request_serializer=seal, response_deserializer=unseal)
-    return link()
+    """Call `Peer.Link`; returns the call, which reads and writes frames as bytes."""
+    return channel.stream_stream(_LINK)()
 
 
 def add_peer_service(servicer: Any, server: grpc.aio.Server) -> None:
     """Have a server answer `Peer`: as generated code does, but for the bytes of frames."""
     handlers = {
-        "Link": grpc.stream_stream_rpc_method_handler(
-            servicer.Link, request_deserializer=unseal, response_serializer=seal
-        ),
+        "Link": grpc.stream_stream_rpc_method_handler(servicer.Link),
         "Introduce": grpc.unary_unary_rpc_method_handler(
             servicer.Introduce,
             request_deserializer=pb.IntroduceRequest.FromString,

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from swarmd.core.errors import PeerUnreachable, ProtocolError
 from swarmd.v1 import peer_pb2 as pb
-from swarmd.wire.sealed import call_link
+from swarmd.wire.sealed import call_link, seal, unseal
 from swarmd.wire.status import printable
 
 # A write to a stream that has just died may raise InvalidStateError instead of an RPC error.
@@ -49,20 +49,19 @@ class _GrpcStream:
 
     async def read(self) -> pb.Frame:
         try:
-            frame = await self._call.read()
+            data = await self._call.read()
         except _BROKEN as error:
             raise _lost(error) from error
+        if not isinstance(data, bytes):
+            raise PeerUnreachable("the peer closed the link")
+        try:
+            return unseal(data)
         except DecodeError as error:
             raise ProtocolError(f"not a frame: {error}") from error
-        if frame is None:  # a channel's way to say that bytes did not parse; it has logged why
-            raise ProtocolError("not a frame")
-        if not isinstance(frame, pb.Frame):
-            raise PeerUnreachable("the peer closed the link")
-        return frame
 
     async def write(self, frame: pb.Frame) -> None:
         try:
-            await self._call.write(frame)
+            await self._call.write(seal(frame))
         except _BROKEN as error:
             raise _lost(error) from error
 

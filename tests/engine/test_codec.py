@@ -46,3 +46,17 @@ def test_one_row_is_what_gather_gives_and_is_made_once(dtype: torch.dtype) -> No
     assert torch.equal(one.hidden(payload), codec.gather([payload], dtype))
     assert [one.token(n).tolist() for n in (5, (1 << 31) - 1, 0)] == [[5], [(1 << 31) - 1], [0]]
     assert one.token(1).data_ptr() == one.token(2).data_ptr()
+
+
+def test_a_row_that_goes_out_is_copied_wherever_it_lies() -> None:
+    one, place = codec.OneRow(torch.float32), torch.zeros(1, 8)
+    sent = []
+    for number in range(3):
+        place.fill_(number)
+        sent.append(one.payload(place))
+    for width in (8, 4, 16):
+        row = torch.randn(3, width)[1:2]
+        assert one.payload(row) == codec.to_payload(row)
+    assert sent == [codec.to_payload(torch.full((1, 8), float(number))) for number in range(3)]
+    half = torch.randn(1, 4).bfloat16()
+    assert one.payload(half) == codec.to_payload(half)

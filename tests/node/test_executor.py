@@ -84,6 +84,77 @@ def test_steps_of_two_sessions_share_a_microbatch(harness: Harness) -> None:
     assert harness.executor.stats.microbatches == 3
 
 
+def test_decodes_of_a_lone_session_are_noted_together_and_before_anybody_else_is_served(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "IDLE_S", 60.0)
+    executor = harness.executor
+    executor.start()
+    executor.put(submit(A, 1, 0, (5, 6, 7)))
+    harness.take(1)
+    for position in range(3, 8):
+        executor.put(submit(A, position, position, (8,)))
+        (result,) = harness.take(1)
+        assert isinstance(result, ev.Computed)
+        assert result.ticket == position
+    noted = len(executor.log.latest())
+    executor.put(submit(B, 9, 0, (5, 6, 7)))
+    harness.take(1)
+    assert executor.stats.decodes == executor.stats.decode_microbatches == 5
+    assert executor.stats.microbatches == 7
+    executor.stop()
+    assert noted == 2  # the prompt, and the first decode: others measure this node by that
+    assert [batch.positions for batch in executor.log.latest()] == [3, 1, 1, 1, 1, 1, 3]
+
+
+def test_what_was_put_off_is_noted_at_the_end(harness: Harness) -> None:
+    harness.executor.put(*(submit(A, n, n, (8,)) for n in range(5)))
+    harness.executor.start()
+    harness.take(5)
+    harness.executor.stop()
+    assert len(harness.executor.log.latest()) == 5
+
+
+def test_a_session_that_goes_on_alone_is_one_that_waits(harness: Harness) -> None:
+    executor = harness.executor
+    executor.start()
+    for position in range(4):
+        executor.put(*(submit(key, position, position, (8,)) for key in (A, B, C)))
+        harness.take(3)
+    assert executor.queue_depth > 1
+    executor.put(ev.Free(B), ev.Free(C), submit(A, 9, 4, (8,)))
+    harness.take(1)
+    assert executor.queue_depth == 1
+
+
+def test_a_lone_session_gives_the_tokens_that_it_gives_beside_another_one(whole: Stage) -> None:
+    alone, beside = Harness(whole), Harness(whole)
+    for one, sessions in ((alone, (A,)), (beside, (A, B))):
+        for key in sessions:
+            one.executor.put(submit(key, 1, 0, (5, 6, 7)))
+        one.executor.start()
+        one.take(len(sessions))
+    for position in range(3, 12):
+        ids = []
+        for one, sessions in ((alone, (A,)), (beside, (A, B))):
+            one.executor.put(*(submit(key, position, position, (position,)) for key in sessions))
+            ids += [drawn(result) for result in one.take(len(sessions))]
+        assert len(set(ids)) == 1
+    assert alone.executor.stats.microbatches == 10
+    for one in (alone, beside):
+        one.executor.stop()
+
+
+def test_a_bad_decode_of_a_lone_session_fails_and_the_next_one_goes_on(harness: Harness) -> None:
+    executor = harness.executor
+    executor.start()
+    executor.put(submit(A, 1, 0, (5, 6, 7)), submit(A, 2, 5, (8,)))  # position 5 after 3
+    executor.put(submit(A, 3, 3, (8,)))
+    by_ticket = {result.ticket: result for result in harness.take(3)}
+    assert isinstance(by_ticket[2], ev.ComputeFailed)
+    assert isinstance(by_ticket[3], ev.Computed)
+
+
 @pytest.mark.parametrize("chunk_exact", [True, False])
 def test_a_long_chunk_is_computed_in_parts_where_that_changes_nothing(
     whole: Stage, monkeypatch: pytest.MonkeyPatch, chunk_exact: bool

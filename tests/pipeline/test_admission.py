@@ -195,6 +195,18 @@ def test_only_the_coordinator_keeps_a_session_alive() -> None:
     assert only(bench.tick(10.0), Free)
 
 
+def test_a_step_that_asks_for_a_token_says_that_the_coordinator_lives() -> None:
+    bench = Bench()
+    bench.open()
+    bench.apply(0, 4, wants=(3,))
+    bench.now = 9.0
+    bench.step(4, wants=(4,))
+    bench.now = 12.0
+    bench.step(4, wants=(4,))  # nothing new
+    assert bench.tick(18.9) == []
+    assert only(bench.tick(19.0), Free)
+
+
 def test_a_close_frees_the_session() -> None:
     bench = Bench()
     bench.open()

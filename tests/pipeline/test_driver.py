@@ -220,6 +220,17 @@ def test_hops_are_told_that_the_session_lives() -> None:
     assert sent(actions, "a", Keep) == sent(actions, "b", Keep) == [Keep((SESSION,))] * 4
 
 
+def test_hops_that_give_tokens_need_not_be_told() -> None:
+    bench = Bench(max_tokens=9)
+    bench.run()
+    actions = []
+    for position in range(10, 18):
+        bench.now += 2.4
+        actions += [*bench.token(position), *bench.handle(Tick())]
+    assert sent(actions, "a", Keep) == sent(actions, "b", Keep) == []
+    assert sent(bench.wait(2.5), "b", Keep) == [Keep((SESSION,))]
+
+
 # Coverage and room.
 
 

@@ -113,7 +113,7 @@ def test_several_that_come_at_once_share_them() -> None:
         swarm.add(name, "3:6")
     swarm.announce("d")
     all_end_exactly(swarm, clients)
-    assert {client.route[1].peer_id for client in clients} > {"d"}
+    assert len({client.route[1].peer_id for client in clients} & {"d", "e", "f"}) > 1
 
 
 def test_a_newcomer_that_goes_again_is_one_more_repair_not_the_end() -> None:

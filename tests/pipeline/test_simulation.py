@@ -360,7 +360,7 @@ def test_whatever_breaks_the_ids_are_those_of_one_process(seed: int) -> None:
 
 
 def test_the_storms_are_rough_enough() -> None:
-    storms = [Storm(seed).run() for seed in range(30)]
+    storms = [Storm(seed).run() for seed in range(50)]
     tables = [node.table.counters for storm in storms for node in storm.swarm.nodes.values()]
     clients = [client for storm in storms for client in storm.clients]
     assert sum(client.repairs for client in clients) >= 20

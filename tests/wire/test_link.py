@@ -16,23 +16,25 @@ from wire_nodes import A, B, Node, Recorder, close_frame, hello
 from swarmd.core.errors import PeerUnreachable
 from swarmd.v1 import peer_pb2 as pb
 from swarmd.wire.link import Link, LinkSettings
+from swarmd.wire.sealed import seal
 from swarmd.wire.stream import AcceptedStream, DialledStream, FrameStream
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class MemoryStream:
-    """A stream whose other end is the test; serves as gRPC's context as well."""
+    """A stream whose other end is the test; serves as gRPC's context as well, where it is given
+    bytes to read."""
 
     def __init__(self) -> None:
-        self.incoming: asyncio.Queue[pb.Frame] = asyncio.Queue()
-        self.written: asyncio.Queue[pb.Frame] = asyncio.Queue()
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.written: asyncio.Queue[Any] = asyncio.Queue()
         self.closed = False
 
-    async def read(self) -> pb.Frame:
+    async def read(self) -> Any:
         return await self.incoming.get()
 
-    async def write(self, frame: pb.Frame) -> None:
+    async def write(self, frame: Any) -> None:
         self.written.put_nowait(frame)
 
     async def finish(self) -> None:
@@ -117,8 +119,8 @@ async def test_a_finished_link_has_sent_everything_before_it_ends() -> None:
 async def test_a_caller_that_grpc_reports_by_cancellation_only_is_lost() -> None:
     async with Node(A, {}) as a:
         context = MemoryStream()
-        context.incoming.put_nowait(hello(B))
-        context.incoming.put_nowait(close_frame(1))
+        context.incoming.put_nowait(seal(hello(B)))
+        context.incoming.put_nowait(seal(close_frame(1)))
         serving = asyncio.ensure_future(a.links.accept(context))
         await a.handler.frames_from(B, 1)
         serving.cancel()
