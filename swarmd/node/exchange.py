@@ -78,9 +78,7 @@ class Exchange:
         """Send frames to a peer, or to this node itself."""
         if peer_id != self.links.own_id:
             self.stats.frames_sent += len(batch)
-            for frame in batch:
-                if isinstance(frame, Step) and frame.hidden is not None:
-                    self.stats.activation_bytes_sent += frame.hidden.nbytes
+            self.stats.activation_bytes_sent += _hidden_bytes(batch)
         self.links.send(peer_id, batch)
 
     def pending(self, peer_id: str) -> int:
@@ -91,9 +89,7 @@ class Exchange:
         """Give each frame to the role that it is meant for."""
         if peer_id != self.links.own_id:
             self.stats.frames_received += len(batch)
-            for frame in batch:
-                if isinstance(frame, Step) and frame.hidden is not None:
-                    self.stats.activation_bytes_received += frame.hidden.nbytes
+            self.stats.activation_bytes_received += _hidden_bytes(batch)
         host, coordinator = self._host, self._coordinator
         if host is None or coordinator is None:
             return
@@ -134,3 +130,11 @@ class Exchange:
     def coordinate(self) -> tuple[float, ...]:
         """This node's own network coordinate."""
         return self._presence.coordinate
+
+
+def _hidden_bytes(batch: Sequence[SessionFrame]) -> int:
+    total = 0
+    for frame in batch:
+        if isinstance(frame, Step) and frame.hidden is not None:
+            total += frame.hidden.nbytes
+    return total

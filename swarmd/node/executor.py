@@ -217,8 +217,7 @@ class Executor:
             self._settle(session)
 
     def _accept_step(self, submit: ev.Submit) -> None:
-        now = time.monotonic()
-        session = self._sessions.get(submit.session) or self._session(submit.session)
+        session, now = self._session(submit.session), time.monotonic()
         session.ops.append(submit)  # what is before it, if anything, waits for a step before that
         session.came.append(now)
         if submit.step.length == 1:
@@ -296,12 +295,12 @@ class Executor:
         """Whether the next step is a decode of the only session there is: nothing to choose."""
         if len(self._sessions) != 1:
             return False
-        ((_, session),) = self._sessions.items()
+        (session,) = self._sessions.values()
         op = session.ops[0] if session.ops else None
         return isinstance(op, ev.Submit) and op.step.length == 1 and not session.parts
 
     def _compute_alone(self) -> Result:
-        ((_, session),) = self._sessions.items()
+        (session,) = self._sessions.values()
         submit, came = session.ops.popleft(), session.came.popleft()
         assert isinstance(submit, ev.Submit)
         key, stats, self._queued = submit.session, self.stats, 1

@@ -344,7 +344,7 @@ class HopTable:
         session = self.sessions.get(event.session)
         if session is None or event.ticket not in session.pending:
             return []  # cut off by a rewind, or of a session of the same id that is gone
-        if not session.next_peer:
+        if session.last:
             return [*self._tokens(session, event), *self.copies.advance(session, now)]
         if event.payload is None:
             return self._broken(session, "no hidden states came out of a step")

@@ -173,7 +173,7 @@ class HopSession:
         """Take the step that follows what is held; return what is to be computed."""
         self.pending[ticket] = step
         self.length = step.end
-        sampling = None if self.next_peer else self.sampling
+        sampling = self.sampling if self.last else None
         ids = tuple(self.ids[: step.end]) if sampling and sampling.needs_ids else ()
         return Submit(
             self.id,

@@ -64,9 +64,7 @@ class ReplayLog:
             raise SessionError(f"the replay log ends at {self.end}, not at {step.position}")
         self._steps.append(step)
         self.end = step.end
-        cost = self._cost(step)
-        self.nbytes += cost
-        self._budget.used += cost
+        self._account(self._cost(step))
 
     def adopt(self, step: Step) -> None:
         """Add an output that another session computed: its memory is counted elsewhere."""
