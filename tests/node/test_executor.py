@@ -42,9 +42,17 @@ class Harness:
     def __init__(self, stage: Stage) -> None:
         self.results: queue.Queue[Result] = queue.Queue()
         self.died: queue.Queue[bool] = queue.Queue()
+        self.depths: list[int] = []
+        """The queue's depth at each delivery, as the compute thread sees it."""
+        self.then: Sequence[ev.Operation] = ()
+        """Put at the next delivery, before anything else is computed."""
         self.executor = Executor(stage, 1, self._deliver, lambda: self.died.put(True))
 
     def _deliver(self, results: Sequence[Result]) -> None:
+        self.depths.append(self.executor.queue_depth)
+        if self.then:
+            then, self.then = self.then, ()
+            self.executor.put(*then)
         for result in results:
             self.results.put(result)
 
@@ -116,15 +124,12 @@ def test_what_was_put_off_is_noted_at_the_end(harness: Harness) -> None:
 
 
 def test_a_session_that_goes_on_alone_is_one_that_waits(harness: Harness) -> None:
-    executor = harness.executor
-    executor.start()
-    for position in range(4):
-        executor.put(*(submit(key, position, position, (8,)) for key in (A, B, C)))
-        harness.take(3)
-    assert executor.queue_depth > 1
-    executor.put(ev.Free(B), ev.Free(C), submit(A, 9, 4, (8,)))
-    harness.take(1)
-    assert executor.queue_depth == 1
+    harness.executor.put(*(submit(key, 1, 0, (8,)) for key in (A, B, C)))
+    harness.then = (ev.Free(B), ev.Free(C), submit(A, 2, 1, (8,)))
+    harness.executor.start()
+    while harness.take(1)[0].ticket != 2:
+        pass
+    assert (harness.depths[0], harness.depths[-1]) == (3, 1)
 
 
 def test_a_lone_session_gives_the_tokens_that_it_gives_beside_another_one(whole: Stage) -> None:
