@@ -60,7 +60,7 @@ class PeerServicer:
 
     def Introduce(self, request, context):
         """Answers a newcomer that knows nothing but this address: whom it has reached and where the
-        directory is.
+        directory is. Nodes ask each other for it as a sign of life, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
