@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Spoken by clients; every node of a swarm answers.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,7 +63,8 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Spoken by clients; every node of a swarm answers.
+    """
 
     def Generate(self, request, context):
         """One generation, streamed. The client may be sent on once, before the first token, to the node
@@ -80,22 +82,24 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Text or a chat to token ids, or ids to text, by the model of the node that is asked.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Asks this node to finish its sessions, refuse new ones and exit; a node that loads its model just
-        exits.
+        """Asks this node to finish its sessions, refuse new ones and exit; a node that loads its model
+        just exits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Ends the lease of a kept session, asked of the node that knows it: what it held comes free on all
-        hops, once nobody who goes on from it needs it. Fails with `LeaseEnded` where it is not kept.
+        """Ends the lease of a kept session, asked of the node that knows it: what it held comes free on
+        all hops, once nobody who goes on from it needs it. Fails with `LeaseEnded` where it is not
+        kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +142,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Missing associated documentation comment in .proto file."""
+    """Spoken by clients; every node of a swarm answers.
+    """
 
     @staticmethod
     def Generate(request,
