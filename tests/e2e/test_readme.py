@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,12 @@ class Reader:
 
     def serve(self, arguments: list[str]) -> None:
         """Start a node and wait until it says that it serves."""
+        if "--announce" in arguments:
+            # All addresses, at the port that stands for the one that is announced.
+            announced = self.local(arguments[arguments.index("--announce") + 1])
+            everywhere = "0.0.0.0:" + announced.rpartition(":")[2]
+            arguments = [everywhere if a == "0.0.0.0:7420" else a for a in arguments]
+            assert everywhere in arguments
         number = len(self._nodes)
         log = self._directory / f"node{number}.log"
         state = ("--state-dir", str(self._directory / f"state{number}"))
@@ -98,6 +105,18 @@ class Reader:
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def would_install(self, what: str) -> None:
+        """Have pip look at it, without a change: the package test installs the wheel."""
+        command = [sys.executable, "-m", "pip", "install", what, "--dry-run", "--no-deps"]
+        done = subprocess.run(
+            [*command, "--no-index", "--no-build-isolation"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=120,
+        )
+        assert "Would install swarmd-" in done.stdout, done.stdout + done.stderr
+
     def python(self, code: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", self.local(code)],
@@ -130,6 +149,7 @@ def test_every_command_of_the_readme_works(reader: Reader) -> None:
     known = commands()
     assert ["make", "demo"] in known
     assert ["make", "test"] in known
+    assert ["pip", "install", "."] in known
     (code,) = blocks("python")
     for command in known:
         match command:
@@ -139,10 +159,12 @@ def test_every_command_of_the_readme_works(reader: Reader) -> None:
                     ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
                 )
                 assert {"demo": "swarmd demo", "test": "pytest"}[target] in plan.stdout
-            case ["pip", "install", "swarmd[node]"]:
-                # What is installed: the package test installs the wheel.
-                extras = (ROOT / "pyproject.toml").read_text()
-                assert "\nnode = [" in extras
+            case ["pip", "install", "."]:
+                reader.would_install(command[2])
+            case ["pip", "install", ".[node]"]:
+                # Where the base is found; what the extra brings, the package test holds.
+                project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+                assert "node" in project["optional-dependencies"]
             case ["swarmd", "serve", *_]:
                 reader.serve(command[1:])
             case ["swarmd", "status", *_]:
