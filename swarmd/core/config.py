@@ -128,7 +128,8 @@ class NodeConfig:
     )
     dtype: str = _key(
         "auto",
-        "Type of the weights: auto (as in the model's config), float32, bfloat16 or float16.",
+        "Type of the weights: auto (bfloat16 where the hardware multiplies it, else float32), "
+        "float32, bfloat16 or float16.",
         options.choice("auto", "float32", "bfloat16", "float16"),
         "DTYPE",
     )

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 Op = ev.Operation
 IDLE_S = 1.0
 """How long the thread sleeps at most, so that the watchdog sees it live."""
+STUCK_S = 120.0
+"""A microbatch that takes longer never ends."""
 Result = ev.Computed | ev.ComputeFailed | ev.Exported | ev.Imported
 """What the thread delivers."""
 
@@ -123,6 +125,11 @@ class Executor:
     @property
     def running(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the thread runs, and has looked for work lately: systemd's watchdog asks that."""
+        return self.running and time.monotonic() - self.stats.alive_at < STUCK_S
 
     # -- everything below runs on the compute thread ---------------------------------------
 

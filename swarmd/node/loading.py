@@ -24,6 +24,7 @@ from swarmd.engine.load import (
     check_splittable,
     choose_device,
     choose_dtype,
+    default_threads,
     estimate_span_bytes,
     free_memory,
     load_stage,
@@ -126,6 +127,12 @@ def check_memory(config: NodeConfig, opened: Opened, span: Span) -> None:
         )
 
 
+def threads_of(config: NodeConfig) -> int:
+    """Return how many threads compute: what the probes find out, and the name of the precision,
+    hold for that number of them."""
+    return config.threads or default_threads().count
+
+
 def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | None = None) -> Stage:
     """Load a span. Raises WeightsError, HubError, ModelError, or ConfigError: no room for it."""
     stage = load_stage(
@@ -133,7 +140,7 @@ def load(config: NodeConfig, opened: Opened, span: Span, progress: Progress | No
         span,
         device=config.device,
         dtype=config.dtype,
-        threads=config.threads,
+        threads=threads_of(config),
         kv_memory=config.kv_memory,
         max_model_len=config.max_model_len,
         name=opened.info.name,

@@ -17,7 +17,6 @@ from typing import Any
 from swarmd.core.clock import Clock
 from swarmd.core.config import NodeConfig
 from swarmd.core.prefix import PREFIX_UNIT
-from swarmd.engine.load import default_threads
 from swarmd.engine.stage import Stage
 from swarmd.node.account import StageAccount
 from swarmd.node.background import in_background
@@ -26,6 +25,7 @@ from swarmd.node.dismissal import Dismissal
 from swarmd.node.executor import Executor, Result
 from swarmd.node.host import StageHost
 from swarmd.node.inference import Parts
+from swarmd.node.loading import threads_of
 from swarmd.node.loop_lag import LATE_S
 from swarmd.node.membership import Membership
 from swarmd.node.prompts import Prompts
@@ -37,8 +37,6 @@ from swarmd.pipeline.hop_values import longest_step
 from swarmd.pipeline.policy import DriverPolicy
 
 log = logging.getLogger(__name__)
-
-COMPUTE_STUCK_S = 120.0
 
 
 class Service:
@@ -112,10 +110,7 @@ class Service:
     @property
     def is_alive(self) -> bool:
         """Whether the compute thread runs, and is not stuck; while there is none, it is well."""
-        if self._changes_stage:
-            return True
-        silent = time.monotonic() - self.executor.stats.alive_at
-        return self.executor.running and silent < COMPUTE_STUCK_S
+        return self._changes_stage or self.executor.is_well
 
     @property
     def holds_blocks(self) -> bool:
@@ -230,8 +225,7 @@ class Service:
         died: Callable[[], None],
         before: Executor | None,
     ) -> Executor:
-        threads = self._config.threads or default_threads().count
-        return Executor(self.stage, threads, deliver, died, before)
+        return Executor(self.stage, threads_of(self._config), deliver, died, before)
 
     async def _end_executor(self) -> None:
         await in_background(self.executor.stop)

@@ -5,3 +5,7 @@ routes, presence, moves and a node's whole life. Only the ends are fakes: links,
 loading, disk faults and clients. `python -m swarmd.sim SEED` runs one seed again. No room imports
 this one.
 """
+
+from swarmd.engine.lean_import import import_lean
+
+import_lean()  # before anything imports the engine: half of what a process takes to start

@@ -132,6 +132,27 @@ def test_a_session_that_goes_on_alone_is_one_that_waits(harness: Harness) -> Non
     assert (harness.depths[0], harness.depths[-1]) == (3, 1)
 
 
+def test_who_never_comes_back_from_a_microbatch_is_not_well(
+    whole: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, began = threading.Event(), threading.Event()
+
+    def deliver(results: Sequence[Result]) -> None:
+        began.set()
+        go_on.wait(60)
+
+    executor = Executor(whole, 1, deliver, lambda: None)
+    assert not executor.is_well
+    executor.put(submit(A, 1, 0, (5,)))
+    executor.start()
+    assert began.wait(60)
+    assert executor.is_well
+    monkeypatch.setattr(executor_module, "STUCK_S", 0.0)
+    assert not executor.is_well
+    go_on.set()
+    executor.stop()
+
+
 def test_a_lone_session_gives_the_tokens_that_it_gives_beside_another_one(whole: Stage) -> None:
     alone, beside = Harness(whole), Harness(whole)
     for one, sessions in ((alone, (A,)), (beside, (A, B))):

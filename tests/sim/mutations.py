@@ -1,14 +1,13 @@
 """Faults to plant into the production code, each of which the suite must find.
 
 A plant replaces a function or an attribute while a test runs; no file changes. As a plugin of
-pytest this file plants the one that SWARMD_PLANT names.
+pytest this file plants, during each test of FOUND_BY_TESTS, the fault that it must find.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -82,8 +81,12 @@ def wrap(patch: Patch, owner: type, name: str, around: Callable[..., Any]) -> No
     patch.setattr(owner, name, replaced)
 
 
-def pytest_configure() -> None:
-    PLANTS[os.environ["SWARMD_PLANT"]](Patch())
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    (name,) = (name for name, test in FOUND_BY_TESTS.items() if item.nodeid.endswith("/" + test))
+    with Patch.context() as patch:
+        PLANTS[name](patch)
+        return (yield)
 
 
 # On hops.
