@@ -360,7 +360,7 @@ class Polled:
     computed: int
     """Positions that are computed: `[0, computed)`."""
     waits: bool = False
-    """Its next step waits for its turn; otherwise it is being computed, if there is one."""
+    """It is not in the microbatch that runs: its next step, if there is one, waits."""
     busy_us: int = 0
     """Microseconds for which the microbatch that runs now has been running; 0 without one."""
 

@@ -133,6 +133,10 @@ class DhtDirectory:
             with contextlib.suppress(DirectoryError):  # a new process is given all of them
                 await self._ask(pb.DirectoryCommand(join=pb.DirectoryJoin(peers=new)))
 
+    def known(self) -> list[str]:
+        """Whom a new process joins through: first who was there lately, as it takes only some."""
+        return list(dict.fromkeys([*self._neighbours, *self._peers]))
+
     def addresses(self) -> list[str]:
         """See `Directory`: this node's own first, then those of connected peers."""
         return [*self._addresses, *self._neighbours]
@@ -166,7 +170,7 @@ class DhtDirectory:
                     port=self._port,
                     announce_host=self._config.announce_host,
                     identity_path=str(dht_key_file(self._config.state_dir)),
-                    peers=[*self._peers, *self._neighbours],
+                    peers=self.known(),
                     socket_dir=child.socket_dir.name,
                 )
             )

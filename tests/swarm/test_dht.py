@@ -101,6 +101,16 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
     assert after <= before, "close() left processes behind"
 
 
+async def test_a_new_process_joins_first_through_those_that_were_there_lately(
+    tmp_path: Path,
+) -> None:
+    identity = Identity.load_or_create(tmp_path)
+    configured = [DEAD.replace("/9/", f"/{port}/") for port in range(1, 65)]
+    directory = DhtDirectory(DhtConfig(tmp_path, peers=configured), identity, SystemClock())
+    directory._meet(["there"])
+    assert directory.known() == ["there", *configured]
+
+
 async def test_nodes_find_each_other_and_notice_who_leaves(nodes: Nodes) -> None:
     first, me = await nodes.start("first")
     await first.publish(announce(me))
