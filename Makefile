@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # seconds of CPU for every daemon that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check protos bench kills chaos soak simulate mutations clean
+.PHONY: demo test check protos full-shape bench kills chaos soak simulate mutations clean
 
 demo: $(STAMP)
 	$(BIN)/swarmd demo
@@ -33,6 +33,11 @@ check: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. protos/swarmd/v1/*.proto
+
+# A chat model of the README's size, a gigabyte of random weights, by its name from a hub on
+# loopback: downloaded by two nodes, each its part, and compared with the whole model.
+full-shape: $(STAMP)
+	SWARMD_FULL_SHAPE=1 $(BIN)/python -m pytest tests/e2e/test_hub_model.py
 
 # Each on its own machine-quiet minutes; results and charts go to bench/results.
 SCENARIOS ?= decode concurrency prefill prefix replicas wan routing overhead

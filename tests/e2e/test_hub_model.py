@@ -1,7 +1,7 @@
 """A chat model by its hub name on two machines: each downloads its own part, both answer.
 
 The hub is on loopback; the repository has the layout of the 0.5B model in the README, and less of
-everything.
+everything, unless SWARMD_FULL_SHAPE=1 asks for its real shape: a gigabyte (`make full-shape`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from swarmd.cli.local_swarm import LocalNode, free_port
 from swarmd.client import Client
 
 REPO = "Org/Chat-0.5B-Instruct"
-SHAPE = ChatShape(layers=8, hidden=224, heads=7, kv_heads=1, intermediate=608, vocab=2048)
+SMALLER = ChatShape(layers=8, hidden=224, heads=7, kv_heads=1, intermediate=608, vocab=2048)
+SHAPE = ChatShape() if os.environ.get("SWARMD_FULL_SHAPE") == "1" else SMALLER
 WEIGHTS = "model.safetensors"
-SPANS = ("0:4", "4:8")
+HALF = SHAPE.layers // 2
+SPANS = (f"0:{HALF}", f"{HALF}:{SHAPE.layers}")
 GAP = 16 << 10
 """Bytes between two tensors that are cheaper to take along than a request more."""
 MESSAGES = [
@@ -123,7 +125,11 @@ def test_each_machine_fetches_the_bytes_of_its_own_span(
 ) -> None:
     path = repo / WEIGHTS
     # Both need the embedding: the head is tied to it.
-    blocks = (r"model\.layers\.[0-3]\.", r"model\.layers\.[4-7]\.|model\.norm")
+    first, second = (
+        rf"model\.layers\.({'|'.join(map(str, layers))})\."
+        for layers in (range(HALF), range(HALF, SHAPE.layers))
+    )
+    blocks = (first, rf"{second}|model\.norm")
     for machine, own, others in zip(machines, blocks, blocks[::-1], strict=True):
         asked = machine.hub.ranges(WEIGHTS)
         assert len(machine.hub.bodies(WEIGHTS)) == len(asked), "a body was sent without a range"
@@ -246,7 +252,7 @@ def waiting_for_a_hub(repo: Path, root: Path, what: str) -> Iterator[LocalNode]:
             # Harmless faults of the requests before: the header's length, and the header.
             hub.cut("/lfs/", after=1 << 30, times=2)
         fault = hub.stall(SILENCES[what], after=0)
-        args = (REPO, "--blocks", "0:4", "--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
+        args = (REPO, "--blocks", SPANS[0], "--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
         env = {"HF_HUB_DOWNLOAD_TIMEOUT": "120"}
         node = start(args, root / "node", hub.environ(root / "home") | env)
         try:
