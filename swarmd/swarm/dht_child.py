@@ -54,7 +54,8 @@ RPC_TIMEOUT_S = 3.0
 LOOKUP_TIMEOUT_S = 4.0
 FIRST_JOIN_S = 3.0
 JOIN_TIMEOUT_S = 8.0
-TICK_S = 0.5
+GLANCE_TIMEOUT_S = 1.0
+TICK_S = 1.0
 LONELY_RETRY_S = (0.25, 4.0)
 MISSING_RETRY_S = 15.0
 _DICTIONARY_CODE = 0x50
@@ -306,7 +307,7 @@ class DirectoryPeer:
             if told != (addresses := _addresses(connected)):
                 met(told := addresses)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(TICK_S, patience)):
+                async with asyncio.timeout(TICK_S if here else min(TICK_S, patience)):
                     await self._new_peers.wait()
 
     async def _join_through(self, peers: Iterable[Any]) -> None:
@@ -348,6 +349,37 @@ class DirectoryPeer:
             if held is not None and isinstance(held.value, dict)
             for subkey, entry in held.value.items()
         )
+
+    async def glance(self, keys: Sequence[bytes]) -> Iterator[pb.DirectoryRecord]:
+        """Return the entries that one holder of each key has, without asking where it is this one.
+
+        Records are stored with all of their holders, and looking at one costs little; it may lack
+        what did not reach it. Raises TimeoutError, or LookupError for a holder that fails.
+        """
+        async with asyncio.timeout(GLANCE_TIMEOUT_S):
+            held = {key: await self._of_a_holder(DHTID.generate(source=key)) for key in keys}
+        return (
+            pb.DirectoryRecord(
+                key=key, subkey=subkey, value=_plain_bytes(entry.value), expires_at=entry[1]
+            )
+            for key, dictionary in held.items()
+            if isinstance(dictionary, DictionaryDHTValue)
+            for subkey, entry in dictionary.items()
+        )
+
+    async def _of_a_holder(self, key_id: DHTID) -> Any:
+        protocol, number = self._node.protocol, self._node.num_replicas
+        others = protocol.routing_table.get_nearest_neighbors(key_id, number)
+        distance = key_id.xor_distance(self._node.node_id)
+        if len(others) < number or distance < key_id.xor_distance(others[-1][0]):
+            found = protocol.storage.get(key_id)
+        else:
+            _, holder = random.choice(others)
+            answer = await protocol.call_find(holder, [key_id])
+            if answer is None:
+                raise LookupError(f"{holder} does not answer")
+            found, _ = answer[key_id]
+        return found.value if found else None
 
     async def wait_for_death(self) -> None:
         """Return when p2pd has ended: hivemind itself goes on as if it had not."""

@@ -18,8 +18,10 @@ from swarmd.swarm.pipe import read_message, write_message
 from swarmd.swarm.records import MODELS_KEY, SHARDS, model_key
 from swarmd.v1 import directory_pb2 as pb
 
-SURVEY_S = 0.5
-"""How often a survey that waits looks: a change is seen within this and a lookup."""
+GLANCE_S = 0.5
+"""How often a survey that waits looks at one holder of the records, and so sees what changes."""
+LOOKUP_S = 2.5
+"""How often it asks all around, as one holder may lack something."""
 MAX_WAIT_S = 60.0
 
 
@@ -33,7 +35,13 @@ class Peer(Protocol):
 
     async def store(self, records: Sequence[pb.DirectoryRecord]) -> list[bool]: ...
 
-    async def lookup(self, keys: Sequence[bytes]) -> Iterable[pb.DirectoryRecord]: ...
+    async def lookup(self, keys: Sequence[bytes]) -> Iterable[pb.DirectoryRecord]:
+        """Return the latest records under the keys, of all who may have some."""
+        ...
+
+    async def glance(self, keys: Sequence[bytes]) -> Iterable[pb.DirectoryRecord]:
+        """Return the records that one holder of each key has: this process, where it is one."""
+        ...
 
     def join(self, peers: Iterable[str]) -> None: ...
 
@@ -102,18 +110,19 @@ async def _answer_all(
     writer: asyncio.StreamWriter,
 ) -> None:
     await peer.wait_until_tried()
+    picture = Picture(peer)
     started = pb.DirectoryStarted(port=peer.port, addresses=await peer.addresses())
     _send(writer, pb.DirectoryReply(id=first.id, started=started))
 
     async def reply(command: pb.DirectoryCommand) -> None:
-        _send(writer, await answer(peer, command))
+        _send(writer, await answer(peer, picture, command))
 
     async with asyncio.TaskGroup() as group:
         while command := await _next_command(reader):
             group.create_task(reply(command))
 
 
-async def answer(peer: Peer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
+async def answer(peer: Peer, picture: Picture, command: pb.DirectoryCommand) -> pb.DirectoryReply:
     """Carry out one command; what goes wrong is in the reply."""
     reply = pb.DirectoryReply(id=command.id)
     try:
@@ -121,7 +130,7 @@ async def answer(peer: Peer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
             case "store":
                 reply.stored.stored.extend(await peer.store(command.store.records))
             case "survey":
-                reply.found.CopyFrom(await survey(peer, command.survey))
+                reply.found.CopyFrom(await picture.survey(command.survey))
             case "join":
                 peer.join(command.join.peers)
                 reply.joined.SetInParent()
@@ -132,38 +141,69 @@ async def answer(peer: Peer, command: pb.DirectoryCommand) -> pb.DirectoryReply:
     return reply
 
 
-async def survey(peer: Peer, order: pb.DirectorySurvey) -> pb.DirectoryFound:
-    """Look at everybody's announcements until they differ from what is known, or time is up.
+class Picture:
+    """Everybody's announcements, as the DHT has them."""
 
-    Waiting here, not in the node, leaves the node's event loop alone while nothing changes.
-    """
-    loop = asyncio.get_running_loop()
-    due = loop.time() + min(order.wait_s, MAX_WAIT_S)
-    keys: frozenset[bytes] = frozenset()
-    while True:
-        records, keys = await _everybody(peer, keys)
-        version = _version(records)
-        if version != order.known:
-            return pb.DirectoryFound(records=records, version=version, refused=peer.refused)
-        if loop.time() >= due:
-            return pb.DirectoryFound(version=version, refused=peer.refused)
-        await asyncio.sleep(SURVEY_S * random.uniform(0.8, 1.2))
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._records: dict[tuple[bytes, bytes], pb.DirectoryRecord] = {}
+        self._keys: frozenset[bytes] = frozenset()
+        """Those of the models that there are."""
+        self._due = 0.0
+        """When all around are asked again."""
 
+    async def survey(self, order: pb.DirectorySurvey) -> pb.DirectoryFound:
+        """Look at the announcements until they differ from what is known, or time is up.
 
-async def _everybody(
-    peer: Peer, keys: frozenset[bytes]
-) -> tuple[list[pb.DirectoryRecord], frozenset[bytes]]:
-    """Return the records of all models in order, and their keys, of which `keys` are a guess.
+        Waiting here, not in the node, leaves the node's event loop alone while nothing changes.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + min(order.wait_s, MAX_WAIT_S)
+        if not order.wait_s:
+            await self._look_up()  # who does not wait wants to know what is so now
+        while True:
+            records = await self._look()
+            version, refused = _version(records), self._peer.refused
+            if version != order.known:
+                return pb.DirectoryFound(records=records, version=version, refused=refused)
+            if loop.time() >= end:
+                return pb.DirectoryFound(version=version, refused=refused)
+            await asyncio.sleep(GLANCE_S * random.uniform(0.8, 1.2))
 
-    One lookup where the guess is right, which it is as long as no model comes or goes.
-    """
-    while True:
-        records = sorted(await peer.lookup([MODELS_KEY, *keys]), key=_place)
-        models = [record.subkey.hex() for record in records if record.key == MODELS_KEY]
-        found = frozenset(model_key(digest, shard) for digest in models for shard in range(SHARDS))
-        if found <= keys:
-            return [record for record in records if record.key in found], found
-        keys = found
+    async def _look(self) -> list[pb.DirectoryRecord]:
+        """Return the records of all models in order, having asked one holder, or all around."""
+        if asyncio.get_running_loop().time() >= self._due or not await self._glance():
+            await self._look_up()
+        places = sorted(place for place in self._records if place[0] in self._keys)
+        return [self._records[place] for place in places]
+
+    async def _glance(self) -> bool:
+        """Take over what a holder has that is newer; False if that was not all that is needed."""
+        try:
+            seen = await self._peer.glance([MODELS_KEY, *self._keys])
+        except (TimeoutError, LookupError):
+            return False
+        for record in seen:
+            held = self._records.get(_place(record))
+            if held is None or held.expires_at < record.expires_at:
+                self._records[_place(record)] = record
+        return self._models() <= self._keys
+
+    async def _look_up(self) -> None:
+        """Ask all around: once where no model has come, as then the keys are known."""
+        while True:
+            found = await self._peer.lookup([MODELS_KEY, *self._keys])
+            self._records = {_place(record): record for record in found}
+            if (keys := self._models()) <= self._keys:
+                break
+            self._keys = keys
+        self._keys = keys
+        self._due = asyncio.get_running_loop().time() + LOOKUP_S * random.uniform(0.8, 1.2)
+
+    def _models(self) -> frozenset[bytes]:
+        """Return the keys under which the nodes of the models are that have any."""
+        digests = [subkey.hex() for key, subkey in self._records if key == MODELS_KEY]
+        return frozenset(model_key(digest, shard) for digest in digests for shard in range(SHARDS))
 
 
 def _place(record: pb.DirectoryRecord) -> tuple[bytes, bytes]:

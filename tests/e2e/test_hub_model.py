@@ -252,7 +252,15 @@ def waiting_for_a_hub(repo: Path, root: Path, what: str) -> Iterator[LocalNode]:
             # Harmless faults of the requests before: the header's length, and the header.
             hub.cut("/lfs/", after=1 << 30, times=2)
         fault = hub.stall(SILENCES[what], after=0)
-        args = (REPO, "--blocks", SPANS[0], "--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
+        args = (
+            REPO,
+            "--blocks",
+            SPANS[0],
+            "--listen",
+            "127.0.0.1:0",
+            "--dht-listen",
+            "127.0.0.1:0",
+        )
         env = {"HF_HUB_DOWNLOAD_TIMEOUT": "120"}
         node = start(args, root / "node", hub.environ(root / "home") | env)
         try:
