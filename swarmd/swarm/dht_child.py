@@ -357,12 +357,13 @@ class DirectoryPeer:
         what did not reach it. Raises TimeoutError, or LookupError for a holder that fails.
         """
         async with asyncio.timeout(GLANCE_TIMEOUT_S):
-            held = {key: await self._of_a_holder(DHTID.generate(source=key)) for key in keys}
+            ids = [DHTID.generate(source=key) for key in keys]
+            found = await asyncio.gather(*map(self._of_a_holder, ids))
         return (
             pb.DirectoryRecord(
                 key=key, subkey=subkey, value=_plain_bytes(entry.value), expires_at=entry[1]
             )
-            for key, dictionary in held.items()
+            for key, dictionary in zip(keys, found, strict=True)
             if isinstance(dictionary, DictionaryDHTValue)
             for subkey, entry in dictionary.items()
         )

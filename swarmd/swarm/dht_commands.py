@@ -12,15 +12,15 @@ import shutil
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from swarmd.swarm.pipe import read_message, write_message
 from swarmd.swarm.records import MODELS_KEY, SHARDS, model_key
 from swarmd.v1 import directory_pb2 as pb
 
-GLANCE_S = 0.5
+GLANCE_S = 0.35
 """How often a survey that waits looks at one holder of the records, and so sees what changes."""
-LOOKUP_S = 2.5
+LOOKUP_S = 3.0
 """How often it asks all around, as one holder may lack something."""
 MAX_WAIT_S = 60.0
 
@@ -66,11 +66,18 @@ async def run(start: Start, descriptor: int) -> None:
         # A service manager signals the whole group; the parent still has to take its announcement
         # back through this process, and closes the socket when it is done.
         loop.add_signal_handler(number, lambda: None)
+    loop.set_exception_handler(_say)
     reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
     try:
         await serve(start, reader, writer)
     finally:
         writer.close()
+
+
+def _say(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say what went wrong in a task that nobody waits for; of a p2pd that died, its end says it."""
+    if not isinstance(context.get("exception"), ConnectionError | asyncio.IncompleteReadError):
+        loop.default_exception_handler(context)
 
 
 async def serve(start: Start, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
