@@ -1,6 +1,7 @@
 """What every verb does alike: options, output for people and for machines, errors, exit codes.
 
-0 is done, 1 a failure, 2 a mistake of the caller, 130 an interrupt, 141 a reader that went away.
+0 is done, 1 a failure, 2 a mistake of the caller, 130 an interrupt, 141 a reader that went away,
+128 + n signal n where it is not left to the system.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from swarmd.cli.endings import Terminated
 from swarmd.core.config import GRPC_PORT
 from swarmd.core.errors import SwarmdError, UsageError
 
@@ -71,8 +73,8 @@ def verb(function: Callable[P, int | None]) -> Callable[P, int | None]:
             # The interpreter flushes once more at exit, and must find somebody to write to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        except KeyboardInterrupt as told:
+            return told.code if isinstance(told, Terminated) else INTERRUPTED
 
     return run
 

@@ -5,7 +5,6 @@ The daemons are real ones (`swarmd.cli.local_swarm`), the model is the one in th
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shutil
 import sys
@@ -18,6 +17,7 @@ import typer
 
 import swarmd
 from swarmd.cli import console
+from swarmd.cli.endings import Terminated
 from swarmd.core.errors import SwarmdError
 
 if TYPE_CHECKING:
@@ -182,7 +182,11 @@ def _command() -> str:
 
 
 def _wait(nodes: LocalSwarm) -> None:
-    """Return when the last node has ended, or at an interrupt, which is the usual end."""
-    with contextlib.suppress(KeyboardInterrupt):
+    """Return when the last node has ended, or at Ctrl-C, which is the usual end."""
+    try:
         while any(node.alive for node in nodes.nodes):
             time.sleep(0.5)
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        pass

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
+from swarmd.cli import endings
 from swarmd.core.errors import SwarmdError
 
 _READY = re.compile(r"^serving .* at (\S+)", re.MULTILINE)
@@ -149,14 +150,15 @@ class LocalNode:
         """Start the same node again, with the same flags and state directory."""
         if self.alive:
             raise SwarmdError("the node still runs")
-        self.process = self._start()
+        with endings.held():
+            self.process = self._start()
 
 
 class LocalSwarm:
     """Nodes with the given spans of one model; a context manager that leaves nothing behind.
 
     `spans` are values of `--blocks`, one per node. All nodes are started at once; each knows the
-    addresses of the first two.
+    addresses of the first two. While it stands, signals end this process as `endings` says.
     """
 
     def __init__(
@@ -181,8 +183,14 @@ class LocalSwarm:
         self.directory = directory
         self.nodes: list[LocalNode] = []
         self._seeds = [f"127.0.0.1:{free_port()}" for _ in range(min(2, len(spans)))]
-        for span in spans:
-            self.add(span)
+        endings.begin()
+        self._stands = True
+        try:
+            for span in spans:
+                self.add(span)
+        except BaseException:
+            self.stop()
+            raise
 
     def add(
         self, span: str, *flags: str, model: str | None = None, prefix: Sequence[str] = ()
@@ -196,8 +204,9 @@ class LocalSwarm:
         if seeds:
             args += ["--peers", ",".join(seeds)]
         directory = self.directory / f"node{index}"
-        node = LocalNode(args, directory, self._env, prefix, self._launch)
-        self.nodes.append(node)
+        with endings.held():
+            node = LocalNode(args, directory, self._env, prefix, self._launch)
+            self.nodes.append(node)
         return node
 
     def wait_ready(self, timeout: float = 120.0) -> None:
@@ -225,12 +234,16 @@ class LocalSwarm:
 
     def stop(self) -> None:
         """End all processes and remove their files."""
-        for node in self.nodes:
-            node.signal(signal.SIGKILL)
-        for node in self.nodes:
-            node.process.wait()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        with endings.held():
+            for node in self.nodes:
+                node.signal(signal.SIGKILL)
+            for node in self.nodes:
+                node.process.wait()
+            if self._temporary is not None:
+                self._temporary.cleanup()
+            if self._stands:
+                self._stands = False
+                endings.end()
 
     def __enter__(self) -> LocalSwarm:
         return self

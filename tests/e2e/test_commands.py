@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from command_line import PATIENCE_S, swarmd
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -334,7 +335,7 @@ def test_systemd_hears_of_readiness_life_and_the_end(model_dir: Path, tmp_path: 
 # -- the demo --------------------------------------------------------------------------------------
 
 
-def test_the_demo_holds_and_its_swarm_stays_as_long_as_it_is_wanted() -> None:
+def test_the_demo_holds_and_its_swarm_stays_until_it_is_told_to_end() -> None:
     command = (sys.executable, "-m", "swarmd.cli.main", "demo", "--json", "--keep")
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as demo:
@@ -345,8 +346,11 @@ def test_the_demo_holds_and_its_swarm_stays_as_long_as_it_is_wanted() -> None:
             told = next(line for line in demo.stderr if "swarmd status --node" in line)
             seen = json.loads(swarmd(*told.split()[1:], "--json").out)
             assert seen["models"][0]["missing"] == []
-            demo.send_signal(signal.SIGINT)
-            assert demo.wait(PATIENCE_S) == 0
+            daemons = psutil.Process(demo.pid).children()
+            states = [Path(daemon.cmdline()[-1]) for daemon in daemons]
+            assert [state.is_dir() for state in states] == [True] * 3
+            demo.send_signal(signal.SIGTERM)
+            assert demo.wait(PATIENCE_S) == 128 + signal.SIGTERM
         finally:
             demo.kill()
     assert shown["held"] is True
@@ -354,5 +358,7 @@ def test_the_demo_holds_and_its_swarm_stays_as_long_as_it_is_wanted() -> None:
     assert shown["disturbed"]["text"] == shown["undisturbed"]["text"]
     assert shown["disturbed"]["repairs"] >= 1
     assert shown["killed_pid"] not in {hop["pid"] for hop in shown["disturbed"]["route"]}
-    with pytest.raises(ProcessLookupError):
-        os.kill(shown["killed_pid"], 0)
+    for pid in (shown["killed_pid"], *(daemon.pid for daemon in daemons)):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not any(state.exists() for state in states)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swarmd.cli import console
+from swarmd.cli import console, endings
 from swarmd.cli.bench.settings import Settings, counts
 from swarmd.core.errors import SwarmdError, UsageError
 from swarmd.core.options import did_you_mean
@@ -114,7 +114,7 @@ def _run(
 
     _need("psutil", "torch")
     about = circumstances()
-    with Steps(scenario, quiet=as_json) as steps:
+    with Steps(scenario, quiet=as_json) as steps, endings.in_order():
         run = Run(settings, steps)
         run.look()
         report: Report = measure(run)
