@@ -25,6 +25,7 @@ The transport's view of these (gRPC status codes) is `swarmd.wire.status`'s busi
            . NodeLoading         a node that answers, but loads its model: `retry_after_s`
          . WrongModel            the peer serves other weights than announced
       . HubError                the model hub refused or cannot be reached
+         . HubRefused            no such model or revision, or no right to it: a UsageError too
       . DirectoryError          the DHT (or its process) cannot be reached
 """
 
@@ -138,6 +139,10 @@ class WrongModel(PeerError):
 
 class HubError(SwarmdError):
     """The model hub refused the request or cannot be reached."""
+
+
+class HubRefused(HubError, UsageError):
+    """The hub has no such model, revision or file, or does not give it to this user."""
 
 
 class DirectoryError(SwarmdError):

@@ -20,7 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 
 from swarmd import __version__
-from swarmd.core.errors import HubError
+from swarmd.core.errors import HubError, HubRefused
 from swarmd.engine.hub_settings import HubSettings
 from swarmd.engine.retry import (
     DEFAULT_RETRY,
@@ -231,33 +231,38 @@ class HubClient:
         if status < 400:
             return
         error = explain(self.repo, self.settings, status, response.headers, what)
+        from_hub = self._is_hub(str(response.request.url))
         # A content network refuses an address that has expired; the hub gives out a new one.
-        expired = status == 403 and not self._is_hub(str(response.request.url))
+        expired = status == 403 and not from_hub
         if status in (408, 425, 429) or status >= 500 or expired:
             raise TransientError(error, retry_after(response.headers, time.time()))
-        raise error
+        # Whether there is such a model, only the hub can say.
+        raise error if from_hub else HubError(str(error))
 
 
 def explain(
     repo: str, settings: HubSettings, status: int, headers: Mapping[str, str], what: str
 ) -> HubError:
-    """The error for an HTTP status: what was asked, what it means, what to do next."""
+    """The error for an HTTP status: what was asked, what it means, what to do next.
+
+    HubRefused if the same question will get the same answer.
+    """
     endpoint = settings.endpoint
     code = headers.get("x-error-code", "")
     token = f"set HF_TOKEN to a token that may read it ({endpoint}/settings/tokens)"
     if settings.token:
         token = "check that the token in HF_TOKEN is valid and may read it"
     if code == "GatedRepo":
-        return HubError(f"{repo} is gated: accept its terms at {endpoint}/{repo}, then {token}")
+        return HubRefused(f"{repo} is gated: accept its terms at {endpoint}/{repo}, then {token}")
     if status in (401, 403):
-        return HubError(
+        return HubRefused(
             f"{endpoint} refuses access to {repo} ({status}): there is no such model, or it is "
             f"private; check the name, and {token}"
         )
     if code == "RevisionNotFound":
-        return HubError(f"{repo} on {endpoint} has no {what}: check --revision")
+        return HubRefused(f"{repo} on {endpoint} has no {what}: check --revision")
     if status == 404:
-        return HubError(f"{repo} ({what}) was not found on {endpoint} (404): check the name")
+        return HubRefused(f"{repo} ({what}) was not found on {endpoint} (404): check the name")
     if status == 429:
         wait = retry_after(headers, time.time())
         when = "later" if wait is None else f"in {wait:.0f} s"

@@ -47,6 +47,7 @@ CODES: dict[type[SwarmdError], grpc.StatusCode] = {
     errors.NodeLoading: _Code.UNAVAILABLE,
     errors.WrongModel: _Code.FAILED_PRECONDITION,
     errors.HubError: _Code.UNAVAILABLE,
+    errors.HubRefused: _Code.FAILED_PRECONDITION,
     errors.DirectoryError: _Code.UNAVAILABLE,
 }
 """One code per class; a test walks the tree."""

@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer
 from scripted_node import ScriptedNode, serving, token, whole
 from without_extras import BLOCKER
 
@@ -97,21 +98,31 @@ async def test_help_imports_neither_grpc_nor_rich() -> None:
     assert "generate" in out
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub that has no models; the environment points at it."""
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer() as server:
+        for name, value in server.environ(tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
 @pytest.mark.parametrize(
-    ("model", "code", "complaint"),
+    ("model", "reached", "code", "complaint"),
     [
-        ("./no/such/directory", 2, "is neither a directory on this machine nor a model's name on"),
-        ("Qwen/Qwen2.5-0.5B-Instuct", 1, "is no directory here, .* was never opened .* refused"),
-        ("{empty}", 2, "has no config.json"),
+        ("./no/directory", False, 2, "is neither a directory on this machine nor a model's name"),
+        ("Org/Modle", False, 1, "is no directory here, .* was never opened .* refused"),
+        ("Org/Modle", True, 2, "refuses access to Org/Modle .*check the name"),
+        ("{empty}", False, 2, "has no config.json"),
     ],
 )
 async def test_a_slip_in_the_model_is_told_without_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, code: int, complaint: str
+    tmp_path: Path, hub: HubServer, model: str, reached: bool, code: int, complaint: str
 ) -> None:
-    # No hub listens there: on loopback the refusal comes at once.
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    if not reached:
+        hub.stop()  # on loopback the refusal comes at once
     flags = ("--listen", "127.0.0.1:0", "--dht-listen", "127.0.0.1:0")
     line = ("serve", model.format(empty=tmp_path), *flags, "--state-dir", str(tmp_path / "state"))
     probe = report_of("torch", "transformers", "grpc", "huggingface_hub")

@@ -230,7 +230,7 @@ def test_models_that_cannot_be_had_are_named(tmp_path: Path) -> None:
         absent = pool.submit(attempt, "Org/None-Such")
         unsplittable = pool.submit(attempt, "Org/Encoder")
         offline = pool.submit(attempt, "Org/Private", HF_HUB_OFFLINE="1")
-        assert absent.result().code == 1
+        assert absent.result().code == 2
         assert "there is no such model, or it is private" in absent.result().error
         assert unsplittable.result().code == 2
         assert "'t5'" in unsplittable.result().error

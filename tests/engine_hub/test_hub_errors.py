@@ -11,7 +11,7 @@ from chat_repo import write_chat_repo
 from fetching import REPO, WEIGHTS, Waits, assert_same, blocks, bytes_of, open_exact
 from hub_server import HubServer
 
-from swarmd.core.errors import HubError, ModelError, WeightsError
+from swarmd.core.errors import HubError, HubRefused, ModelError, UsageError, WeightsError
 from swarmd.engine.checkpoint import open_checkpoint
 from swarmd.engine.hub_client import HubClient, _redirected
 from swarmd.engine.hub_settings import HubSettings
@@ -21,14 +21,14 @@ TOKEN = "hf_secret"
 
 def test_without_a_token_a_private_model_says_to_set_one(hub: HubServer) -> None:
     hub.token = TOKEN
-    with pytest.raises(HubError, match=rf"{REPO} \(401\).*set HF_TOKEN"):
+    with pytest.raises(HubRefused, match=rf"{REPO} \(401\).*set HF_TOKEN"):
         open_checkpoint(REPO)
 
 
 def test_a_wrong_token_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.token = TOKEN
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(HubError, match="check that the token in HF_TOKEN is valid"):
+    with pytest.raises(HubRefused, match="check that the token in HF_TOKEN is valid"):
         open_checkpoint(REPO)
 
 
@@ -55,15 +55,35 @@ def test_a_token_opens_it_and_never_leaves_the_hub(
 def test_a_gated_model_says_where_to_accept_its_terms(hub: HubServer) -> None:
     hub.token = TOKEN
     hub.gated.add(REPO)
-    with pytest.raises(HubError, match=rf"{REPO} is gated: accept its terms at http.*HF_TOKEN"):
+    with pytest.raises(HubRefused, match=rf"{REPO} is gated: accept its terms at http.*HF_TOKEN"):
         open_checkpoint(REPO)
 
 
 def test_an_unknown_model_and_revision_are_named(hub: HubServer) -> None:
-    with pytest.raises(HubError, match=r"refuses access to Org/Nothing.*check the name"):
+    with pytest.raises(HubRefused, match=r"refuses access to Org/Nothing.*check the name"):
         open_checkpoint("Org/Nothing")
-    with pytest.raises(HubError, match="no revision 'v9': check --revision"):
+    with pytest.raises(HubRefused, match="no revision 'v9': check --revision"):
         open_checkpoint(REPO, revision="v9")
+    hub.fail("/api/", 404)
+    with pytest.raises(HubRefused, match=r"was not found on http.* \(404\): check the name"):
+        open_checkpoint(REPO)
+
+
+@pytest.mark.parametrize("status", [400, 408, 429, 500, 503])
+def test_what_may_pass_is_no_mistake_of_the_user(hub: HubServer, status: int) -> None:
+    """A service manager starts the node again after these, and not after a mistake."""
+    hub.fail("/api/", status, times=99)
+    with pytest.raises(HubError, match=str(status)) as failed:
+        open_exact(REPO, Waits())
+    assert not isinstance(failed.value, UsageError)
+
+
+def test_only_the_hub_can_say_that_a_model_is_not_there(hub: HubServer) -> None:
+    checkpoint = open_exact(REPO)
+    hub.fail("/lfs/", 404)
+    with pytest.raises(HubError, match="404") as failed:
+        checkpoint.fetch(blocks(checkpoint, 0, 1))
+    assert not isinstance(failed.value, UsageError)
 
 
 def test_a_revision_is_honoured(hub: HubServer, tmp_path: Path) -> None:

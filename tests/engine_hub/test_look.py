@@ -9,7 +9,7 @@ import pytest
 from fetching import REPO, WEIGHTS, open_exact
 from hub_server import HubServer
 
-from swarmd.core.errors import HubError, ModelError
+from swarmd.core.errors import HubError, HubRefused, ModelError
 from swarmd.engine import look
 from swarmd.engine.look import look_for
 
@@ -23,9 +23,9 @@ def test_what_is_there_is_found_and_nothing_of_it_downloaded(
 
 
 def test_a_name_that_the_hub_does_not_know_is_told(hub: HubServer) -> None:
-    with pytest.raises(HubError, match=r"refuses access to Org/Nothing.*check the name"):
+    with pytest.raises(HubRefused, match=r"refuses access to Org/Nothing.*check the name"):
         look_for("Org/Nothing")
-    with pytest.raises(HubError, match="no revision 'v9': check --revision"):
+    with pytest.raises(HubRefused, match="no revision 'v9': check --revision"):
         look_for(REPO, "v9")
 
 
