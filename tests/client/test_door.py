@@ -10,6 +10,7 @@ from scripted_node import ScriptedNode, serving
 from without_extras import BLOCKER
 
 import swarmd
+from swarmd.core import errors
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,6 +25,19 @@ def test_all_names_what_is_there() -> None:
     for name in swarmd.__all__:
         assert getattr(swarmd, name) is not None
     assert not hasattr(swarmd, "torch")
+
+
+def test_every_error_can_be_caught_by_its_name_at_the_door() -> None:
+    """All of them: whatever a node raises, its clients meet as the same class."""
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.SwarmdError)
+    ]
+    assert len(kinds) > 20
+    for kind in kinds:
+        assert kind.__name__ in swarmd.__all__, kind
+        assert getattr(swarmd, kind.__name__) is kind
 
 
 def test_importing_the_door_brings_in_nothing_heavy() -> None:
