@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import MISSING, Field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -25,6 +25,9 @@ from swarmd.cli.progress import LoadProgress
 from swarmd.core import options
 from swarmd.core.config import KEYS, NodeConfig, env_name, flag_name, load_config
 from swarmd.core.errors import SwarmdError
+
+if TYPE_CHECKING:
+    from swarmd.node.ready import Ready
 
 log = logging.getLogger("swarmd.serve")
 
@@ -43,11 +46,11 @@ def serve(config: Path | None = None, as_json: bool = False, **flags: Any) -> in
         log.warning(warning)
     progress = LoadProgress()
 
-    def say(line: str) -> None:
+    def say(ready: Ready) -> None:
         if as_json:
-            console.print_json({"event": "serving", "message": line})
+            console.print_json(ready.as_dict())
         else:
-            print(line, flush=True)
+            print(ready, flush=True)
 
     with cleared(settings), closing(progress):
         return int(_daemon(settings).run(settings, say=say, progress=progress))

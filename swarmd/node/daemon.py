@@ -22,7 +22,6 @@ from swarmd.core.errors import SwarmdError
 from swarmd.engine.stage import Stage
 from swarmd.node import loading, preemption, starvation
 from swarmd.node.background import in_background
-from swarmd.node.describe import ready_line
 from swarmd.node.inference import InferenceService, Parts
 from swarmd.node.life import Life
 from swarmd.node.lifecycle import Event, State
@@ -33,6 +32,7 @@ from swarmd.node.metrics import show_metrics
 from swarmd.node.metrics_door import MetricsDoor
 from swarmd.node.moves import Moves
 from swarmd.node.notices import Notice
+from swarmd.node.ready import Ready, ready_of
 from swarmd.node.server import Server
 from swarmd.node.service import Service
 from swarmd.node.systemd import Notifier
@@ -49,12 +49,12 @@ STOP_GRACE_S = 1.0
 def run(
     config: NodeConfig,
     *,
-    say: Callable[[str], None] = print,
+    say: Callable[[Ready], None] = print,
     progress: Progress | None = None,
 ) -> int:
     """Run a node until it is told to stop; returns the exit code.
 
-    `say` gets the line that says that it serves; `progress` what loading has done. Raises
+    `say` gets what is to be said when it serves; `progress` what loading has done. Raises
     SwarmdError when the node cannot start.
     """
     logging.basicConfig(
@@ -68,7 +68,7 @@ class Node:
     """One daemon."""
 
     def __init__(
-        self, config: NodeConfig, say: Callable[[str], None], progress: Progress | None
+        self, config: NodeConfig, say: Callable[[Ready], None], progress: Progress | None
     ) -> None:
         self._config = config
         self._say = say
@@ -172,9 +172,9 @@ class Node:
         parts = service.parts(lambda: self._life.accepts, lambda: self._life.serves)
         inference.parts = parts
         await self._server.serving(True)
-        line = ready_line(service.stage, membership.address, presence.view)
-        self._say(line)
-        self._notifier.ready(line)
+        ready = ready_of(service.stage, membership)
+        self._say(ready)
+        self._notifier.ready(str(ready))
         self._spawn(self._notifier.keep_alive(lambda: service.is_alive))
         if membership.moves:
             self._spawn(moves.keep_watch())

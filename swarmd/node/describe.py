@@ -1,4 +1,4 @@
-"""What a node says of itself: its announcement as of the moment, and the line when it serves."""
+"""What a node says of itself to others: its announcement as of the moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from swarmd.core.span import Span
 from swarmd.engine.stage import Stage
 from swarmd.node.executor import Executor
 from swarmd.node.host import StageHost
-from swarmd.swarm.view import View
 
 RATE_WINDOW_S = 10.0
 LATE_STEP_S = 0.01
@@ -123,23 +122,3 @@ class Description:
             replay_exact=self._stage.replay_exact,
             ragged=self._stage.ragged,
         )
-
-
-def ready_line(stage: Stage, address: str, view: View) -> str:
-    """Return the line that says that a node serves, and what."""
-    info = stage.info
-    covered = sum(count > 0 for count in view.replicas(info.digest))
-    peers = len(view.of_model(info.digest)) - 1
-    budget, per_token = stage.budget.total_bytes, stage.kv_bytes_per_token
-    room = f"{budget // per_token:,} tokens" if per_token else "sessions of any length"
-    return (
-        f"serving {info.name} blocks {stage.span} of {info.num_blocks} at {address} "
-        f"({str(stage.dtype).removeprefix('torch.')} on {stage.device}, "
-        f"KV {_short_size(budget)} = {room}); "
-        f"{peers} other {'peer' if peers == 1 else 'peers'}, "
-        f"{covered} of {info.num_blocks} blocks covered"
-    )
-
-
-def _short_size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

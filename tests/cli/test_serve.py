@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,29 @@ from swarmd.cli.progress import LoadProgress
 from swarmd.cli.serve import log_to_stderr
 from swarmd.core.config import KEYS, NodeConfig, flag_name, load_config
 from swarmd.core.errors import ModelError
+from swarmd.core.span import Span
 from swarmd.node import preflight
+from swarmd.node.ready import Ready
+
+READY = Ready(
+    model="toy",
+    digest="d" * 64,
+    blocks=Span(2, 5),
+    num_blocks=8,
+    address="127.0.0.1:7420",
+    peer="a" * 40,
+    directory=("/ip4/127.0.0.1/tcp/7421/p2p/x",),
+    dtype="float32",
+    device="cpu",
+    kv_bytes=64 << 20,
+    kv_tokens=5_000,
+    peers=1,
+    covered_blocks=6,
+)
+LINE = (
+    "serving toy blocks 2:5 of 8 at 127.0.0.1:7420 (float32 on cpu, KV 64.0 MiB = 5,000 tokens); "
+    "1 other peer, 6 of 8 blocks covered"
+)
 
 
 @dataclass
@@ -32,13 +54,13 @@ class Daemon:
     code: int = 0
 
     def run(
-        self, config: NodeConfig, *, say: Callable[[str], None], progress: Callable[..., None]
+        self, config: NodeConfig, *, say: Callable[[Ready], None], progress: Callable[..., None]
     ) -> int:
         self.configs.append(config)
         if self.error is not None:
             raise self.error
         progress(1, 2, "weights")
-        say("serving toy")
+        say(READY)
         return self.code
 
 
@@ -110,10 +132,34 @@ def test_the_ready_line_and_the_code_are_the_daemons(
 ) -> None:
     daemon.code = 3
     assert run(["serve", "m"]) == 3
-    assert capsys.readouterr().out == "serving toy\n"
+    assert capsys.readouterr().out == LINE + "\n"
     assert run(["serve", "m", "--json"]) == 3
-    out = capsys.readouterr().out
-    assert json.loads(out) == {"event": "serving", "message": "serving toy"}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "event": "serving",
+        "message": LINE,
+        "model": "toy",
+        "digest": "d" * 64,
+        "blocks": "2:5",
+        "start": 2,
+        "end": 5,
+        "num_blocks": 8,
+        "address": "127.0.0.1:7420",
+        "peer": "a" * 40,
+        "directory": ["/ip4/127.0.0.1/tcp/7421/p2p/x"],
+        "dtype": "float32",
+        "device": "cpu",
+        "kv_bytes": 64 << 20,
+        "kv_tokens": 5000,
+        "peers": 1,
+        "covered_blocks": 6,
+    }
+
+
+def test_a_model_without_kv_per_token_has_room_for_sessions_of_any_length() -> None:
+    assert "KV 2.0 GiB = sessions of any length" in str(
+        replace(READY, kv_bytes=2 << 30, kv_tokens=None)
+    )
 
 
 def test_a_node_that_cannot_start_says_why(

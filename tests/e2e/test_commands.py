@@ -315,7 +315,14 @@ def test_systemd_hears_of_readiness_life_and_the_end(model_dir: Path, tmp_path: 
             assert any(re.fullmatch(r"STATUS=load blocks 0:2: \d+ %", line) for line in told)
             assert ready[1].startswith("STATUS=serving demo_model blocks 0:2 of 8 at localhost:")
             said = next(json.loads(line) for line in node.log().splitlines() if line[0] == "{")
-            assert said == {"event": "serving", "message": ready[1].removeprefix("STATUS=")}
+            line = ready[1].removeprefix("STATUS=")
+            assert (said["event"], said["message"]) == ("serving", line)
+            assert f" at {said['address']} " in line
+            assert (said["start"], said["end"], said["covered_blocks"]) == (0, 2, 2)
+            assert f" = {said['kv_tokens']:,} tokens" in line
+            assert re.fullmatch("[0-9a-f]{40}", said["peer"])
+            assert re.fullmatch("[0-9a-f]{64}", said["digest"])
+            assert said["directory"]
             assert heard.recv(4096) == b"WATCHDOG=1"
             assert heard.recv(4096) == b"WATCHDOG=1"
             # A swarm that is not whole yet: who asks is told what is missing.
