@@ -23,7 +23,7 @@ def circumstances() -> dict[str, object]:
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
-        "command": " ".join(["swarmd", *sys.argv[1:]]),
+        "command": " ".join([_called(Path(sys.argv[0])), *sys.argv[1:]]),
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
@@ -35,6 +35,11 @@ def circumstances() -> dict[str, object]:
         "versions": {"swarmd": swarmd.__version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
     }
+
+
+def _called(script: Path) -> str:
+    """How this command is called: the scripts in bench/ as from the top of the tree."""
+    return f"python bench/{script.name}" if script.resolve().parent.name == "bench" else "swarmd"
 
 
 def _cpu() -> str:
