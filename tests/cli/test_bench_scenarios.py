@@ -25,7 +25,7 @@ def bench(tmp_path: Path, *line: str) -> dict[str, Any]:
     path = tmp_path / "out.json"
     assert run(["bench", *line, "--allow-busy", "--output", str(path)]) == 0
     record: dict[str, Any] = json.loads(path.read_text())
-    assert {*ABOUT, *FOUND, "tokens_equal", "notes"} == record.keys()
+    assert {*ABOUT, *FOUND, "tokens_equal", "bars", "notes"} == record.keys()
     assert record["machine"].keys() == MACHINE
     assert record["tokens_equal"] is True
     return record

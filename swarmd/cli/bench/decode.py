@@ -11,7 +11,7 @@ from swarmd.cli.bench import baselines, memory, models
 from swarmd.cli.bench.baselines import ratio
 from swarmd.cli.bench.crowd import medians
 from swarmd.cli.bench.lab import Ids, Lab, Prompts
-from swarmd.cli.bench.report import Column, Report, compare
+from swarmd.cli.bench.report import Bar, Column, Report, Row, compare
 from swarmd.cli.bench.run import Run
 from swarmd.cli.bench.settings import Settings
 from swarmd.cli.local_swarm import LocalSwarm
@@ -31,6 +31,20 @@ COLUMNS = (
 )
 
 
+_ASKED_OF = ("model", "dtype", "stages", "threads")
+
+
+def bars(settings: Settings, row: Row) -> list[Bar]:
+    """Return what is asked of the figures; of no others than those of the usual model and nodes."""
+    if any(getattr(settings, name) != getattr(DEFAULTS, name) for name in _ASKED_OF):
+        return []
+    against, cpu = row.get("ratio_to_generate"), row.get("own_cpu_ms")
+    return [
+        Bar("tokens/s against transformers.generate", against, at_least=0.98),
+        Bar("CPU ms per token and hop besides the forward", cpu, at_most=1.5),
+    ]
+
+
 def run(run: Run) -> Report:
     """Measure the swarm, then one process."""
     settings = run.settings
@@ -45,6 +59,7 @@ def run(run: Run) -> Report:
         report.rows[0] |= memory.figures()
     if settings.baselines and ids:
         _baseline(run, report, model, prompts, ids[0])
+    report.bars = bars(settings, report.rows[0] if report.rows else {})
     return report
 
 

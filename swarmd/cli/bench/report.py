@@ -1,4 +1,4 @@
-"""What a scenario found: rows, baselines, compared tokens; as one JSON object.
+"""What a scenario found: rows, baselines, compared tokens, bars; as one JSON object.
 
 How a table or a chart looks is `table`'s and `chart`'s.
 """
@@ -66,6 +66,31 @@ class Comparison:
         return self.equal == self.sessions or not self.must_hold
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure against what is asked of it."""
+
+    what: str
+    value: Value
+    """None: not measured, and so not met."""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is between its limits."""
+        if not isinstance(self.value, int | float):
+            return False
+        high_enough = self.at_least is None or self.value >= self.at_least
+        return high_enough and (self.at_most is None or self.value <= self.at_most)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON object, with those limits that there are."""
+        limits = {"at_least": self.at_least, "at_most": self.at_most}
+        there = {name: limit for name, limit in limits.items() if limit is not None}
+        return {"what": self.what, "value": _short(self.value), **there, "met": self.met}
+
+
 Ids = Sequence[int]
 
 
@@ -103,6 +128,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     chart: Chart | None = None
     skipped: str = ""
@@ -111,6 +137,10 @@ class Report:
     @property
     def tokens_equal(self) -> bool:
         return all(comparison.held for comparison in self.comparisons)
+
+    @property
+    def missed(self) -> list[Bar]:
+        return [bar for bar in self.bars if not bar.met]
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON object; figures with six digits."""
@@ -126,6 +156,7 @@ class Report:
             },
             "comparisons": [asdict(c) for c in self.comparisons],
             "tokens_equal": self.tokens_equal,
+            "bars": [bar.as_dict() for bar in self.bars],
             "notes": self.notes,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swarmd.cli.bench.report import Baseline, Column, Comparison, Report, Row, Value
+from swarmd.cli.bench.report import Bar, Baseline, Column, Comparison, Report, Row, Value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,18 @@ def lines(report: Report) -> list[str]:
     if report.skipped:
         return [f"skipped: {report.skipped}"]
     missing = [_unavailable(b) for b in report.baselines if b.unavailable]
-    return [*map(_compared, report.comparisons), *missing, *report.notes]
+    judged = map(judgement, report.bars)
+    return [*map(_compared, report.comparisons), *missing, *judged, *report.notes]
+
+
+def judgement(bar: Bar) -> str:
+    """Return a figure, what is asked of it, and whether it is that."""
+    limits = (("at least", bar.at_least), ("at most", bar.at_most))
+    asked = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+    if bar.value is None:
+        return f"{bar.what}: asked {asked}, not measured"
+    value = _cell(bar.value, ".3f")
+    return f"{bar.what}: {value}, asked {asked}: {'met' if bar.met else 'MISSED'}"
 
 
 def _figure_per_line(table: Table, report: Report) -> None:

@@ -72,6 +72,9 @@ def bench(
     allow_busy: Annotated[
         bool, typer.Option("--allow-busy", help="Report from a busy machine, marked as such.")
     ] = False,
+    enforce: Annotated[
+        bool, typer.Option("--enforce", help="Fail if a bar is missed (decode has some).")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="JSON file to write; default bench/results/SCENARIO.json.")
     ] = None,
@@ -103,14 +106,23 @@ def bench(
         allow_busy=allow_busy,
         **{name: value for name, value in given.items() if value is not None},
     )
-    return _run(scenario, module.run, settings, output, as_json)
+    if enforce and not (hasattr(module, "bars") and module.bars(settings, {})):
+        raise UsageError(f"--enforce: {scenario} has no bars, or none with these settings")
+    return _run(scenario, module.run, settings, output, as_json, enforce=enforce)
 
 
 def _run(
-    scenario: str, measure: Any, settings: Settings, output: Path | None, as_json: bool
+    scenario: str,
+    measure: Any,
+    settings: Settings,
+    output: Path | None,
+    as_json: bool,
+    *,
+    enforce: bool = False,
 ) -> int:
     from swarmd.cli.bench.machine import circumstances
     from swarmd.cli.bench.run import Run, Steps
+    from swarmd.cli.bench.table import judgement
 
     _need("psutil", "torch")
     about = circumstances()
@@ -125,6 +137,8 @@ def _run(
     _show(report, record, as_json)
     if not report.tokens_equal:
         raise SwarmdError("the swarm's tokens are not what they are without the crowd: see above")
+    if enforce and report.missed:
+        raise SwarmdError("; ".join(map(judgement, report.missed)))
     return 0
 
 
