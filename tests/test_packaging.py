@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import email
+import email.message
 import os
 import re
 import shutil
@@ -55,14 +55,31 @@ def test_it_holds_the_package_and_the_demo_model_and_nothing_else(wheel: Path) -
     }
     assert {"swarmd/py.typed", "swarmd/demo_model/model.safetensors"} <= expected
     assert names - info == expected
-    assert any(name.endswith("licenses/LICENSE") for name in info)
     assert wheel.stat().st_size < MAX_BYTES
 
 
-def test_it_asks_for_little_unless_a_node_is_wanted(wheel: Path) -> None:
+def metadata_of(wheel: Path) -> email.message.Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-        about = email.message_from_bytes(archive.read(name))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_it_carries_the_licences_of_the_code_and_of_the_demo_model(wheel: Path) -> None:
+    about = metadata_of(wheel)
+    assert about["License-Expression"] == "Apache-2.0 AND PSF-2.0"
+    texts = {
+        "LICENSE": "Apache License",
+        "swarmd/demo_model/LICENSE": "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
+    }
+    assert set(about.get_all("License-File") or ()) == texts.keys()
+    with zipfile.ZipFile(wheel) as archive:
+        for file, words in texts.items():
+            (name,) = (n for n in archive.namelist() if n.endswith(f".dist-info/licenses/{file}"))
+            assert words in archive.read(name).decode()
+
+
+def test_it_asks_for_little_unless_a_node_is_wanted(wheel: Path) -> None:
+    about = metadata_of(wheel)
     needs = about.get_all("Requires-Dist") or []
     assert {distribution(need) for need in needs if "extra ==" not in need} == BASE
     node = {distribution(need) for need in needs if re.search(r"extra == .node.", need)}
