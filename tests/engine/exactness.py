@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +57,7 @@ class Case:
 def case(architecture: Architecture, device: str = "cpu") -> Case:
     """Build, save and run the reference; the last two are kept for the tests that follow."""
     model = architecture.build()
-    directory = Path(tempfile.mkdtemp(prefix="swarmd-test-")) / str(architecture)
+    directory = Path(tempfile.mkdtemp(prefix="swarmd-test-"))
     model.save_pretrained(directory)
     prompts = torch.randint(
         2, VOCAB, (SESSIONS, PROMPT), generator=torch.Generator().manual_seed(1)
@@ -68,7 +70,9 @@ def case(architecture: Architecture, device: str = "cpu") -> Case:
         return_dict_in_generate=True,
     )
     logits = torch.stack(made.logits, dim=1).float().cpu()
-    return Case(DirectorySource(directory), made.sequences.tolist(), logits, device=device)
+    found = Case(DirectorySource(directory), made.sequences.tolist(), logits, device=device)
+    weakref.finalize(found, shutil.rmtree, directory)
+    return found
 
 
 class Session:
