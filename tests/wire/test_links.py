@@ -207,7 +207,7 @@ async def test_a_dialler_that_is_writing_still_gets_all_that_a_leaving_node_sent
 
 
 async def test_who_never_ends_a_link_is_left_behind() -> None:
-    hasty = LinkSettings(heartbeat=0.1, timeout=5.0, handshake=0.3)
+    hasty = LinkSettings(heartbeat=0.1, timeout=5.0, handshake=1.0)
     goodbye = pb.Frame(goodbye=pb.Goodbye())
     async with Node(A, {}, hasty) as a, stranger(a, hello(B), goodbye):
         assert "did not end the link in time" in await a.handler.loss_of(B)
