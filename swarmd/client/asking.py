@@ -12,12 +12,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from swarmd.client.resume import another_node_may_do, loading_wait
-from swarmd.core.errors import PeerUnreachable, SwarmdError
+from swarmd.core.errors import DeadlineExceeded, PeerUnreachable, SwarmdError
 
 T = TypeVar("T")
 
 LEAST_S = 0.1
 """With less time left than that it is not worth asking again."""
+NO_NEWS_S = 1.0
+"""Who was asked with less time left than that, and was still silent at its end, has told nothing
+new: what all of them said before holds."""
 
 logger = logging.getLogger("swarmd.client")
 
@@ -36,12 +39,16 @@ async def ask_each(
     """
     began = time.monotonic()
     level = logging.INFO
+    refusal: SwarmdError | None = None
     while True:
         failed: list[SwarmdError] = []
+        no_news = until - time.monotonic() < NO_NEWS_S
         for address in addresses():
             try:
                 return await ask(address)
             except SwarmdError as error:
+                if refusal and no_news and isinstance(error, DeadlineExceeded):
+                    raise _waited_for(refusal, began) from error
                 if not another_node_may_do(error):
                     raise
                 failed.append(error)
@@ -50,11 +57,15 @@ async def ask_each(
         if wait is None:
             raise refusal
         if until - now < LEAST_S:
-            refusal.add_note(f"{now - began:.3g} s were waited for it")
-            raise refusal
+            raise _waited_for(refusal, began)
         logger.log(level, "waits for a node that is loading: %s", refusal)
         level = logging.DEBUG
         await pause(min(wait, (until - now) / 2))
+
+
+def _waited_for(refusal: SwarmdError, began: float) -> SwarmdError:
+    refusal.add_note(f"{time.monotonic() - began:.3g} s were waited for it")
+    return refusal
 
 
 def _nobody(failed: Sequence[SwarmdError]) -> SwarmdError:

@@ -6,14 +6,22 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from scripted_node import ScriptedNode, serving, token, whole
 
-from swarmd.client import AsyncClient, ResumePolicy
+from swarmd.client import AsyncClient, ResumePolicy, asking
+from swarmd.client.asking import ask_each
 from swarmd.client.resume import LOADING_WAIT_S, loading_wait
-from swarmd.core.errors import CapacityError, NodeLoading, PeerUnreachable
+from swarmd.core.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    NodeLoading,
+    PeerUnreachable,
+    SwarmdError,
+)
 from swarmd.wire.status import abort
 
 DEAD = "127.0.0.1:1"
@@ -67,13 +75,56 @@ async def test_who_serves_already_is_not_kept_waiting_by_who_loads() -> None:
 async def test_the_refusal_itself_is_the_error_when_time_is_up() -> None:
     node = LoadingNode(1_000_000)
     async with serving(node), AsyncClient(node.address) as client:
+        await client.status()  # so that the time is not spent on the way there
         began = time.monotonic()
         with pytest.raises(NodeLoading, match="45 %") as caught:
-            await client.complete("p", timeout=0.6)
+            await client.complete("p", timeout=1.0)
         assert time.monotonic() - began < 20
     assert caught.value.retry_after_s == HINT_S
     assert "were waited" in caught.value.__notes__[0]
     assert len(node.requests) > 1
+
+
+class Answers:
+    """What each of `nodes` says in turn, and how long it takes; nobody waits but by this clock."""
+
+    def __init__(self, *said: tuple[float, SwarmdError]) -> None:
+        self.said = iter(said)
+        self.now = 0.0
+
+    async def ask(self, address: str) -> None:
+        took, error = next(self.said)
+        self.now += took
+        raise error
+
+    async def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def until(self, timeout: float, *nodes: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: self.now))
+            await ask_each(lambda: nodes, self.ask, timeout, self.pause)
+
+
+LOADS = NodeLoading("still loading (weights: 45 %)", 10.0)
+LATE = DeadlineExceeded("0 tokens came within the timeout")
+
+
+async def test_a_last_question_without_an_answer_does_not_hide_the_refusal_before() -> None:
+    with pytest.raises(NodeLoading, match="45 %") as caught:
+        await Answers((0.2, LOADS), (0.5, LATE)).until(1.1, "a")  # 0.9 s are left, half is waited
+    assert caught.value.__cause__ is LATE
+    assert caught.value.__notes__ == ["1.15 s were waited for it"]
+    gone = PeerUnreachable("gone")
+    with pytest.raises(PeerUnreachable, match=r"none of 2 nodes.*45 %.*gone"):
+        await Answers((0.2, LOADS), (0.0, gone), (0.0, LOADS), (0.5, LATE)).until(1.1, "a", "b")
+
+
+async def test_a_node_that_says_nothing_in_a_long_time_is_not_said_to_be_loading() -> None:
+    with pytest.raises(DeadlineExceeded):
+        await Answers((0.2, LOADS), (30.0, LATE)).until(60.0, "a")
+    with pytest.raises(DeadlineExceeded):
+        await Answers((0.5, LATE)).until(0.5, "a")
 
 
 async def test_a_node_that_dies_while_it_loads_is_not_waited_for() -> None:
