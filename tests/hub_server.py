@@ -399,12 +399,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, body: bytes) -> None:
         for position in range(0, len(body), CHUNK_BYTES):
             chunk = body[position : position + CHUNK_BYTES]
+            self.request_log.sent += len(chunk)  # first: who has it all may ask at once
             try:
                 self.wfile.write(chunk)
             except OSError:  # the client went away, which is its right
+                self.request_log.sent -= len(chunk)
                 self.close_connection = True
                 return
-            self.request_log.sent += len(chunk)
 
 
 def _sibling(name: str, stored: Stored, blobs: bool) -> dict[str, Any]:

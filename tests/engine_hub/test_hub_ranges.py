@@ -254,8 +254,9 @@ def test_progress_counts_every_byte_once(hub: HubServer) -> None:
     checkpoint.fetch(names, lambda *step: seen.append(step))
 
     total = bytes_of(checkpoint, names)
-    assert len(seen) > 3
-    assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
+    told = [done for done, _, _ in seen]  # some of it again where nothing came for a while
+    assert told == sorted(told)
+    assert len(set(told)) > 3
     assert seen[-1] == (total, total, f"download {REPO}")
 
 
@@ -299,7 +300,8 @@ def test_a_silent_hub_can_be_given_up(
     seen = [(-1, 0, "")]
 
     def cancel(*step: Any) -> None:
-        if step == seen[-1]:  # told again, as nothing came
+        # Told again, and that is all that comes: a busy machine may be silent for a while before.
+        if step == seen[-1] and (step[0], step[2]) == (after, what):
             raise KeyboardInterrupt
         seen.append(step)
 
