@@ -15,8 +15,10 @@ from swarmd.cli.bench.settings import Settings
 
 SERVER = f"""#!{sys.executable}
 import socket, sys
-with socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("-p") + 1]))) as server:
-    open(__file__ + ".ports", "a").write(f"{{server.getsockname()[1]}}\\n")
+port = int(sys.argv[sys.argv.index("-p") + 1])
+with open(__file__ + ".ports", "a") as ports:  # first: who finds it listening goes on
+    ports.write(f"{{port}}\\n")
+with socket.create_server(("127.0.0.1", port)) as server:
     while True:
         server.accept()
 """
