@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -23,6 +22,7 @@ from scripted_node import ScriptedNode, serving, token, whole
 from without_extras import BLOCKER
 
 from swarmd.cli.demo import demo_model
+from swarmd.cli.local_swarm import free_port
 from swarmd.client import AsyncClient
 
 MAIN = "from swarmd.cli.main import main; main()"
@@ -192,8 +192,7 @@ async def node_of_its_own(
     tmp_path: Path, **options: Any
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A node that serves the whole demo model, and its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     ports = ("--listen", address, "--dht-listen", "127.0.0.1:0", "--insecure")
     limits = ("--threads", "1", "--kv-memory", "16MiB", "--dtype", "float32")
     line = ("serve", str(demo_model()), *ports, *limits, "--state-dir", str(tmp_path))

@@ -104,7 +104,7 @@ def test_it_can_be_moved_when_its_time_has_come_while_it_was_set(run: Run) -> No
             call_at = loop.call_at
 
             def late(when: float, *args: Any) -> Any:
-                time.sleep(when - loop.time())
+                time.sleep(max(0.0, when - loop.time()))
                 return call_at(when, *args)
 
             with pytest.MonkeyPatch.context() as patch:
