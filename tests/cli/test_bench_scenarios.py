@@ -31,7 +31,6 @@ def bench(tmp_path: Path, *line: str) -> dict[str, Any]:
     return record
 
 
-@pytest.mark.timeout(180)
 def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ("--sessions", "1,2", "--tokens", "8", "--rounds", "2")
     record = bench(tmp_path, "concurrency", "--model", "demo", "--dtype", "float32", *size)
@@ -80,7 +79,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.Model:
     return models.find("tiny", "bfloat16")
 
 
-@pytest.mark.timeout(180)
 def test_wan_links_are_as_long_as_they_say(tmp_path: Path, tiny: models.Model) -> None:
     made = (tiny.directory / "model.safetensors").stat().st_mtime_ns
     size = ("--sessions", "1", "--tokens", "4", "--prompt", "8", "--stages", "2")
@@ -91,8 +89,9 @@ def test_wan_links_are_as_long_as_they_say(tmp_path: Path, tiny: models.Model) -
     rows = {(row["rtt_ms"], row["mbit"]): row for row in record["rows"]}
     assert len(rows) == 5
     for (rtt_ms, _), row in rows.items():
-        # A token crosses two links one way: it cannot be faster, whatever the machine.
-        assert row["session_rate_mean"] * 2 * rtt_ms / 2000 <= 1
+        # A token crosses two links one way: it cannot be faster, whatever the machine. Counted from
+        # before the request: between two tokens there is less if the client was late for the first.
+        assert row["tokens_per_s"] * 2 * rtt_ms / 2000 <= 1
     assert record["baselines"] == {}
     assert all(c["sessions"] == c["equal"] == 1 for c in record["comparisons"])
     assert len(record["comparisons"]) == 5
