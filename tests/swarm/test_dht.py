@@ -197,9 +197,9 @@ async def test_a_process_that_hangs_is_replaced(
     await directory.publish(announce(me))
     assert directory.child_pid is not None
     with monkeypatch.context() as patch:
-        patch.setattr(dht_process, "REPLY_TIMEOUT_S", 0.2)
+        patch.setattr(dht_process, "REPLY_TIMEOUT_S", 1.0)
         os.kill(directory.child_pid, signal.SIGSTOP)
-        with pytest.raises(DirectoryError, match=r"silent for 0\.2 s"):
+        with pytest.raises(DirectoryError, match="silent for 1 s"):
             await directory.announcements()
     await until(lambda: sees(directory, me))
     assert directory.restarts == 1

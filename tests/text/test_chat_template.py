@@ -238,21 +238,28 @@ def test_an_attack_gives_a_request_error_and_the_next_chat_is_rendered(
 
 def test_an_endless_template_is_stopped_at_the_deadline_and_the_next_chat_is_rendered() -> None:
     template = TWO_FACED.replace("ATTACK", ENDLESS)
-    with ChatTemplate({"default": template}, limits=ChatLimits(deadline_s=2.0)) as chat:
+    with ChatTemplate({"default": template}) as chat:
         assert chat.render(HELLO) == "fine"
-        with pytest.raises(RequestError, match=r"longer than 2 s"):
+        hurry(chat)
+        with pytest.raises(RequestError, match="was stopped"):
             chat.render([{"role": "user", "content": "attack"}])
         assert chat.render(HELLO) == "fine"
 
 
 def test_a_child_that_hangs_without_using_the_cpu_is_stopped_at_the_deadline() -> None:
-    with ChatTemplate({"default": ECHO}, limits=ChatLimits(deadline_s=2.0)) as chat:
+    with ChatTemplate({"default": ECHO}) as chat:
         chat.render(HELLO)
-        assert chat._child is not None
-        chat._child._process.send_signal(signal.SIGSTOP)
-        with pytest.raises(RequestError, match=r"longer than 2 s"):
+        hurry(chat).send_signal(signal.SIGSTOP)
+        with pytest.raises(RequestError, match="was stopped"):
             chat.render(HELLO)
         assert chat.render(HELLO) == "hello"
+
+
+def hurry(chat: ChatTemplate) -> subprocess.Popen[bytes]:
+    """Give the running child little time; how long the next one takes to start is as it may be."""
+    assert chat._child is not None
+    chat._child._deadline_s = 1.0
+    return chat._child._process
 
 
 def test_the_memory_limit_is_the_one_that_was_set() -> None:
