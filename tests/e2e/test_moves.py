@@ -64,7 +64,7 @@ def test_the_only_holder_dies_and_a_redundant_node_steps_in_while_the_session_wa
         assert mover.alive
         assert status_of(mover).counters["node_moves"] == 1
         # The other one needs these blocks, and nobody can take them; who held them died just now.
-        assert mover.stop() == 0
+        assert mover.stop(timeout=60.0) == 0
         assert f"waits for another holder blocks={span} seconds=" in mover.log()
         assert f"no other holder came in time blocks={span}" in mover.log()
 
