@@ -353,38 +353,45 @@ class DirectoryPeer:
     async def glance(self, keys: Sequence[bytes]) -> Iterator[pb.DirectoryRecord]:
         """Return the entries that one holder of each key has, without asking where it is this one.
 
-        Records are stored with all of their holders, and looking at one costs little; it may lack
-        what did not reach it. Raises TimeoutError, or LookupError for a holder that fails.
+        It may lack what did not reach it. Raises TimeoutError, or LookupError for one that fails.
         """
-        async with asyncio.timeout(GLANCE_TIMEOUT_S):
-            ids = [DHTID.generate(source=key) for key in keys]
-            found = await asyncio.gather(*map(self._of_a_holder, ids))
+        asked = [asyncio.create_task(self._of_a_holder(DHTID.generate(source=k))) for k in keys]
+        # Nothing is cancelled: if its answer comes at that moment, hivemind drops all of them.
+        _, late = await asyncio.wait(asked, timeout=GLANCE_TIMEOUT_S)
+        if late:
+            raise TimeoutError("a holder of announcements is slow to answer")
+        held = [task.result() for task in asked]
+        if None in held:
+            raise LookupError("a holder of announcements does not answer")
         return (
             pb.DirectoryRecord(
                 key=key, subkey=subkey, value=_plain_bytes(entry.value), expires_at=entry[1]
             )
-            for key, dictionary in zip(keys, found, strict=True)
-            if isinstance(dictionary, DictionaryDHTValue)
-            for subkey, entry in dictionary.items()
+            for key, entries in zip(keys, held, strict=True)
+            for subkey, entry in entries or ()
         )
 
-    async def _of_a_holder(self, key_id: DHTID) -> Any:
-        protocol, number = self._node.protocol, self._node.num_replicas
-        others = protocol.routing_table.get_nearest_neighbors(key_id, number)
-        distance = key_id.xor_distance(self._node.node_id)
-        if len(others) < number or distance < key_id.xor_distance(others[-1][0]):
+    async def _of_a_holder(self, key_id: DHTID) -> list[Any] | None:
+        """Return what it has under a key; None if it does not answer."""
+        protocol, number, own = self._node.protocol, self._node.num_replicas, self._node.node_id
+        others = protocol.routing_table.get_nearest_neighbors(key_id, number, exclude=own)
+        if len(others) < number or key_id.xor_distance(own) < key_id.xor_distance(others[-1][0]):
             found = protocol.storage.get(key_id)
         else:
             _, holder = random.choice(others)
             answer = await protocol.call_find(holder, [key_id])
             if answer is None:
-                raise LookupError(f"{holder} does not answer")
+                return None
             found, _ = answer[key_id]
-        return found.value if found else None
+        held = found.value if found else None
+        return list(held.items()) if isinstance(held, DictionaryDHTValue) else []
 
     async def wait_for_death(self) -> None:
-        """Return when p2pd has ended: hivemind itself goes on as if it had not."""
-        await self._p2p._child.wait()
+        """Return when p2pd has ended, or cannot be spoken with: hivemind itself goes on."""
+        control = self._p2p._client.control
+        tasks = [asyncio.create_task(self._p2p._child.wait())]
+        tasks += [task for task in (control._read_task, control._write_task) if task is not None]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def close(self) -> None:
         await self._p2p.shutdown()

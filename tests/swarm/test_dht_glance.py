@@ -64,9 +64,7 @@ async def main(base):
     print(json.dumps({"told": told, "holds": holder, "keys": len(keys)}))
     one.cancel(), other.cancel()
     await first.close()
-    try:
-        await second._of_a_holder(_far_from(second, first, dht_child))
-    except LookupError:
+    if await second._of_a_holder(_far_from(second, first, dht_child)) is None:
         print("lost")
     await second.close()
     os._exit(0)
