@@ -1,7 +1,7 @@
 """A chat model by its hub name on two machines: each downloads its own part, both answer.
 
 The hub is on loopback; the repository has the layout of the 0.5B model in the README, and less of
-everything, unless SWARMD_FULL_SHAPE=1 asks for its real shape: a gigabyte (`make full-shape`).
+everything, unless TEST_FULL_SHAPE=1 asks for its real shape: a gigabyte (`make full-shape`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from swarmd.client import Client
 
 REPO = "Org/Chat-0.5B-Instruct"
 SMALLER = ChatShape(layers=8, hidden=224, heads=7, kv_heads=1, intermediate=608, vocab=2048)
-SHAPE = ChatShape() if os.environ.get("SWARMD_FULL_SHAPE") == "1" else SMALLER
+SHAPE = ChatShape() if os.environ.get("TEST_FULL_SHAPE") == "1" else SMALLER
 WEIGHTS = "model.safetensors"
 HALF = SHAPE.layers // 2
 SPANS = (f"0:{HALF}", f"{HALF}:{SHAPE.layers}")
