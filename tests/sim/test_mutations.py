@@ -48,7 +48,7 @@ def printed() -> str:
     here, root = Path(__file__).parent, Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(root)])}
     tests = [str(root / "tests/pipeline" / test) for test in FOUND_BY_TESTS.values()]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "mutations", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "mutations", *tests]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     return done.stdout + done.stderr
 

@@ -75,6 +75,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: NOW)
     monkeypatch.setattr(dht_picture, "GLANCE_S", 0.001)
     monkeypatch.setattr(dht_picture, "LEAST_S", 0.0)
     monkeypatch.setattr(dht_picture, "LOOKUP_S", 3600.0)
