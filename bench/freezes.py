@@ -75,7 +75,14 @@ def one(nodes: LocalSwarm, bystander: LocalNode, place: str, phase: str, seconds
     first = [] if redirect else [bystander.address]
     known = first + [a for a in nodes.addresses if a not in first]
     with Client(known, timeout=120.0) as client:
-        plain = client.complete(prompt, max_tokens=TOKENS, ignore_eos=True, allow_redirect=redirect)
+        # Each with a salt of its own: what another one left behind would spare it the prefill.
+        plain = client.complete(
+            prompt,
+            max_tokens=TOKENS,
+            ignore_eos=True,
+            allow_redirect=redirect,
+            cache_salt=secrets.token_hex(8),
+        )
         tokens = client.generate(
             prompt,
             max_tokens=TOKENS,
